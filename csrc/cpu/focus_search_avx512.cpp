@@ -1,0 +1,2 @@
+#define GPLWS_ISA avx512
+#include "focus_search_kernel.h"

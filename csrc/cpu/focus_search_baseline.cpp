@@ -1,0 +1,2 @@
+#define GPLWS_ISA baseline
+#include "focus_search_kernel.h"

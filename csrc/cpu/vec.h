@@ -1,0 +1,97 @@
+// The vector type of the kernels: GCC/Clang vector extensions, as wide as the ISA that the including
+// file is compiled for. Included only by <op>_kernel.h files, inside their per-ISA namespace, and
+// free of STL headers: an inline function of the STL compiled with AVX-512 flags could be picked by
+// the linker for baseline code.
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#define GPLWS_VEC_BYTES 64
+#elif defined(__AVX2__)
+#define GPLWS_VEC_BYTES 32
+#else
+#define GPLWS_VEC_BYTES 16
+#endif
+
+typedef float Vec __attribute__((vector_size(GPLWS_VEC_BYTES)));
+typedef int32_t IntVec __attribute__((vector_size(GPLWS_VEC_BYTES)));
+typedef float UnalignedVec __attribute__((vector_size(GPLWS_VEC_BYTES), aligned(4), may_alias));
+
+constexpr int kLanes = GPLWS_VEC_BYTES / 4;
+
+// Registers that one inner loop may fill with accumulators, leaving room for its operands.
+#if defined(__AVX512F__)
+constexpr int kAccumulators = 24;  // of 32
+#else
+constexpr int kAccumulators = 12;  // of 16
+#endif
+
+#define GPLWS_INLINE static inline __attribute__((always_inline))
+
+GPLWS_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+
+// A load that the compiler must not repeat as the memory operand of each of its uses: a misaligned
+// 64-byte load costs two cycles, a register none.
+GPLWS_INLINE Vec load_once(const float* p) {
+  Vec v = load(p);
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
+GPLWS_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+
+// x - 0 is x for every x, so this is a plain broadcast; a loop over the lanes is not recognised.
+GPLWS_INLINE Vec broadcast(float s) { return s - Vec{}; }
+
+// The first `count` lanes from memory, the others `fill`; reads nothing beyond.
+GPLWS_INLINE Vec load_first(const float* p, int count, float fill) {
+  if (count >= kLanes) return load(p);
+  Vec v = broadcast(fill);
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < count; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+GPLWS_INLINE void store_first(float* p, Vec v, int count) {
+  if (count >= kLanes) {
+    store(p, v);
+    return;
+  }
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
+// NaN in `v` stays NaN, as in torch.relu.
+GPLWS_INLINE Vec relu(Vec v) {
+  const Vec zero = {};
+  return v < zero ? zero : v;
+}
+
+GPLWS_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+GPLWS_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+GPLWS_INLINE Vec magnitude(Vec v) { return maximum(v, -v); }
+
+// Natural logarithm of positive normal numbers, within 2 ulp: x = m 2^e with m in
+// [sqrt(1/2), sqrt(2)), log(1 + t) by its odd series in s = t / (2 + t).
+GPLWS_INLINE Vec log_positive(Vec x) {
+  const IntVec bits = reinterpret_cast<IntVec>(x);
+  IntVec exponent = (bits >> 23) - 127;
+  Vec m = reinterpret_cast<Vec>((bits & 0x007fffff) | 0x3f800000);  // [1, 2)
+  const IntVec upper = m > broadcast(1.41421356f);
+  m = upper ? m * broadcast(0.5f) : m;
+  exponent -= upper;  // a true comparison is -1
+  const Vec e = __builtin_convertvector(exponent, Vec);
+  const Vec t = m - broadcast(1.0f);
+  const Vec s = t / (m + broadcast(1.0f));
+  const Vec q = s * s;  // <= 0.0295
+  const Vec series = broadcast(2.0f / 3) +
+                     q * (broadcast(2.0f / 5) + q * (broadcast(2.0f / 7) + q * broadcast(2.0f / 9)));
+  // log(m) = 2 s + s q series; t - s t = 2 s without its rounding error.
+  return e * broadcast(0.693359375f) +
+         (e * broadcast(-2.12194440e-4f) + (t - s * (t - q * series)));
+}

@@ -1,0 +1,48 @@
+// What the CPU and the CUDA op share: the checks that guard memory, and the sizes of the results.
+#pragma once
+
+#include "tensors.h"
+
+namespace gplws {
+
+struct FocusSearchSizes {
+  int64_t batch, frames, height, width;
+  int64_t group_size;       // frames per group
+  int64_t position_stride;  // between the positions of two images; 0: shared
+  int64_t radius;           // no more than reaches over the whole stack
+
+  std::vector<int64_t> output() const { return {batch, height, width}; }
+};
+
+inline FocusSearchSizes check_focus_search(const Tensor& volume, const Tensor& focus_positions,
+                                           int64_t groups, int64_t refinement, int64_t radius) {
+  STD_TORCH_CHECK(volume.scalar_type() == ScalarType::Float,
+                  "focus_search: volume must be float32");
+  STD_TORCH_CHECK(focus_positions.scalar_type() == ScalarType::Float,
+                  "focus_search: focus_positions must be float32");
+  STD_TORCH_CHECK(same_device(volume, focus_positions),
+                  "focus_search: focus_positions is on another device than volume");
+  STD_TORCH_CHECK(volume.dim() == 4, "focus_search: volume must be (B, N, H, W)");
+  FocusSearchSizes s;
+  s.batch = volume.size(0);
+  s.frames = volume.size(1);
+  s.height = volume.size(2);
+  s.width = volume.size(3);
+  STD_TORCH_CHECK(s.frames >= 1 && s.frames <= (1 << 24),
+                  "focus_search: volume must have 1 to 2^24 frames, got ", s.frames);
+  const int64_t dim = focus_positions.dim();
+  STD_TORCH_CHECK((dim == 1 && focus_positions.size(0) == s.frames) ||
+                      (dim == 2 && focus_positions.size(0) == s.batch &&
+                       focus_positions.size(1) == s.frames),
+                  "focus_search: focus_positions must be (N,) or (B, N) with N = ", s.frames);
+  STD_TORCH_CHECK(groups >= 1, "focus_search: groups must be at least 1, got ", groups);
+  STD_TORCH_CHECK(refinement >= 0 && refinement <= 2, "focus_search: unknown refinement ",
+                  refinement);
+  STD_TORCH_CHECK(radius >= 1, "focus_search: radius must be at least 1, got ", radius);
+  s.position_stride = dim == 2 ? s.frames : 0;
+  s.radius = radius < s.frames ? radius : s.frames;
+  s.group_size = s.frames / groups + (s.frames % groups != 0);
+  return s;
+}
+
+}  // namespace gplws

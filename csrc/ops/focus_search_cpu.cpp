@@ -1,0 +1,53 @@
+#include "../cpu/focus_search.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "focus_search.h"
+
+namespace gplws {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume,
+                                                            const Tensor& focus_positions,
+                                                            int64_t groups, int64_t refinement,
+                                                            int64_t radius, bool log_scale) {
+  const FocusSearchSizes s =
+      check_focus_search(volume, focus_positions, groups, refinement, radius);
+  Tensor depth = torch::stable::new_empty(volume, s.output());
+  Tensor index = torch::stable::new_empty(volume, s.output(), ScalarType::Long);
+  Tensor peak = torch::stable::new_empty(volume, s.output());
+  Tensor confidence = torch::stable::new_empty(volume, s.output());
+
+  const Tensor dense_volume = torch::stable::contiguous(volume);
+  const Tensor dense_positions = torch::stable::contiguous(focus_positions);
+  cpu::FocusSearchParams p{};
+  p.volume = dense_volume.const_data_ptr<float>();
+  p.positions = dense_positions.const_data_ptr<float>();
+  p.depth = depth.mutable_data_ptr<float>();
+  p.index = index.mutable_data_ptr<int64_t>();
+  p.peak = peak.mutable_data_ptr<float>();
+  p.confidence = confidence.mutable_data_ptr<float>();
+  p.batch = s.batch;
+  p.frames = s.frames;
+  p.pixels = s.height * s.width;
+  p.position_stride = s.position_stride;
+  p.group_size = s.group_size;
+  p.radius = s.radius;
+  p.refinement = static_cast<cpu::Refinement>(refinement);
+  p.log_scale = log_scale;
+
+  // A piece of work worth a thread: some 64 Ki values.
+  const int64_t grain = (1 << 16) / s.frames + 1;
+  const cpu::FocusSearchKernel kernel = cpu::focus_search_kernel();
+  torch::stable::parallel_for(0, depth.numel(), grain,
+                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  return {depth, index, peak, confidence};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(gplws, CPU, m) { m.impl("focus_search", TORCH_BOX(&focus_search_cpu)); }
+
+}  // namespace gplws

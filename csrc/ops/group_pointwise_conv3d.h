@@ -1,0 +1,68 @@
+// What the CPU and the CUDA op share: the checks that guard memory, and the sizes of the result.
+// The Python wrapper gives friendlier errors; these hold for direct calls of torch.ops.
+#pragma once
+
+#include "tensors.h"
+
+namespace gplws {
+
+struct GroupPointwiseConv3dSizes {
+  int64_t batch, channels, middle, channels_out;
+  int64_t frames, height, width, height_out, width_out;
+
+  std::vector<int64_t> output() const {
+    return {batch, channels_out, frames, height_out, width_out};
+  }
+};
+
+inline void check_operand(const Tensor& t, const char* name, const Tensor& x,
+                          const std::vector<int64_t>& shape) {
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "group_pointwise_conv3d: ", name,
+                  " has another dtype than x");
+  STD_TORCH_CHECK(same_device(t, x), "group_pointwise_conv3d: ", name,
+                  " is on another device than x");
+  bool fits = t.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; fits && i < shape.size(); ++i) fits = t.size(i) == shape[i];
+  STD_TORCH_CHECK(fits, "group_pointwise_conv3d: ", name, " has the wrong shape");
+}
+
+inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
+    const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& pointwise_weight, const OptionalTensor& pointwise_bias,
+    const OptionalTensor& residual, int64_t groups, int64_t stride) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
+                  "group_pointwise_conv3d: x must be float32");
+  STD_TORCH_CHECK(x.dim() == 5, "group_pointwise_conv3d: x must be (B, C, N, H, W)");
+  STD_TORCH_CHECK(weight.dim() == 5, "group_pointwise_conv3d: weight must be 5-D");
+  STD_TORCH_CHECK(stride == 1 || stride == 2, "group_pointwise_conv3d: stride must be 1 or 2, got ",
+                  stride);
+  GroupPointwiseConv3dSizes s;
+  s.batch = x.size(0);
+  s.channels = x.size(1);
+  s.frames = x.size(2);
+  s.height = x.size(3);
+  s.width = x.size(4);
+  s.height_out = s.height == 0 ? 0 : (s.height - 1) / stride + 1;
+  s.width_out = s.width == 0 ? 0 : (s.width - 1) / stride + 1;
+  s.middle = weight.size(0);
+  STD_TORCH_CHECK(groups >= 1 && s.channels % groups == 0 && s.middle % groups == 0,
+                  "group_pointwise_conv3d: groups = ", groups, " must divide the ", s.channels,
+                  " input channels and the ", s.middle, " channels of weight");
+  check_operand(weight, "weight", x, {s.middle, s.channels / groups, 3, 3, 3});
+  if (bias) check_operand(*bias, "bias", x, {s.middle});
+  s.channels_out = s.middle;
+  if (pointwise_weight) {
+    STD_TORCH_CHECK(pointwise_weight->dim() == 5,
+                    "group_pointwise_conv3d: pointwise_weight must be 5-D");
+    s.channels_out = pointwise_weight->size(0);
+    check_operand(*pointwise_weight, "pointwise_weight", x, {s.channels_out, s.middle, 1, 1, 1});
+    if (pointwise_bias) check_operand(*pointwise_bias, "pointwise_bias", x, {s.channels_out});
+  } else {
+    STD_TORCH_CHECK(!pointwise_bias,
+                    "group_pointwise_conv3d: pointwise_bias without pointwise_weight");
+  }
+  if (residual) check_operand(*residual, "residual", x, s.output());
+  return s;
+}
+
+}  // namespace gplws

@@ -1,0 +1,70 @@
+#include <torch/csrc/stable/library.h>
+
+#include "../cpu/group_pointwise_conv3d.h"
+#include "group_pointwise_conv3d.h"
+#include "scratch.h"
+
+namespace gplws {
+namespace {
+
+Tensor group_pointwise_conv3d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                  const OptionalTensor& pointwise_weight,
+                                  const OptionalTensor& pointwise_bias,
+                                  const OptionalTensor& residual, int64_t groups, int64_t stride,
+                                  bool relu, bool pointwise_relu, bool residual_relu) {
+  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
+      x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride);
+  Tensor y = torch::stable::new_empty(x, s.output());
+  if (y.numel() == 0) return y;
+
+  const Tensor dense_x = torch::stable::contiguous(x);
+  const Tensor dense_weight = torch::stable::contiguous(weight);
+  const OptionalTensor dense_bias = contiguous_or_none(bias);
+  const OptionalTensor dense_pointwise_weight = contiguous_or_none(pointwise_weight);
+  const OptionalTensor dense_pointwise_bias = contiguous_or_none(pointwise_bias);
+  const OptionalTensor dense_residual = contiguous_or_none(residual);
+
+  cpu::GroupPointwiseConv3dParams p{};
+  p.x = dense_x.const_data_ptr<float>();
+  p.bias = data_or_null(dense_bias);
+  p.pointwise_bias = data_or_null(dense_pointwise_bias);
+  p.residual = data_or_null(dense_residual);
+  p.y = y.mutable_data_ptr<float>();
+  p.batch = s.batch;
+  p.channels = s.channels;
+  p.middle = s.middle;
+  p.channels_out = s.channels_out;
+  p.frames = s.frames;
+  p.height = s.height;
+  p.width = s.width;
+  p.height_out = s.height_out;
+  p.width_out = s.width_out;
+  p.groups = groups;
+  p.stride = stride;
+  p.pointwise = pointwise_weight.has_value();
+  p.relu = relu;
+  p.pointwise_relu = pointwise_relu;
+  p.residual_relu = residual_relu;
+
+  const cpu::GroupPointwiseConv3dKernel& kernel = cpu::group_pointwise_conv3d_kernel();
+  Scratch packed(kernel.packed_size(p));
+  kernel.pack(p, dense_weight.const_data_ptr<float>(), data_or_null(dense_pointwise_weight),
+              packed.data());
+  p.packed = packed.data();
+
+  const cpu::GroupPointwiseConv3dPlan plan = kernel.plan(p, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, plan.tasks, 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch(plan.scratch_floats);
+    kernel.run(p, plan, begin, end, scratch.data());
+  });
+  const MemoryFormat format = followed_format(x);
+  return format == MemoryFormat::Contiguous ? y : torch::stable::contiguous(y, format);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(gplws, CPU, m) {
+  m.impl("group_pointwise_conv3d", TORCH_BOX(&group_pointwise_conv3d_cpu));
+}
+
+}  // namespace gplws

@@ -1,0 +1,12 @@
+// Schemas of all ops. They are part of the public interface: docs/design.md explains them.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(gplws, m) {
+  m.def(
+      "group_pointwise_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? pointwise_weight, "
+      "Tensor? pointwise_bias, Tensor? residual, int groups, int stride, bool relu, "
+      "bool pointwise_relu, bool residual_relu) -> Tensor");
+  m.def(
+      "focus_search(Tensor volume, Tensor focus_positions, int groups, int refinement, int radius, "
+      "bool log_scale) -> (Tensor depth, Tensor index, Tensor peak, Tensor confidence)");
+}

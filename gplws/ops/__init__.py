@@ -1,0 +1,10 @@
+"""The ops everything rests on: compiled kernels behind ``torch.ops.gplws``.
+
+:mod:`gplws.ops.reference` holds the same functions in plain torch.
+"""
+
+from gplws.ops.focus_search import focus_search
+from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
+from gplws.ops.reference import FocusSearchResult, Refinement
+
+__all__ = ["FocusSearchResult", "Refinement", "focus_search", "group_pointwise_conv3d"]

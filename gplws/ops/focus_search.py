@@ -1,0 +1,178 @@
+"""Per-group argmax focus search with sub-frame refinement."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
+from gplws.ops._arguments import require_float32
+from gplws.ops.reference import FocusSearchResult, Refinement, refine_depth
+
+_NAME = "gplws::focus_search"
+_OP = torch.ops.gplws.focus_search.default
+_REFINEMENTS: tuple[Refinement, ...] = get_args(Refinement)  # the op takes the place in this tuple
+
+
+def focus_search(
+    volume: Tensor,
+    focus_positions: Tensor | None = None,
+    *,
+    groups: int = 4,
+    refinement: Refinement = "parabola",
+    radius: int = 1,
+    log_scale: bool = False,
+) -> FocusSearchResult:
+    """Find where each pixel is in focus: global maximum over the frames, refined below one frame.
+
+    The frames are cut into groups; each group's highest peak is found in parallel, then the highest
+    of all. The frame found equals ``argmax`` over all frames; ties go to the lowest frame, NaN never
+    wins. A least-squares parabola through the responses around it gives the depth between the
+    frames, which stays within the neighbouring frames. The confidence compares the winner with the
+    runner-up: the highest local maximum in any other group.
+
+    Args:
+        volume: (B, N, H, W) float32 focus responses, N >= 1 frames in focus order.
+        focus_positions: (N,) or (B, N), strictly monotonic, in any unit, not necessarily evenly
+            spaced. Default: the frame numbers 0 .. N-1.
+        groups: number of groups, each of ceil(N / groups) consecutive frames.
+        refinement: "parabola", "gaussian" (a parabola through the logarithms; for responses > 0
+            with a Gaussian peak it is exact) or "none".
+        radius: frames on each side of the winner that enter the fit. 1 interpolates; larger values
+            average out noise where the peak is several frames wide.
+        log_scale: ``volume`` holds logarithms, such as a network's logits; it changes the
+            confidence only, and makes "parabola" a Gaussian fit.
+
+    Returns:
+        depth: (B, H, W) float32, unit of ``focus_positions``; NaN where all frames are NaN or -inf;
+            differentiable with respect to ``volume``.
+        index: (B, H, W) int64 in [0, N); not differentiable.
+        peak: (B, H, W) float32, ``volume`` at ``index``; differentiable.
+        confidence: (B, H, W) float32 in 0..1; ``1 - runner_up / peak``, or
+            ``1 - exp(runner_up - peak)`` with ``log_scale``; 0 where the peak is not above 0 or not
+            finite, 1 where there is no runner-up; not differentiable.
+
+    Raises:
+        ValueError: a shape, ``groups``, ``radius`` or ``refinement`` does not fit.
+        TypeError: ``volume`` is not float32.
+
+    Source:
+        The group query of GPLWS-Net, Journal of Software, 2024, section 2. Three-point Gaussian
+        refinement: Nayar and Nakagawa, IEEE TPAMI 16(8), 1994, doi:10.1109/34.308479.
+
+    Example:
+        >>> frames = torch.arange(9.0).view(1, 9, 1, 1)
+        >>> volume = torch.exp(-((frames - 4.3) ** 2))
+        >>> round(gplws.ops.focus_search(volume, refinement="gaussian").depth.item(), 3)
+        4.3
+    """
+    op = "focus_search"
+    require_float32(op, volume=volume)
+    if volume.dim() != 4:
+        raise ValueError(f"{op}: volume must be (B, N, H, W), got shape {tuple(volume.shape)}")
+    batch, frames = volume.shape[:2]
+    if frames < 1:
+        raise ValueError(f"{op}: volume must have at least one frame, got {tuple(volume.shape)}")
+    if groups < 1:
+        raise ValueError(f"{op}: groups must be at least 1, got {groups}")
+    if radius < 1:
+        raise ValueError(f"{op}: radius must be at least 1, got {radius}")
+    if refinement not in _REFINEMENTS:
+        raise ValueError(f"{op}: refinement must be one of {_REFINEMENTS}, got {refinement!r}")
+    if focus_positions is None:
+        focus_positions = torch.arange(frames, device=volume.device, dtype=torch.float32)
+    elif tuple(focus_positions.shape) not in ((frames,), (batch, frames)):
+        raise ValueError(
+            f"{op}: focus_positions must be (N,) or (B, N) with N = {frames}, "
+            f"got shape {tuple(focus_positions.shape)}"
+        )
+    depth, index, peak, confidence = _OP(
+        volume,
+        focus_positions.to(volume.device, torch.float32),
+        groups,
+        _REFINEMENTS.index(refinement),
+        radius,
+        log_scale,
+    )
+    return FocusSearchResult(depth, index, peak, confidence)
+
+
+@torch.library.register_fake(_NAME)
+def _fake(
+    volume: Tensor,
+    focus_positions: Tensor,
+    groups: int,
+    refinement: int,
+    radius: int,
+    log_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, _, height, width = volume.shape
+
+    def result(dtype: torch.dtype) -> Tensor:
+        return volume.new_empty((batch, height, width), dtype=dtype)
+
+    return result(volume.dtype), result(torch.int64), result(volume.dtype), result(volume.dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    volume, focus_positions, _, refinement, radius, _ = inputs
+    _, index, peak, confidence = output
+    ctx.mark_non_differentiable(index, confidence)
+    ctx.save_for_backward(volume, focus_positions, index, peak)
+    ctx.refinement, ctx.radius = _REFINEMENTS[refinement], radius
+
+
+def _backward(
+    ctx: Any, grad_depth: Tensor, _index: None, grad_peak: Tensor, _confidence: None
+) -> tuple[Tensor | None, ...]:
+    """The winner is fixed; depth depends on the responses around it, peak on its own response."""
+    volume, focus_positions, index, peak = ctx.saved_tensors
+    frames = volume.shape[1]
+    found = peak > -torch.inf
+    grad = torch.zeros_like(volume)
+    grad = grad.scatter_add(1, index.unsqueeze(1), torch.where(found, grad_peak, 0).unsqueeze(1))
+    if ctx.refinement != "none" and frames >= 3:
+        clean = torch.where(volume.isnan(), -torch.inf, volume)
+        positions = focus_positions.expand(volume.shape[0], frames)
+        by_response = torch.func.vjp(
+            lambda v: refine_depth(
+                v,
+                positions,
+                index,
+                v.gather(1, index.unsqueeze(1)).squeeze(1),
+                refinement=ctx.refinement,
+                radius=ctx.radius,
+            ),
+            clean,
+        )[1]
+        grad = grad + by_response(torch.where(found, grad_depth, 0))[0]
+    return grad, None, None, None, None, None
+
+
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast(_NAME, _device, torch.float32)
+
+
+@torch.library.register_vmap(_NAME)
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    volume, positions, *options = args
+    size = info.batch_size
+    volume = _mapped_first(volume, in_dims[0], size)
+    if in_dims[1] is not None:
+        positions = positions.movedim(in_dims[1], 0)
+        if positions.dim() == 2:  # (size, N): one row for each image of a sample
+            positions = positions.unsqueeze(1).expand(size, volume.shape[1], -1)
+        positions = positions.flatten(0, 1)
+    elif positions.dim() == 2:
+        positions = positions.repeat(size, 1)
+    results = _OP(volume.flatten(0, 1), positions, *options)
+    return tuple(r.unflatten(0, (size, -1)) for r in results), (0,) * 4
+
+
+def _mapped_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

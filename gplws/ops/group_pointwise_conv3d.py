@@ -1,0 +1,261 @@
+"""Grouped 3x3x3 conv and pointwise conv in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
+from gplws.ops import reference
+from gplws.ops._arguments import require_float32, require_shape
+
+_NAME = "gplws::group_pointwise_conv3d"
+_OP = torch.ops.gplws.group_pointwise_conv3d.default
+
+
+def group_pointwise_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    pointwise_weight: Tensor | None = None,
+    pointwise_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    groups: int = 1,
+    stride: int = 1,
+    relu: bool = True,
+    pointwise_relu: bool = True,
+    residual_relu: bool = False,
+) -> Tensor:
+    """Grouped 3x3x3 conv, then pointwise (1x1x1) conv, without storing what lies between.
+
+    The frames, rows and columns are padded with one zero on each side. Equal to
+    :func:`gplws.ops.reference.group_pointwise_conv3d` within 1e-5 of the sum of the magnitudes of
+    the products, on every instruction set and device; on one of them, bitwise equal for every number
+    of threads. NaN passes through, as in ``torch.relu``.
+
+    Args:
+        x: (B, C, N, H, W) float32; N = frames. Any strides; contiguous is fastest on the CPU.
+        weight: (M, C / groups, 3, 3, 3) float32.
+        bias: (M,) float32.
+        pointwise_weight: (K, M, 1, 1, 1) float32. Without it, K = M and the grouped conv is all.
+        pointwise_bias: (K,) float32; only with ``pointwise_weight``.
+        residual: shape of the result, float32; added after the last activation.
+        groups: groups of the 3x3x3 conv; divides C and M.
+        stride: 1 or 2, in H and W; frames are never strided.
+        relu: apply ReLU after the 3x3x3 conv.
+        pointwise_relu: apply ReLU after the pointwise conv.
+        residual_relu: apply ReLU after adding ``residual``.
+
+    Returns:
+        (B, K, N, ceil(H / stride), ceil(W / stride)) float32, channels_last_3d if ``x`` is, else
+        contiguous; differentiable, any number of times, with respect to all tensors.
+
+    Raises:
+        ValueError: a shape, ``groups`` or ``stride`` does not fit.
+        TypeError: a tensor is not float32.
+
+    Source:
+        The group parallel module of GPLWS-Net, Journal of Software, 2024, section 2.
+
+    Example:
+        >>> x = torch.rand(1, 12, 10, 64, 64)
+        >>> weight, pointwise_weight = torch.rand(12, 3, 3, 3, 3), torch.rand(12, 12, 1, 1, 1)
+        >>> gplws.ops.group_pointwise_conv3d(
+        ...     x, weight, pointwise_weight=pointwise_weight, groups=4).shape
+        torch.Size([1, 12, 10, 64, 64])
+    """
+    op = "group_pointwise_conv3d"
+    require_float32(
+        op,
+        x=x,
+        weight=weight,
+        bias=bias,
+        pointwise_weight=pointwise_weight,
+        pointwise_bias=pointwise_bias,
+        residual=residual,
+    )
+    if x.dim() != 5:
+        raise ValueError(f"{op}: x must be (B, C, N, H, W), got shape {tuple(x.shape)}")
+    if stride not in (1, 2):
+        raise ValueError(f"{op}: stride must be 1 or 2, got {stride}")
+    if weight.dim() != 5:
+        raise ValueError(
+            f"{op}: weight must be (M, C / groups, 3, 3, 3), got shape {tuple(weight.shape)}"
+        )
+    channels, middle = x.shape[1], weight.shape[0]
+    if groups < 1 or channels % groups or middle % groups:
+        raise ValueError(
+            f"{op}: groups must divide the {channels} channels of x and the {middle} of weight, "
+            f"got {groups}"
+        )
+    shape = (middle, channels // groups, 3, 3, 3)
+    require_shape(op, "weight", weight, shape, "(M, C / groups, 3, 3, 3)")
+    if bias is not None:
+        require_shape(op, "bias", bias, (middle,), "(M,)")
+    if pointwise_weight is not None:
+        if pointwise_weight.dim() != 5:
+            raise ValueError(
+                f"{op}: pointwise_weight must be (K, M, 1, 1, 1), "
+                f"got shape {tuple(pointwise_weight.shape)}"
+            )
+        shape = (pointwise_weight.shape[0], middle, 1, 1, 1)
+        require_shape(op, "pointwise_weight", pointwise_weight, shape, "(K, M, 1, 1, 1)")
+        if pointwise_bias is not None:
+            require_shape(op, "pointwise_bias", pointwise_bias, (shape[0],), "(K,)")
+    elif pointwise_bias is not None:
+        raise ValueError(f"{op}: pointwise_bias needs pointwise_weight")
+    if residual is not None:
+        shape = _output_shape(x, weight, pointwise_weight, stride)
+        require_shape(op, "residual", residual, shape, "the shape of the result")
+    return _OP(
+        x,
+        weight,
+        bias,
+        pointwise_weight,
+        pointwise_bias,
+        residual,
+        groups,
+        stride,
+        relu,
+        pointwise_relu,
+        residual_relu,
+    )
+
+
+def _output_shape(
+    x: Tensor, weight: Tensor, pointwise_weight: Tensor | None, stride: int
+) -> tuple[int, ...]:
+    channels = (weight if pointwise_weight is None else pointwise_weight).shape[0]
+    batch, _, frames, height, width = x.shape
+    return (batch, channels, frames, -(-height // stride), -(-width // stride))
+
+
+def _follows_channels_last(x: Tensor) -> bool:
+    return (
+        x.numel() > 0
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
+    )
+
+
+@torch.library.register_fake(_NAME)
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pointwise_weight: Tensor | None,
+    pointwise_bias: Tensor | None,
+    residual: Tensor | None,
+    groups: int,
+    stride: int,
+    relu: bool,
+    pointwise_relu: bool,
+    residual_relu: bool,
+) -> Tensor:
+    y = x.new_empty(_output_shape(x, weight, pointwise_weight, stride))
+    if _follows_channels_last(x):
+        y = y.contiguous(memory_format=torch.channels_last_3d)
+    return y
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.groups, ctx.stride, ctx.relu, ctx.pointwise_relu, ctx.residual_relu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Recomputes the activations with stock ops, then walks back through them."""
+    x, weight, bias, pointwise_weight, pointwise_bias, residual = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    stages = {"groups": ctx.groups, "stride": ctx.stride}
+    middle = reference.group_pointwise_conv3d(x, weight, bias, relu=ctx.relu, **stages)
+    y = middle
+    if pointwise_weight is not None:
+        y = torch.nn.functional.conv3d(middle, pointwise_weight, pointwise_bias)
+        if ctx.pointwise_relu:
+            y = y.relu()
+
+    grad_residual = None
+    if residual is not None:
+        if ctx.residual_relu:
+            grad = grad * (y + residual > 0)
+        grad_residual = grad if needs[5] else None
+
+    grad_pointwise_weight = grad_pointwise_bias = None
+    if pointwise_weight is not None:
+        if ctx.pointwise_relu:
+            grad = grad * (y > 0)
+        grad, grad_pointwise_weight, grad_pointwise_bias = _conv_backward(
+            grad, middle, pointwise_weight, pointwise_bias, 1, 0, 1, (True, needs[3], needs[4])
+        )
+    if ctx.relu:
+        grad = grad * (middle > 0)
+    grad_x, grad_weight, grad_bias = _conv_backward(
+        grad, x, weight, bias, ctx.stride, 1, ctx.groups, needs[:3]
+    )
+    grads = (grad_x, grad_weight, grad_bias, grad_pointwise_weight, grad_pointwise_bias)
+    return (*grads, grad_residual, None, None, None, None, None)
+
+
+def _conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    groups: int,
+    needs: tuple[bool, ...],
+) -> tuple[Any, ...]:
+    return torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        None if bias is None else list(bias.shape),
+        [1, stride, stride],
+        [padding] * 3,
+        [1, 1, 1],
+        False,
+        [0, 0, 0],
+        groups,
+        [bool(needs[0]), bool(needs[1]), bool(needs[2]) and bias is not None],
+    )
+
+
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+for _device in ("cpu", "cuda"):
+    torch.library.register_autocast(_NAME, _device, torch.float32)
+
+
+@torch.library.register_vmap(_NAME)
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[Tensor, int]:
+    """One call where only ``x`` and ``residual`` are mapped, else one call per sample."""
+    tensors, options = args[:6], args[6:]
+    moved = [
+        t if t is None or dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, in_dims, strict=False)
+    ]
+    mapped = [t is not None and dim is not None for t, dim in zip(tensors, in_dims, strict=False)]
+    size = info.batch_size
+    if not any(mapped[1:5]):
+        x, residual = (
+            t if t is None or is_mapped else t.expand(size, *t.shape)
+            for t, is_mapped in ((moved[0], mapped[0]), (moved[5], mapped[5]))
+        )
+        y = _OP(
+            x.flatten(0, 1),
+            *moved[1:5],
+            None if residual is None else residual.flatten(0, 1),
+            *options,
+        )
+        return y.unflatten(0, (size, -1)), 0
+    samples = [
+        _OP(*(t[i] if m else t for t, m in zip(moved, mapped, strict=True)), *options)
+        for i in range(size)
+    ]
+    return torch.stack(samples), 0
