@@ -1,0 +1,262 @@
+"""The group parallel module and its re-parameterisable conv, on stock ops for training.
+
+A block knows how to turn itself into its inference form: ``fuse()`` returns a new module and leaves
+the block as it is. All forms of a block are built from the same attributes of one conv.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d
+
+ConvForm = Literal["reparameterised", "plain"]
+
+
+def fold_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one conv that equals ``bn(conv(x))`` with ``bn`` in eval mode.
+
+    Args:
+        weight: (M, ..., kN, kH, kW) weight of the conv.
+        bias: (M,) bias of the conv, or None.
+        bn: batch norm over the M channels, with running statistics.
+
+    Returns:
+        The folded weight (same shape) and bias (M,), computed in float64, in the dtype of ``weight``.
+
+    Raises:
+        ValueError: ``bn`` keeps no running statistics.
+    """
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("fold_bn: bn must keep running statistics (track_running_stats=True)")
+    scale = (bn.running_var.double() + bn.eps).rsqrt()
+    shift = -bn.running_mean.double() if bias is None else bias.double() - bn.running_mean.double()
+    if bn.weight is not None:
+        scale = scale * bn.weight.double()
+    shift = shift * scale
+    if bn.bias is not None:
+        shift = shift + bn.bias.double()
+    folded = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
+    return folded.to(weight.dtype), shift.to(weight.dtype)
+
+
+class RepConv3d(nn.Module):
+    """Three branches at training, one 3x3x3 conv at inference; channels stay the same.
+
+    ``BN(conv 3x3x3) + BN(conv 1x1x1) + BN(identity)``, both convs with the same groups and no bias.
+
+    Args:
+        channels: channels in and out.
+        groups: groups of both convs; divides ``channels``.
+
+    Source:
+        The re-parameterisation of GPLWS-Net, Journal of Software, 2024, section 2, after
+        Ding et al., "RepVGG", CVPR 2021, doi:10.1109/CVPR46437.2021.01352.
+    """
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, padding=1, groups=groups, bias=False)
+        self.conv_bn = nn.BatchNorm3d(channels)
+        self.pointwise = nn.Conv3d(channels, channels, 1, groups=groups, bias=False)
+        self.pointwise_bn = nn.BatchNorm3d(channels)
+        self.identity_bn = nn.BatchNorm3d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, N, H, W) -> (B, C, N, H, W)."""
+        return (
+            self.conv_bn(self.conv(x)) + self.pointwise_bn(self.pointwise(x)) + self.identity_bn(x)
+        )
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv3d:
+        """One 3x3x3 conv with bias, equal to the three branches in eval mode."""
+        channels, inputs = self.conv.weight.shape[:2]
+        identity = torch.zeros_like(self.pointwise.weight)  # (C, C / groups, 1, 1, 1)
+        every = torch.arange(channels, device=identity.device)
+        identity[every, every % inputs] = 1
+
+        weight, bias = fold_bn(self.conv.weight, None, self.conv_bn)
+        for kernel, bn in (
+            (self.pointwise.weight, self.pointwise_bn),
+            (identity, self.identity_bn),
+        ):
+            centre, shift = fold_bn(kernel, None, bn)
+            weight[:, :, 1:2, 1:2, 1:2] += centre
+            bias += shift
+        return _conv_like(self.conv, weight, bias)
+
+
+class ConvBN3d(nn.Module):
+    """3x3x3 conv without bias, then batch norm; channels stay the same.
+
+    Args:
+        channels: channels in and out.
+        groups: groups of the conv; divides ``channels``.
+    """
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, padding=1, groups=groups, bias=False)
+        self.bn = nn.BatchNorm3d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, N, H, W) -> (B, C, N, H, W)."""
+        return self.bn(self.conv(x))
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv3d:
+        """One 3x3x3 conv with bias, equal in eval mode."""
+        return _conv_like(self.conv, *fold_bn(self.conv.weight, None, self.bn))
+
+
+class GroupParallel3d(nn.Module):
+    """Group parallel module: grouped 3x3x3 conv, ReLU, 1x1x1 conv, BN, optional ReLU.
+
+    The grouped conv looks for the focus maximum of each group; the 1x1x1 conv merges the groups.
+
+    Args:
+        in_channels: channels in, kept by the grouped conv.
+        out_channels: channels out.
+        groups: groups of the 3x3x3 conv; divides ``in_channels``.
+        form: "reparameterised" (three branches at training) or "plain" (conv and BN).
+        final_relu: apply ReLU to the result; a head goes without.
+
+    Raises:
+        ValueError: ``groups`` does not divide ``in_channels``, or ``form`` is unknown.
+
+    Source:
+        GPLWS-Net, Journal of Software, 2024, section 2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int = 4,
+        *,
+        form: ConvForm = "reparameterised",
+        final_relu: bool = True,
+    ) -> None:
+        super().__init__()
+        if in_channels % groups:
+            raise ValueError(f"groups must divide in_channels = {in_channels}, got {groups}")
+        forms: dict[ConvForm, type[RepConv3d] | type[ConvBN3d]] = {
+            "reparameterised": RepConv3d,
+            "plain": ConvBN3d,
+        }
+        if form not in forms:
+            raise ValueError(f"form must be one of {tuple(forms)}, got {form!r}")
+        self.grouped: nn.Module = forms[form](in_channels, groups)
+        self.pointwise = nn.Conv3d(in_channels, out_channels, 1)
+        self.bn = nn.BatchNorm3d(out_channels)
+        self.final_relu = final_relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, N, H, W) -> (B, K, N, H, W)."""
+        x = self.bn(self.pointwise(self.grouped(x).relu()))
+        return x.relu() if self.final_relu else x
+
+    @torch.no_grad()
+    def fuse(self) -> FusedGroupParallel3d:
+        """The whole module as one kernel call, equal in eval mode."""
+        conv = self.grouped
+        if isinstance(conv, RepConv3d | ConvBN3d):
+            conv = conv.fuse()
+        assert isinstance(conv, nn.Conv3d) and conv.bias is not None
+        weight, bias = fold_bn(self.pointwise.weight, self.pointwise.bias, self.bn)
+        return FusedGroupParallel3d(
+            conv.weight.detach().clone(),
+            conv.bias.detach().clone(),
+            weight,
+            bias,
+            groups=conv.groups,
+            pointwise_relu=self.final_relu,
+        )
+
+
+def reparameterise(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` in which each :class:`RepConv3d` is one conv, still on stock ops.
+
+    This is the inference form whose parameters the paper counts: the BN after the 1x1x1 conv stays.
+
+    Args:
+        model: any module; it is not changed.
+
+    Returns:
+        The copy, in eval mode, on the same device.
+    """
+    return _replaced(model, lambda m: m.fuse() if isinstance(m, RepConv3d) else None)
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` for inference, on the kernels, equal in eval mode to rounding.
+
+    Each :class:`GroupParallel3d` becomes one kernel call with all BN folded, and so does each 3x3x3
+    ``nn.Conv3d`` with padding 1 and stride 1 or (1, 2, 2). Other modules stay as they are.
+
+    Args:
+        model: any module; it is not changed.
+
+    Returns:
+        The copy, in eval mode, on the same device.
+    """
+
+    def fused(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, GroupParallel3d):
+            return module.fuse()
+        if isinstance(module, RepConv3d | ConvBN3d):
+            module = module.fuse()
+        if isinstance(module, nn.Conv3d) and _fits_kernel(module):
+            return FusedConv3d(
+                module.weight.detach().clone(),
+                None if module.bias is None else module.bias.detach().clone(),
+                groups=module.groups,
+                stride=module.stride[1],
+                relu=False,
+            )
+        return None
+
+    return _replaced(model, fused)
+
+
+def _fits_kernel(conv: nn.Conv3d) -> bool:
+    return (
+        conv.kernel_size == (3, 3, 3)
+        and conv.padding == (1, 1, 1)
+        and conv.dilation == (1, 1, 1)
+        and conv.stride in ((1, 1, 1), (1, 2, 2))
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _conv_like(conv: nn.Conv3d, weight: Tensor, bias: Tensor) -> nn.Conv3d:
+    new = nn.utils.skip_init(
+        nn.Conv3d, conv.in_channels, conv.out_channels, 3, padding=1, groups=conv.groups
+    )
+    new.weight = nn.Parameter(weight)
+    new.bias = nn.Parameter(bias)
+    return new
+
+
+def _replaced(model: nn.Module, replace) -> nn.Module:  # type: ignore[no-untyped-def]
+    """A deep copy of ``model`` in eval mode, each module replaced by ``replace(module)`` or kept."""
+    new = replace(model)
+    if new is not None:
+        return new.eval()
+    model = copy.deepcopy(model)
+
+    def walk(parent: nn.Module) -> None:
+        for name, child in parent.named_children():
+            new = replace(child)
+            if new is None:
+                walk(child)
+            else:
+                setattr(parent, name, new)
+
+    walk(model)
+    return model.eval()

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import randomise_bn, relative_error
+
+from gplws.models import GPLWSNet
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_the_numbers_of_parameters_are_those_of_the_paper():
+    model = GPLWSNet()
+    assert parameters(model) == 555_513
+    assert parameters(model.reparameterise()) == 540_273
+    assert parameters(model.fuse()) == 538_951
+    assert parameters(GPLWSNet(skip="concat").reparameterise()) == 546_321
+    assert parameters(GPLWSNet(form="plain")) == 540_936
+
+
+@pytest.mark.parametrize("skip", ["add", "concat"])
+@pytest.mark.parametrize("form", ["reparameterised", "plain"])
+def test_the_fused_network_agrees_with_its_training_form(skip, form):
+    model = randomise_bn(GPLWSNet(skip=skip, form=form))
+    stack = torch.rand(1, 3, 5, 24, 40)
+    with torch.no_grad():
+        expected = model(stack)
+        assert relative_error(model.reparameterise()(stack), expected) < 1e-5
+        assert relative_error(model.fuse()(stack), expected) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 7, 9), (3, 8, 1), (2, 17, 33), (11, 5, 64)])
+def test_any_number_of_frames_and_any_size_goes_through(size):
+    model = randomise_bn(GPLWSNet())
+    stack = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        expected = model(stack)
+        got = model.fuse()(stack)
+    assert got.shape == (2, *size)
+    assert relative_error(got, expected) < 1e-4
+
+
+def test_a_gray_stack_equals_its_three_equal_channels():
+    model = randomise_bn(GPLWSNet()).fuse()
+    gray = torch.rand(1, 1, 4, 16, 16)
+    assert torch.equal(model(gray), model(gray.repeat(1, 3, 1, 1, 1)))
+
+
+def test_predict_finds_depth_within_the_focus_positions():
+    model = randomise_bn(GPLWSNet()).fuse()
+    positions = torch.tensor([-3.0, 0.0, 1.0, 5.0])
+    found = model.predict(torch.rand(2, 3, 4, 20, 12), positions)
+    assert found.depth.shape == found.confidence.shape == (2, 20, 12)
+    assert ((found.depth >= -3) & (found.depth <= 5)).all()
+    assert ((found.confidence >= 0) & (found.confidence <= 1)).all()
+
+
+def test_the_training_form_learns_in_every_parameter():
+    model = GPLWSNet()
+    model(torch.rand(2, 3, 4, 16, 16)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_fused_network_compiles_and_exports():
+    model = randomise_bn(GPLWSNet()).fuse()
+    stack = torch.rand(1, 3, 3, 16, 24)
+    with torch.no_grad():
+        expected = model(stack)
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(stack), expected)
+        program = torch.export.export(model, (stack,))
+        torch.testing.assert_close(program.module()(stack), expected)
+    assert "gplws.group_pointwise_conv3d" in str(program.graph)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="stack must be"):
+        GPLWSNet()(torch.rand(1, 2, 4, 16, 16))
+    with pytest.raises(ValueError, match="stack must be"):
+        GPLWSNet()(torch.rand(3, 4, 16, 16))
+    with pytest.raises(ValueError, match="skip must be"):
+        GPLWSNet(skip="sum")
+    with pytest.raises(ValueError, match="widths must divide"):
+        GPLWSNet(widths=(12, 20, 40, 80))
+    with pytest.raises(ValueError, match="decoder_depths"):
+        GPLWSNet(widths=(12, 24))

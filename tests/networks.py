@@ -1,0 +1,27 @@
+"""What tests of networks share."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def randomise_bn(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random statistics and weights for each BN, so that a fold that forgets one shows."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            for tensor, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+            ):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return model.eval()
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference as a share of the largest expected value."""
+    assert got.shape == expected.shape
+    return ((got - expected).abs().max() / expected.abs().max()).item()

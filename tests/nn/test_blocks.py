@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import randomise_bn, relative_error
+from torch import nn
+
+import gplws.nn as gnn
+
+FORMS = [("reparameterised", 4), ("plain", 4), ("reparameterised", 1), ("plain", 1)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_folded_bn_equals_conv_then_bn(bias, affine):
+    conv, bn = nn.Conv3d(4, 6, 3, groups=2, bias=bias), nn.BatchNorm3d(6, affine=affine).eval()
+    bn.running_mean.normal_()
+    bn.running_var.uniform_(0.5, 2)
+    if affine:
+        bn.weight.data.uniform_(0.5, 2)
+        bn.bias.data.normal_()
+    x = torch.randn(1, 4, 5, 6, 7)
+    weight, shift = gnn.fold_bn(conv.weight, conv.bias, bn)
+    folded = nn.functional.conv3d(x, weight, shift, groups=2)
+    torch.testing.assert_close(folded, bn(conv(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bn_without_statistics_is_refused():
+    bn = nn.BatchNorm3d(6, track_running_stats=False)
+    with pytest.raises(ValueError, match="running statistics"):
+        gnn.fold_bn(torch.rand(6, 2, 3, 3, 3), None, bn)
+
+
+@pytest.mark.parametrize("block", [gnn.RepConv3d, gnn.ConvBN3d])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_fused_conv_equals_its_branches(block, groups):
+    conv = randomise_bn(block(8, groups))
+    x = torch.randn(2, 8, 4, 6, 5)
+    fused = conv.fuse()
+    assert isinstance(fused, nn.Conv3d) and fused.groups == groups
+    assert relative_error(fused(x), conv(x)) < 1e-5
+
+
+@pytest.mark.parametrize(("form", "groups"), FORMS)
+@pytest.mark.parametrize("final_relu", [False, True])
+def test_a_fused_group_parallel_module_equals_its_training_form(form, groups, final_relu):
+    block = randomise_bn(
+        gnn.GroupParallel3d(12, 20, groups, form=form, final_relu=final_relu)
+    )
+    x = torch.randn(1, 12, 4, 9, 17)
+    fused = block.fuse()
+    assert isinstance(fused, gnn.FusedGroupParallel3d)
+    assert relative_error(fused(x), block(x)) < 1e-5
+    assert relative_error(gnn.reparameterise(block)(x), block(x)) < 1e-5
+    assert (fused(x).min() >= 0).item() is final_relu
+
+
+def test_a_reparameterised_module_still_fuses():
+    block = randomise_bn(gnn.GroupParallel3d(8, 8))
+    x = torch.randn(1, 8, 3, 5, 6)
+    assert relative_error(gnn.reparameterise(block).fuse()(x), block(x)) < 1e-5
+
+
+def test_fuse_replaces_what_fits_and_keeps_the_rest():
+    model = nn.Sequential(
+        nn.Conv3d(3, 8, 3, padding=1),
+        gnn.GroupParallel3d(8, 8),
+        nn.Conv3d(8, 8, 3, stride=(1, 2, 2), padding=1, groups=2),
+        nn.Conv3d(8, 8, 3, padding=1, padding_mode="replicate"),
+        nn.Conv3d(8, 4, 3),
+        nn.Conv3d(4, 4, 3, stride=2, padding=1),
+    )
+    before = {k: v.clone() for k, v in randomise_bn(model).state_dict().items()}
+    fused = gnn.fuse(model)
+    kinds = [type(m).__name__ for m in fused]
+    assert kinds == [
+        "FusedConv3d", "FusedGroupParallel3d", "FusedConv3d", "Conv3d", "Conv3d", "Conv3d",
+    ]
+    x = torch.randn(1, 3, 5, 9, 10)
+    assert relative_error(fused(x), model(x)) < 1e-5
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_training_form_learns_in_every_branch():
+    block = gnn.GroupParallel3d(8, 8)
+    block(torch.randn(2, 8, 3, 5, 6)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+
+
+def test_wrong_groups_or_forms_are_named():
+    with pytest.raises(ValueError, match="groups must divide in_channels = 6, got 4"):
+        gnn.GroupParallel3d(6, 6)
+    with pytest.raises(ValueError, match="form must be one of"):
+        gnn.GroupParallel3d(8, 8, form="quick")
