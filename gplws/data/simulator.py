@@ -1,0 +1,528 @@
+"""Focal stacks rendered from a height map and an albedo: incoherent imaging with occlusion.
+
+The model, from the light to the sensor:
+
+1. The height map is spread over layers of constant height (linear weights between the two nearest
+   layers, so heights between layers keep their place).
+2. For each focus position every layer is blurred by its own point spread function: the transfer
+   function of a diffraction-limited lens times that of the geometric blur disk, whose radius grows
+   by tan(asin(NA / n)) per unit of defocus. Both are applied in Fourier space, where they are
+   exact for any radius.
+3. Layers are composited front to back. The share of the light cone that has met the surface at or
+   above a layer is the blurred set of all points that are at least as high; what a layer adds is
+   the growth of that share. On gentle slopes this equals the plain sum of blurred layers (no
+   occlusion, energy conserved); at steps and holes it lets walls and rims occlude what is below.
+   The shares add up to one, so there are no dark seams.
+4. Photon noise, read noise and quantisation.
+
+Lateral coordinates, heights and focus positions are object-side micrometres; heights and focus
+positions share one axis that points from the surface towards the objective. Magnification therefore
+enters only through ``pixel_size_um`` (camera pixel over magnification).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = [
+    "DemoScene",
+    "SimulatedStack",
+    "blur_radius_um",
+    "demo_scene",
+    "render_focal_stack",
+    "surface_shading",
+]
+
+PointSpread = Literal["disk", "gaussian"]
+ArrayLike = Tensor | NDArray[np.generic]
+_Array = TypeVar("_Array", Tensor, NDArray[np.generic])
+
+# Layers are merged while their blur radii differ by less than this, in pixels or relative to the
+# radius, whichever is larger: beyond that the eye of a focus measure could tell them apart.
+_RADIUS_STEP_PX = 0.35
+_RADIUS_STEP_RELATIVE = 0.08
+# A layer without a point of its own under the blur disk has no colour there (the wall of a hole);
+# below this coverage the colour is taken from its surroundings.
+_COVERAGE_FLOOR = 1e-3
+_MAX_LAYERS = 512
+
+
+class SimulatedStack(NamedTuple):
+    """A rendered focal stack and its truth.
+
+    Attributes:
+        frames: (N, H, W) or (N, H, W, 3); uint8 for ``bit_depth`` 8, uint16 for 9..16, float32 in
+            0..1 for None.
+        focus_positions_um: (N,) float32, height of the focal plane of each frame.
+        height_um: (H, W) float32, the true surface.
+        depth_index: (H, W) float32, the true surface in frames: where ``height_um`` lies between
+            the focus positions; NaN outside their range.
+        all_in_focus: (H, W) or (H, W, 3) float32 in 0..1, the scene without blur and noise.
+    """
+
+    frames: Tensor
+    focus_positions_um: Tensor
+    height_um: Tensor
+    depth_index: Tensor
+    all_in_focus: Tensor
+
+
+def blur_radius_um(
+    defocus_um: Tensor, *, numerical_aperture: float, refractive_index: float = 1.0
+) -> Tensor:
+    """Radius of the geometric blur disk: ``|defocus| * tan(asin(NA / n))``.
+
+    Args:
+        defocus_um: any shape, distance between surface and focal plane, um.
+        numerical_aperture: NA of the objective, below ``refractive_index``.
+        refractive_index: n of the medium between objective and surface.
+
+    Returns:
+        Object-side radius, um, shape of ``defocus_um``.
+    """
+    return defocus_um.abs() * math.tan(math.asin(numerical_aperture / refractive_index))
+
+
+def _as_tensor(value: ArrayLike, name: str) -> Tensor:
+    """Float32 tensor of ``value`` (its own device), with a clear error for anything else."""
+    tensor = torch.as_tensor(value)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
+    return tensor.to(torch.float32)
+
+
+def _check_scene(height_um: Tensor, albedo: Tensor, focus_positions_um: Tensor) -> None:
+    if height_um.ndim != 2 or height_um.numel() == 0:
+        raise ValueError(f"height_um: expected (H, W), not empty, got {tuple(height_um.shape)}")
+    if albedo.shape not in (height_um.shape, (*height_um.shape, 3)):
+        raise ValueError(
+            f"albedo: expected {tuple(height_um.shape)} or {(*height_um.shape, 3)} to match "
+            f"height_um, got {tuple(albedo.shape)}"
+        )
+    if focus_positions_um.ndim != 1 or focus_positions_um.numel() == 0:
+        raise ValueError(
+            f"focus_positions_um: expected (N,), N >= 1, got {tuple(focus_positions_um.shape)}"
+        )
+    for name, tensor in (
+        ("height_um", height_um),
+        ("albedo", albedo),
+        ("focus_positions_um", focus_positions_um),
+    ):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name}: expected finite values, got NaN or inf")
+    if bool((albedo < 0).any()):
+        raise ValueError(f"albedo: expected values >= 0, got a minimum of {float(albedo.min())}")
+    steps = focus_positions_um.diff()
+    if not bool((steps > 0).all() or (steps < 0).all()):
+        raise ValueError("focus_positions_um: expected strictly rising or falling positions")
+
+
+def _check_optics(
+    pixel_size_um: float, numerical_aperture: float, wavelength_um: float, refractive_index: float
+) -> None:
+    for name, value in (("pixel_size_um", pixel_size_um), ("wavelength_um", wavelength_um)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+    if not 1.0 <= refractive_index < math.inf:
+        raise ValueError(f"refractive_index: expected at least 1, got {refractive_index}")
+    if not 0 < numerical_aperture < refractive_index:
+        raise ValueError(
+            f"numerical_aperture: expected between 0 and refractive_index = {refractive_index}, "
+            f"got {numerical_aperture}"
+        )
+
+
+def _fast_length(minimum: int) -> int:
+    """Smallest length >= ``minimum`` whose only prime factors are 2, 3 and 5, and even."""
+    length = minimum + minimum % 2
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 2
+
+
+def _mirrored(size: int, before: int, total: int, device: torch.device) -> Tensor:
+    """Source indices that extend an axis to ``total`` by mirroring, ``before`` ahead of index 0."""
+    index = torch.arange(total, device=device) - before
+    period = 2 * size
+    index = index.remainder(period)
+    return torch.where(index < size, index, period - 1 - index)
+
+
+class _Optics:
+    """Transfer functions of one lens on one padded grid; ``radius_px`` is the blur disk's."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        pixel_size_um: float,
+        numerical_aperture: float,
+        wavelength_um: float,
+        psf: PointSpread,
+        device: torch.device,
+    ) -> None:
+        rows = torch.fft.fftfreq(shape[0], device=device)
+        columns = torch.fft.rfftfreq(shape[1], device=device)
+        self._frequency = torch.hypot(rows[:, None], columns[None, :])  # cycles per pixel
+        cutoff_px = 2 * numerical_aperture / wavelength_um * pixel_size_um
+        s = (self._frequency / cutoff_px).clamp(max=1.0)
+        self._diffraction = 2 / math.pi * (torch.acos(s) - s * torch.sqrt(1 - s * s))
+        self._psf = psf
+
+    def transfer(self, radius_px: Tensor) -> Tensor:
+        """Transfer functions (K, rows, columns) for blur radii (K,) in pixels; 1 at frequency 0."""
+        x = radius_px[:, None, None] * self._frequency  # cycles per radius
+        if self._psf == "gaussian":
+            # Half the disk's radius gives a Gaussian the same variance along each axis.
+            geometric = torch.exp(-2 * (math.pi * 0.5 * x) ** 2)
+        else:
+            argument = 2 * math.pi * x
+            geometric = torch.where(
+                argument > 1e-3,
+                2 * torch.special.bessel_j1(argument) / argument.clamp(min=1e-3),
+                1 - argument**2 / 8,
+            )
+        return self._diffraction * geometric
+
+
+def _layer_nodes(
+    lowest_um: float, highest_um: float, focus_um: float, um_per_px_of_radius: float
+) -> tuple[list[float], list[float]]:
+    """Layer heights that bracket the surface, highest first, and their blur radii in pixels.
+
+    Nodes lie symmetrically about the focal plane, denser where blur is small.
+    """
+    up, down = max(highest_um - focus_um, 0.0), max(focus_um - lowest_um, 0.0)
+    radii = [0.0]
+    while radii[-1] * um_per_px_of_radius < max(up, down):
+        radii.append(radii[-1] + max(_RADIUS_STEP_PX, _RADIUS_STEP_RELATIVE * radii[-1]))
+    nodes = [(focus_um + r * um_per_px_of_radius, r) for r in reversed(radii)]
+    nodes += [(focus_um - r * um_per_px_of_radius, r) for r in radii[1:]]
+    heights = [height for height, _ in nodes]
+    # One node at or above the highest point, and one at or below the lowest, are enough.
+    first = max((i for i, height in enumerate(heights) if height >= highest_um), default=0)
+    last = min(
+        (i for i, height in enumerate(heights) if height <= lowest_um), default=len(nodes) - 1
+    )
+    first, last = min(first, last), max(first, last)
+    return heights[first : last + 1], [radius for _, radius in nodes[first : last + 1]]
+
+
+def _render_frame(
+    height_um: Tensor, color: Tensor, crop: tuple[slice, slice], nodes: list[float], blur: Tensor
+) -> Tensor:
+    """One frame, (C, H, W), of the padded scene ``height_um`` (P, Q) and ``color`` (C, P, Q).
+
+    ``nodes`` are layer heights, highest first; ``blur`` (K, P, Q // 2 + 1) their transfer
+    functions.
+    """
+    channels = color.shape[0]
+    size = tuple(height_um.shape)
+    rows, columns = crop
+    target = (rows.stop - rows.start, columns.stop - columns.start)
+    reached = height_um.new_zeros(target)  # share of the light cone that has met the surface
+    image = height_um.new_zeros((channels, *target))
+    resolved = height_um.new_zeros(target)
+    plain = height_um.new_zeros((channels, *target))
+    plain_weight = height_um.new_zeros(target)
+    above = torch.zeros_like(height_um)  # soft set of points at or above the previous node
+    for k, node in enumerate(nodes):
+        if k + 1 < len(nodes):
+            at_or_above = ((height_um - nodes[k + 1]) / (node - nodes[k + 1])).clamp(0, 1)
+        else:
+            at_or_above = torch.ones_like(height_um)
+        members = at_or_above - above
+        above = at_or_above
+        sources = torch.cat([color * members, members[None], at_or_above[None]])
+        blurred = torch.fft.irfft2(torch.fft.rfft2(sources) * blur[k], s=size)[:, rows, columns]
+        light, weight, solid = blurred[:channels], blurred[channels], blurred[channels + 1]
+        light, weight = light.clamp(min=0), weight.clamp(min=0)
+        reached_here = torch.maximum(reached, solid.clamp(0, 1))
+        if k + 1 == len(nodes):
+            reached_here = torch.ones_like(reached)
+        share = (reached_here - reached) / (weight + _COVERAGE_FLOOR)
+        reached = reached_here
+        image += share * light
+        resolved += share * weight
+        plain += light
+        plain_weight += weight
+    return image + (1 - resolved) * plain / plain_weight.clamp(min=1e-6)
+
+
+def render_focal_stack(
+    height_um: ArrayLike,
+    albedo: ArrayLike,
+    focus_positions_um: ArrayLike,
+    *,
+    pixel_size_um: float,
+    numerical_aperture: float,
+    wavelength_um: float = 0.55,
+    refractive_index: float = 1.0,
+    psf: PointSpread = "disk",
+    full_well_electrons: float | None = None,
+    read_noise_electrons: float = 0.0,
+    bit_depth: int | None = 8,
+    seed: int = 0,
+) -> SimulatedStack:
+    """Renders the focal stack that a microscope would take of a surface.
+
+    Borders are mirrored. Light beyond the sensor's range is clipped, as a camera does. The result
+    is the same for the same arguments and seed; noise is drawn on the CPU, so it does not depend on
+    the device either.
+
+    Args:
+        height_um: (H, W) surface, um, up (towards the objective) is positive; array or tensor.
+        albedo: (H, W) or (H, W, 3) brightness of the surface in 0..1, shading included; 1 is the
+            sensor's full scale.
+        focus_positions_um: (N,) heights of the focal planes, um, strictly rising or falling.
+        pixel_size_um: width of a pixel on the object (camera pixel / magnification), um.
+        numerical_aperture: NA of the objective; blur grows by ``tan(asin(NA / n))`` per um.
+        wavelength_um: of the light; with NA it sets the diffraction limit.
+        refractive_index: n of the medium above the surface.
+        psf: shape of the geometric blur: "disk" (uniform aperture) or "gaussian" of equal variance.
+        full_well_electrons: electrons at full scale, for photon noise; None: no noise at all.
+        read_noise_electrons: standard deviation of the read noise, electrons.
+        bit_depth: 8 gives uint8; 9..16 give uint16, 2**bit_depth levels spread over its full
+            range; None gives float32 in 0..1 without quantisation.
+        seed: of the noise.
+
+    Returns:
+        The frames with their truth, on the device of ``height_um``. Not differentiable.
+
+    Raises:
+        ValueError: a shape, range or optical constant is impossible; the message names it.
+        TypeError: complex or boolean input.
+
+    Example:
+        >>> import torch
+        >>> height = torch.linspace(0, 40, 64).repeat(64, 1)
+        >>> texture = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+        >>> stack = render_focal_stack(height, texture, torch.arange(0.0, 41.0, 4.0),
+        ...                            pixel_size_um=1.0, numerical_aperture=0.3)
+        >>> stack.frames.shape, stack.frames.dtype
+        (torch.Size([11, 64, 64]), torch.uint8)
+    """
+    height = _as_tensor(height_um, "height_um")
+    color = _as_tensor(albedo, "albedo").to(height.device)
+    focus = _as_tensor(focus_positions_um, "focus_positions_um").cpu()
+    _check_scene(height, color, focus)
+    _check_optics(pixel_size_um, numerical_aperture, wavelength_um, refractive_index)
+    if psf not in ("disk", "gaussian"):
+        raise ValueError(f"psf: expected 'disk' or 'gaussian', got {psf!r}")
+    if full_well_electrons is not None and not full_well_electrons > 0:
+        raise ValueError(f"full_well_electrons: expected > 0 or None, got {full_well_electrons}")
+    if not read_noise_electrons >= 0:
+        raise ValueError(f"read_noise_electrons: expected >= 0, got {read_noise_electrons}")
+    if bit_depth is not None and not 8 <= bit_depth <= 16:
+        raise ValueError(f"bit_depth: expected 8..16 or None, got {bit_depth}")
+
+    channels_first = color[None] if color.ndim == 2 else color.permute(2, 0, 1)  # (C, H, W)
+    size = (height.shape[0], height.shape[1])
+    lowest, highest = float(height.min()), float(height.max())
+    um_per_px_of_radius = pixel_size_um / math.tan(math.asin(numerical_aperture / refractive_index))
+    farthest_um = max(highest - float(focus.min()), float(focus.max()) - lowest, 0.0)
+    airy_px = 0.61 * wavelength_um / numerical_aperture / pixel_size_um
+    margin = math.ceil(1.1 * farthest_um / um_per_px_of_radius + 2 * airy_px) + 2
+    padded = (_fast_length(size[0] + 2 * margin), _fast_length(size[1] + 2 * margin))
+    row_source = _mirrored(size[0], margin, padded[0], height.device)
+    column_source = _mirrored(size[1], margin, padded[1], height.device)
+    padded_height = height[row_source][:, column_source]
+    padded_color = channels_first[:, row_source][:, :, column_source]
+    crop = (slice(margin, margin + size[0]), slice(margin, margin + size[1]))
+    optics = _Optics(padded, pixel_size_um, numerical_aperture, wavelength_um, psf, height.device)
+
+    generator = torch.Generator().manual_seed(seed)
+    frames = []
+    for position in focus.tolist():
+        nodes, radii = _layer_nodes(lowest, highest, position, um_per_px_of_radius)
+        blur = optics.transfer(torch.tensor(radii, device=height.device))
+        irradiance = _render_frame(padded_height, padded_color, crop, nodes, blur)
+        if color.ndim == 3:
+            irradiance = irradiance.permute(1, 2, 0)  # (H, W, 3)
+        else:
+            irradiance = irradiance[0]  # (H, W)
+        frames.append(
+            _expose(irradiance, full_well_electrons, read_noise_electrons, bit_depth, generator)
+        )
+    return SimulatedStack(
+        frames=torch.stack(frames),
+        focus_positions_um=focus.to(height.device),
+        height_um=height,
+        depth_index=_depth_index(height, focus.to(height.device)),
+        all_in_focus=color.clamp(max=1.0),
+    )
+
+
+def _expose(
+    irradiance: Tensor,
+    full_well_electrons: float | None,
+    read_noise_electrons: float,
+    bit_depth: int | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Sensor values of ``irradiance`` (1 = full scale): noise, clipping and quantisation."""
+    signal = irradiance
+    if full_well_electrons is not None:
+        electrons = torch.poisson(signal.cpu().clamp(min=0) * full_well_electrons, generator)
+        if read_noise_electrons > 0:
+            electrons += read_noise_electrons * torch.randn(electrons.shape, generator=generator)
+        signal = (electrons / full_well_electrons).to(irradiance.device)
+    signal = signal.clamp(0, 1)
+    if bit_depth is None:
+        return signal
+    levels = 2**bit_depth - 1
+    quantised = (signal * levels).round()
+    if bit_depth == 8:
+        return quantised.to(torch.uint8)
+    return (quantised * (65535 / levels)).round().to(torch.uint16)
+
+
+def _depth_index(height_um: Tensor, focus_positions_um: Tensor) -> Tensor:
+    """Surface in frames (H, W) by linear interpolation between focus positions; NaN outside."""
+    count = focus_positions_um.numel()
+    falling = count > 1 and bool(focus_positions_um[1] < focus_positions_um[0])
+    sign = -1.0 if falling else 1.0
+    positions, surface = sign * focus_positions_um, sign * height_um
+    upper = torch.searchsorted(positions, surface.contiguous()).clamp(1, max(count - 1, 1))
+    if count == 1:
+        return torch.where(surface == positions[0], 0.0, torch.nan)
+    lower = upper - 1
+    share = (surface - positions[lower]) / (positions[upper] - positions[lower])
+    inside = (surface >= positions[0]) & (surface <= positions[-1])
+    return torch.where(inside, lower + share, torch.nan)
+
+
+def surface_shading(
+    height_um: Tensor,
+    pixel_size_um: float,
+    *,
+    light: tuple[float, float, float] = (0.0, 0.0, 1.0),
+    ambient: float = 0.35,
+) -> Tensor:
+    """Brightness of a matt surface under one distant light, to multiply an albedo with.
+
+    Args:
+        height_um: (H, W) surface, um.
+        pixel_size_um: width of a pixel on the object, um.
+        light: direction towards the light as (right, down, up) in image axes; (0, 0, 1) is coaxial.
+        ambient: share of the light that comes from everywhere, 0..1.
+
+    Returns:
+        (H, W) float32; 1 where the surface faces the light.
+
+    Raises:
+        ValueError: ``light`` is the null vector, or ``height_um`` is smaller than 2 x 2.
+    """
+    norm = math.sqrt(sum(component * component for component in light))
+    if norm == 0:
+        raise ValueError(f"light: expected a direction, got {light}")
+    if height_um.ndim != 2 or min(height_um.shape) < 2:
+        raise ValueError(f"height_um: expected at least 2 x 2, got {tuple(height_um.shape)}")
+    down, right = torch.gradient(height_um.to(torch.float32), spacing=pixel_size_um)
+    facing = (light[2] - light[0] * right - light[1] * down) / norm
+    facing = facing / torch.sqrt(1 + right**2 + down**2)
+    return ambient + (1 - ambient) * facing.clamp(min=0)
+
+
+class DemoScene(NamedTuple):
+    """A surface that is ready to be rendered, with optics to match.
+
+    ``render_focal_stack(scene.height_um, scene.albedo, scene.focus_positions_um,
+    pixel_size_um=scene.pixel_size_um, numerical_aperture=scene.numerical_aperture)`` renders it.
+
+    Attributes:
+        height_um: (H, W) float32 surface, um.
+        albedo: (H, W) float32 brightness in 0..1, shading included.
+        focus_positions_um: (N,) float32 focal planes from below the surface to above it.
+        pixel_size_um: width of a pixel on the object.
+        numerical_aperture: of the objective.
+    """
+
+    height_um: Tensor
+    albedo: Tensor
+    focus_positions_um: Tensor
+    pixel_size_um: float
+    numerical_aperture: float
+
+
+def _smooth_noise(size: int, wavelength: float, generator: torch.Generator) -> Tensor:
+    """(size, size) noise of unit deviation whose details are ``wavelength`` pixels and larger."""
+    spectrum = torch.fft.rfft2(torch.randn(size, size, generator=generator))
+    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None])
+    spectrum *= torch.exp(-((frequency * wavelength) ** 2))
+    noise = torch.fft.irfft2(spectrum, s=(size, size))
+    return (noise - noise.mean()) / noise.std().clamp(min=1e-6)
+
+
+def demo_scene(size: int = 384, *, frames: int = 30, seed: int = 0) -> DemoScene:
+    """A milled test piece: stairs, a groove, a dome and a blind hole, all of known height.
+
+    The stairs rise by 15 um each, the groove is 30 um deep with slanted flanks, the dome is 44 um
+    high, and the blind hole is 60 um deep. Sizes scale with the image; heights do not.
+
+    Args:
+        size: height and width in pixels, at least 32; 384 um on the object whatever the size.
+        frames: number of focus positions, at least 2.
+        seed: of the grain and the roughness.
+
+    Returns:
+        Surface, brightness, focus positions and optics (a 10x objective of NA 0.3, about 1 um per
+        pixel at the default size).
+
+    Raises:
+        ValueError: ``size`` or ``frames`` is too small.
+    """
+    if size < 32:
+        raise ValueError(f"size: expected at least 32, got {size}")
+    if frames < 2:
+        raise ValueError(f"frames: expected at least 2, got {frames}")
+    generator = torch.Generator().manual_seed(seed)
+    axis = (torch.arange(size) + 0.5) / size
+    y, x = torch.meshgrid(axis, axis, indexing="ij")  # (size, size), 0..1
+    pixel_size_um = 384.0 / size
+
+    height = torch.full((size, size), 70.0)
+    # Stairs along the left side.
+    stairs = x < 0.27
+    step = (y * 6).floor().clamp(max=5)
+    height = torch.where(stairs, 25 + 15 * step, height)
+    # A groove across the lower right, flat at the bottom, with slanted flanks.
+    across = (y - 0.72 - 0.12 * (x - 0.3)).abs()
+    groove = 30 * ((0.085 - across) / 0.045).clamp(0, 1)
+    height = torch.where(stairs, height, height - groove)
+    # A dome: a spherical cap.
+    dome_radius = 0.155
+    dome = 1 - ((x - 0.48) ** 2 + (y - 0.30) ** 2) / dome_radius**2
+    height = height + 44 * dome.clamp(min=0)
+    # A blind hole with a chamfered rim and a slightly conical bottom, as a drill leaves it.
+    radius = torch.hypot(x - 0.81, y - 0.30)
+    hole_radius = 0.125
+    hole = 60 - 10 * (1 - radius / hole_radius)
+    hole = hole + 8 * ((hole_radius - radius) / 0.02 - 1).clamp(-1, 0)
+    height = torch.where(radius < hole_radius, 70 - hole, height)
+
+    # Milling marks: arcs of the tool's feed; grain: what sand-blasting or a casting skin leaves.
+    turned = 2 * math.pi * torch.hypot(x + 0.6, y - 0.5) / 0.021
+    wobble = _smooth_noise(size, size / 24, generator)
+    marks = torch.sin(turned + 1.5 * wobble)
+    fine = _smooth_noise(size, 2.2, generator)
+    coarse = _smooth_noise(size, 7.0, generator)
+    height = height + 0.35 * marks + 0.25 * coarse
+
+    albedo = 0.52 + 0.075 * fine + 0.06 * coarse + 0.035 * marks
+    smooth = height - 0.25 * coarse
+    albedo = albedo * surface_shading(
+        smooth, pixel_size_um, light=(-0.45, -0.45, 1.0), ambient=0.45
+    )
+    focus = torch.linspace(float(height.min()) - 6.0, float(height.max()) + 6.0, frames)
+    return DemoScene(height, albedo.clamp(0.02, 0.98), focus, pixel_size_um, 0.3)

@@ -1,0 +1,19 @@
+"""Reading focal stacks; writing height maps, pictures and meshes."""
+
+from .errors import StackReadError
+from .meshes import write_mesh
+from .pictures import preview_figure, write_preview
+from .readers import list_frames, read_stack
+from .writers import Reconstructed, save_reconstruction, write_height_tiff
+
+__all__ = [
+    "Reconstructed",
+    "StackReadError",
+    "list_frames",
+    "preview_figure",
+    "read_stack",
+    "save_reconstruction",
+    "write_height_tiff",
+    "write_mesh",
+    "write_preview",
+]
