@@ -1,5 +1,15 @@
 """Shape from focus: a focal stack becomes a microscopic 3-D shape in real time."""
 
-from gplws._extension import build_info
+from gplws._extension import __version__, build_info
+from gplws.data import FocalStack
+from gplws.models import load_model
+from gplws.reconstruct import Reconstruction, reconstruct
 
-__all__ = ["build_info"]
+__all__ = [
+    "FocalStack",
+    "Reconstruction",
+    "__version__",
+    "build_info",
+    "load_model",
+    "reconstruct",
+]

@@ -8,12 +8,12 @@ enum class Refinement : int { kNone = 0, kParabola = 1, kGaussian = 2 };
 
 // All tensors contiguous; `pixels` = height x width.
 struct FocusSearchParams {
-  const float* volume;      // (batch, frames, pixels)
-  const float* positions;   // (frames), or (batch, frames) with position_stride = frames
-  float* depth;             // (batch, pixels)
-  int64_t* index;           // (batch, pixels)
-  float* peak;              // (batch, pixels)
-  float* confidence;        // (batch, pixels)
+  const float* volume;     // (batch, frames, pixels)
+  const float* positions;  // (frames), or (batch, frames) with position_stride = frames
+  float* depth;            // (batch, pixels)
+  int64_t* index;          // (batch, pixels)
+  float* peak;             // (batch, pixels)
+  float* confidence;       // (batch, pixels)
   int64_t batch, frames, pixels;
   int64_t position_stride;  // 0: all images share the positions
   int64_t group_size;       // frames per group

@@ -55,9 +55,7 @@ GPLWS_INLINE Winner find_winner(const float* volume, int64_t frames, int64_t fra
   return w;
 }
 
-GPLWS_INLINE Vec clamp01(Vec v) {
-  return minimum(maximum(v, broadcast(0.0f)), broadcast(1.0f));
-}
+GPLWS_INLINE Vec clamp01(Vec v) { return minimum(maximum(v, broadcast(0.0f)), broadcast(1.0f)); }
 
 GPLWS_INLINE Vec confidence(const Winner& w, bool log_scale) {
   const Vec zero = broadcast(0.0f), one = broadcast(1.0f);

@@ -6,12 +6,12 @@ namespace gplws::cpu {
 
 // All tensors contiguous, in the axis order that docs/design.md gives; optional ones may be null.
 struct GroupPointwiseConv3dParams {
-  const float* x;                 // (batch, channels, frames, height, width)
-  const float* packed;            // both weights, as `pack` wrote them
-  const float* bias;              // (middle)
-  const float* pointwise_bias;    // (channels_out)
-  const float* residual;          // shape of y
-  float* y;                       // (batch, channels_out, frames, height_out, width_out)
+  const float* x;               // (batch, channels, frames, height, width)
+  const float* packed;          // both weights, as `pack` wrote them
+  const float* bias;            // (middle)
+  const float* pointwise_bias;  // (channels_out)
+  const float* residual;        // shape of y
+  float* y;                     // (batch, channels_out, frames, height_out, width_out)
   int64_t batch, channels, middle, channels_out;
   int64_t frames, height, width, height_out, width_out;
   int64_t groups, stride;

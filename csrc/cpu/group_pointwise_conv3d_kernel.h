@@ -6,9 +6,9 @@
 //
 //   scratch[slot 3][channel][row][half stride][column]   slot = frame mod 3
 //
-// With stride 2 the even and the odd columns of a row are stored apart ("halves"), so that every tap
-// reads consecutive floats there too. The inner loop is the same for both convs: it sums
-// `taps` x `channels` products into a register block of K output channels x V vectors.
+// With stride 2 the even and the odd columns of a row are stored apart ("halves"), so that every
+// tap reads consecutive floats there too. The inner loop is the same for both convs: it sums `taps`
+// x `channels` products into a register block of K output channels x V vectors.
 #include "group_pointwise_conv3d.h"
 
 #include <stdint.h>
@@ -100,7 +100,8 @@ GroupPointwiseConv3dPlan plan(const GroupPointwiseConv3dParams& p, int64_t threa
   t.tiles_w = ceil_div(p.width_out, t.tile_width);
   t.tiles_h = ceil_div(p.height_out, t.tile_height);
   t.tile_height = ceil_div(p.height_out, t.tiles_h);
-  // Cutting along the frames costs two extra frames of copying a piece, so only to feed all threads.
+  // Cutting along the frames costs two extra frames of copying a piece, so only to feed all
+  // threads.
   const int64_t tiles = p.batch * t.tiles_h * t.tiles_w;
   t.tiles_n = min64(p.frames, max64(1, ceil_div(2 * threads, tiles)));
   t.tile_frames = ceil_div(p.frames, t.tiles_n);
@@ -222,16 +223,16 @@ void conv_row(const float* x, int64_t channel_stride, int64_t channels, const in
 
 // `rows` output channels, block after block, in the order of `pack_rows`.
 void conv_rows(const float* x, int64_t channel_stride, int64_t channels, const int64_t* offsets,
-               int taps, int skipped_taps, int packed_taps, const float* w, int64_t rows, Output out,
-               int64_t pixels) {
+               int taps, int skipped_taps, int packed_taps, const float* w, int64_t rows,
+               Output out, int64_t pixels) {
   for (int64_t k0 = 0; k0 < rows;) {
     const int block = next_block(rows - k0);
     const float* wb = w + skipped_taps * block;
     const int64_t w_channel_stride = packed_taps * block;
     switch (block) {
-#define GPLWS_BLOCK(K)                                                                            \
-  case K:                                                                                         \
-    conv_row<K>(x, channel_stride, channels, offsets, taps, wb, w_channel_stride, out, pixels);   \
+#define GPLWS_BLOCK(K)                                                                          \
+  case K:                                                                                       \
+    conv_row<K>(x, channel_stride, channels, offsets, taps, wb, w_channel_stride, out, pixels); \
     break;
       GPLWS_BLOCK(1)
       GPLWS_BLOCK(2)
@@ -259,7 +260,8 @@ struct Tile {
 void copy_row(const float* src, int64_t src_width, int64_t w0, int64_t stride, int64_t half,
               float* dst) {
   if (stride == 1) {
-    // dst[i] = src[w0 - kLanes + i]; only one column of each padding is ever read, all must be finite.
+    // dst[i] = src[w0 - kLanes + i]; only one column of each padding is ever read, all must be
+    // finite.
     const int64_t first = w0 - kLanes;
     const int64_t begin = first < 0 ? -first : 0;
     const int64_t end = max64(begin, min64(half, src_width - first));
@@ -340,9 +342,12 @@ void run_tile(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile
         const float* x = scratch + r * p.stride * g.row + kLanes + w;
         const int64_t at = tile.image * p.channels_out * volume + n * plane +
                            (tile.h0 + r) * p.width_out + tile.w0 + w;
-        const Output last{p.y + at, volume, p.pointwise ? p.pointwise_bias : p.bias,
+        const Output last{p.y + at,
+                          volume,
+                          p.pointwise ? p.pointwise_bias : p.bias,
                           p.residual ? p.residual + at : nullptr,
-                          p.pointwise ? p.pointwise_relu : p.relu, p.residual_relu};
+                          p.pointwise ? p.pointwise_relu : p.relu,
+                          p.residual_relu};
         for (int64_t group = 0; group < p.groups; ++group) {
           const int64_t k0 = group * outputs;
           Output out = last;

@@ -1,7 +1,7 @@
-// The vector type of the kernels: GCC/Clang vector extensions, as wide as the ISA that the including
-// file is compiled for. Included only by <op>_kernel.h files, inside their per-ISA namespace, and
-// free of STL headers: an inline function of the STL compiled with AVX-512 flags could be picked by
-// the linker for baseline code.
+// The vector type of the kernels: GCC/Clang vector extensions, as wide as the ISA that the
+// including file is compiled for. Included only by <op>_kernel.h files, inside their per-ISA
+// namespace, and free of STL headers: an inline function of the STL compiled with AVX-512 flags
+// could be picked by the linker for baseline code.
 #include <stdint.h>
 
 #if defined(__AVX512F__)
@@ -89,8 +89,9 @@ GPLWS_INLINE Vec log_positive(Vec x) {
   const Vec t = m - broadcast(1.0f);
   const Vec s = t / (m + broadcast(1.0f));
   const Vec q = s * s;  // <= 0.0295
-  const Vec series = broadcast(2.0f / 3) +
-                     q * (broadcast(2.0f / 5) + q * (broadcast(2.0f / 7) + q * broadcast(2.0f / 9)));
+  const Vec series =
+      broadcast(2.0f / 3) +
+      q * (broadcast(2.0f / 5) + q * (broadcast(2.0f / 7) + q * broadcast(2.0f / 9)));
   // log(m) = 2 s + s q series; t - s t = 2 s without its rounding error.
   return e * broadcast(0.693359375f) +
          (e * broadcast(-2.12194440e-4f) + (t - s * (t - q * series)));

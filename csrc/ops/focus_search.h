@@ -31,10 +31,10 @@ inline FocusSearchSizes check_focus_search(const Tensor& volume, const Tensor& f
   STD_TORCH_CHECK(s.frames >= 1 && s.frames <= (1 << 24),
                   "focus_search: volume must have 1 to 2^24 frames, got ", s.frames);
   const int64_t dim = focus_positions.dim();
-  STD_TORCH_CHECK((dim == 1 && focus_positions.size(0) == s.frames) ||
-                      (dim == 2 && focus_positions.size(0) == s.batch &&
-                       focus_positions.size(1) == s.frames),
-                  "focus_search: focus_positions must be (N,) or (B, N) with N = ", s.frames);
+  STD_TORCH_CHECK(
+      (dim == 1 && focus_positions.size(0) == s.frames) ||
+          (dim == 2 && focus_positions.size(0) == s.batch && focus_positions.size(1) == s.frames),
+      "focus_search: focus_positions must be (N,) or (B, N) with N = ", s.frames);
   STD_TORCH_CHECK(groups >= 1, "focus_search: groups must be at least 1, got ", groups);
   STD_TORCH_CHECK(refinement >= 0 && refinement <= 2, "focus_search: unknown refinement ",
                   refinement);

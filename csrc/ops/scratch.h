@@ -11,7 +11,8 @@ class Scratch {
  public:
   explicit Scratch(int64_t floats) {
     // std::aligned_alloc wants a multiple of the alignment.
-    const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + kAlignment) & ~(kAlignment - 1);
+    const size_t bytes =
+        (static_cast<size_t>(floats) * sizeof(float) + kAlignment) & ~(kAlignment - 1);
     data_ = static_cast<float*>(std::aligned_alloc(kAlignment, bytes));
     if (data_ == nullptr) throw std::bad_alloc();
   }

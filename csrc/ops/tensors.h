@@ -31,16 +31,14 @@ bool is_dense(const Tensor& t, const int64_t (&axes)[D]) {
   return true;
 }
 
-// The memory format of a result that follows the 5-D input `x`: channels_last_3d where x is dense in
-// that order and not in the default one, else contiguous.
+// The memory format of a result that follows the 5-D input `x`: channels_last_3d where x is dense
+// in that order and not in the default one, else contiguous.
 inline MemoryFormat followed_format(const Tensor& x) {
   if (x.numel() == 0 || is_dense(x, {4, 3, 2, 1, 0})) return MemoryFormat::Contiguous;
   return is_dense(x, {1, 4, 3, 2, 0}) ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous;
 }
 
-inline bool same_device(const Tensor& a, const Tensor& b) {
-  return a.device() == b.device();
-}
+inline bool same_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
 
 inline const float* data_or_null(const OptionalTensor& t) {
   return t ? t->const_data_ptr<float>() : nullptr;

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +40,9 @@ class GPLWSNet(nn.Module):
     Notes:
         The defaults have 555,513 parameters in training form and 540,273 after
         :meth:`reparameterise`, as printed in the paper; with ``skip="concat"`` 546,321 after
-        :meth:`reparameterise`, with ``form="plain"`` 540,936. :meth:`fuse` leaves 538,951, since the
-        batch norms of the 1x1x1 convs are folded as well. The paper does not print the layout; this
-        one is the exact fit with natural operations.
+        :meth:`reparameterise`, with ``form="plain"`` 540,936. :meth:`fuse` leaves 538,951, since
+        the batch norms of the 1x1x1 convs are folded as well. The paper does not print the layout;
+        this one is an exact fit with natural operations.
 
     Source:
         "GPLWS-Net: grouping parallelism lightweight real-time microscopic 3D shape reconstruction",
@@ -70,11 +71,11 @@ class GPLWSNet(nn.Module):
                 f"expected {len(widths)} depths and {len(widths) - 1} decoder_depths for "
                 f"{len(widths)} widths, got {len(depths)} and {len(decoder_depths)}"
             )
-        if any(coarse % fine for fine, coarse in zip(widths, widths[1:], strict=False)):
+        if any(coarse % fine for fine, coarse in itertools.pairwise(widths)):
             raise ValueError(f"each of widths must divide the next one, got {tuple(widths)}")
         if skip not in ("add", "concat"):
             raise ValueError(f"skip must be 'add' or 'concat', got {skip!r}")
-        self.config = {
+        self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "widths": list(widths),
             "depths": list(depths),
@@ -98,7 +99,7 @@ class GPLWSNet(nn.Module):
         self.encoders = nn.ModuleList(nn.Sequential(*level) for level in encoders)
         self.downs = nn.ModuleList(
             nn.Conv3d(fine, coarse, 3, stride=(1, 2, 2), padding=1)
-            for fine, coarse in zip(widths, widths[1:], strict=False)
+            for fine, coarse in itertools.pairwise(widths)
         )
         self.middle = nn.Sequential(*blocks(widths[-1], middle))
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (coarse, fine)
@@ -114,14 +115,27 @@ class GPLWSNet(nn.Module):
             )
             for coarse, fine in pairs
         )
-        self.merges = nn.ModuleList(
-            Add() if skip == "add" else Concat(fine) for _, fine in pairs
-        )
+        self.merges = nn.ModuleList(Add() if skip == "add" else Concat(fine) for _, fine in pairs)
         self.decoders = nn.ModuleList(
             nn.Sequential(*blocks(fine, n))
             for (_, fine), n in zip(pairs, decoder_depths, strict=True)
         )
         self.head = GroupParallel3d(widths[0], 1, groups, form=form, final_relu=False)
+
+    @property
+    def reach(self) -> int:
+        """Pixels on each side that a pixel of the focus volume depends on."""
+        config = self.config
+        levels = len(config["widths"])
+        modules = list(config["depths"])
+        modules[-1] += config["middle"]
+        for level, count in zip(range(levels - 2, -1, -1), config["decoder_depths"], strict=True):
+            modules[level] += count
+        modules[0] += 1  # the head
+        # A 3x3x3 conv at level l reaches 2^l pixels; so does the conv down from it, and the conv up
+        # to level l reaches as far as one of the coarser level.
+        reach = sum(count << level for level, count in enumerate(modules))
+        return reach + sum((1 << level) + (2 << level) for level in range(levels - 1))
 
     def forward(self, stack: Tensor) -> Tensor:
         """Focus volume of a stack.
@@ -175,9 +189,7 @@ class GPLWSNet(nn.Module):
             What :func:`gplws.ops.focus_search` returns, (B, H, W) each.
         """
         volume = self(stack).float()
-        return focus_search(
-            volume, focus_positions, groups=groups, radius=radius, log_scale=True
-        )
+        return focus_search(volume, focus_positions, groups=groups, radius=radius, log_scale=True)
 
     def reparameterise(self) -> nn.Module:
         """See :func:`gplws.nn.reparameterise`."""

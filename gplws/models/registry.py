@@ -45,10 +45,12 @@ def save_weights(model: nn.Module, path: str | Path, *, name: str = "gplws") -> 
     expected = type(_build(name, {}))
     if type(model) is not expected:
         raise ValueError(f"model must be a {expected.__name__}, got {type(model).__name__}")
-    config = model.config
+    config: dict[str, Any] = model.config  # type: ignore[assignment]
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if state.keys() != _build(name, config).state_dict().keys():
-        raise ValueError("model must be in training form: save it before fuse() or reparameterise()")
+        raise ValueError(
+            "model must be in training form: save it before fuse() or reparameterise()"
+        )
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -7,6 +7,7 @@ the block as it is. All forms of a block are built from the same attributes of o
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -26,7 +27,7 @@ def fold_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm3d) -> tuple[Te
         bn: batch norm over the M channels, with running statistics.
 
     Returns:
-        The folded weight (same shape) and bias (M,), computed in float64, in the dtype of ``weight``.
+        The folded weight (same shape) and bias (M,), in the dtype of ``weight``; computed in float64.
 
     Raises:
         ValueError: ``bn`` keeps no running statistics.
@@ -243,8 +244,8 @@ def _conv_like(conv: nn.Conv3d, weight: Tensor, bias: Tensor) -> nn.Conv3d:
     return new
 
 
-def _replaced(model: nn.Module, replace) -> nn.Module:  # type: ignore[no-untyped-def]
-    """A deep copy of ``model`` in eval mode, each module replaced by ``replace(module)`` or kept."""
+def _replaced(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """A deep copy in eval mode, each module replaced by ``replace(module)``, or kept for None."""
     new = replace(model)
     if new is not None:
         return new.eval()

@@ -28,8 +28,8 @@ def focus_search(
     """Find where each pixel is in focus: global maximum over the frames, refined below one frame.
 
     The frames are cut into groups; each group's highest peak is found in parallel, then the highest
-    of all. The frame found equals ``argmax`` over all frames; ties go to the lowest frame, NaN never
-    wins. A least-squares parabola through the responses around it gives the depth between the
+    of all. The frame found equals ``argmax`` over all frames; ties go to the lowest frame, NaN
+    never wins. A least-squares parabola through the responses around it gives the depth between the
     frames, which stays within the neighbouring frames. The confidence compares the winner with the
     runner-up: the highest local maximum in any other group.
 

@@ -33,8 +33,8 @@ def group_pointwise_conv3d(
 
     The frames, rows and columns are padded with one zero on each side. Equal to
     :func:`gplws.ops.reference.group_pointwise_conv3d` within 1e-5 of the sum of the magnitudes of
-    the products, on every instruction set and device; on one of them, bitwise equal for every number
-    of threads. NaN passes through, as in ``torch.relu``.
+    the products, on every instruction set and device; on one of them, bitwise equal for every
+    number of threads. NaN passes through, as in ``torch.relu``.
 
     Args:
         x: (B, C, N, H, W) float32; N = frames. Any strides; contiguous is fastest on the CPU.
@@ -91,7 +91,7 @@ def group_pointwise_conv3d(
             f"{op}: groups must divide the {channels} channels of x and the {middle} of weight, "
             f"got {groups}"
         )
-    shape = (middle, channels // groups, 3, 3, 3)
+    shape: tuple[int, ...] = (middle, channels // groups, 3, 3, 3)
     require_shape(op, "weight", weight, shape, "(M, C / groups, 3, 3, 3)")
     if bias is not None:
         require_shape(op, "bias", bias, (middle,), "(M,)")
@@ -231,9 +231,7 @@ for _device in ("cpu", "cuda"):
 
 
 @torch.library.register_vmap(_NAME)
-def _vmap(
-    info: Any, in_dims: tuple[int | None, ...], *args: Any
-) -> tuple[Tensor, int]:
+def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
     """One call where only ``x`` and ``residual`` are mapped, else one call per sample."""
     tensors, options = args[:6], args[6:]
     moved = [

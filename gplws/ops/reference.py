@@ -26,7 +26,7 @@ class FocusSearchResult(NamedTuple):
 
     depth: Tensor
     """(B, H, W) best focus position, unit of ``focus_positions``; NaN where all frames are NaN."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index
     """(B, H, W) int64, frame of the highest response."""
     peak: Tensor
     """(B, H, W) the highest response."""

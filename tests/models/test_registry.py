@@ -41,14 +41,14 @@ def test_missing_damaged_and_foreign_files_are_named(saved, tmp_path):
         load_model(weights=tmp_path / "nowhere.safetensors")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="damaged.safetensors cannot be read"):
+    with pytest.raises(WeightsError, match=r"damaged\.safetensors cannot be read"):
         load_model(weights=damaged)
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(2)}, foreign)
-    with pytest.raises(WeightsError, match="foreign.safetensors belongs to 'an unknown network'"):
+    with pytest.raises(WeightsError, match=r"foreign\.safetensors belongs to 'an unknown network'"):
         load_model(weights=foreign)
     save_file({"a": torch.zeros(2)}, foreign, metadata={"model": "gplws", "config": "{}"})
-    with pytest.raises(WeightsError, match="foreign.safetensors does not fit 'gplws'"):
+    with pytest.raises(WeightsError, match=r"foreign\.safetensors does not fit 'gplws'"):
         load_model(weights=foreign)
 
 

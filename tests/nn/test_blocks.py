@@ -44,9 +44,7 @@ def test_a_fused_conv_equals_its_branches(block, groups):
 @pytest.mark.parametrize(("form", "groups"), FORMS)
 @pytest.mark.parametrize("final_relu", [False, True])
 def test_a_fused_group_parallel_module_equals_its_training_form(form, groups, final_relu):
-    block = randomise_bn(
-        gnn.GroupParallel3d(12, 20, groups, form=form, final_relu=final_relu)
-    )
+    block = randomise_bn(gnn.GroupParallel3d(12, 20, groups, form=form, final_relu=final_relu))
     x = torch.randn(1, 12, 4, 9, 17)
     fused = block.fuse()
     assert isinstance(fused, gnn.FusedGroupParallel3d)
@@ -74,7 +72,12 @@ def test_fuse_replaces_what_fits_and_keeps_the_rest():
     fused = gnn.fuse(model)
     kinds = [type(m).__name__ for m in fused]
     assert kinds == [
-        "FusedConv3d", "FusedGroupParallel3d", "FusedConv3d", "Conv3d", "Conv3d", "Conv3d",
+        "FusedConv3d",
+        "FusedGroupParallel3d",
+        "FusedConv3d",
+        "Conv3d",
+        "Conv3d",
+        "Conv3d",
     ]
     x = torch.randn(1, 3, 5, 9, 10)
     assert relative_error(fused(x), model(x)) < 1e-5

@@ -101,7 +101,9 @@ def test_a_crop_away_from_the_border_equals_the_crop_of_the_result():
     assert torch.equal(part[..., 1:-1, 1:-1], whole[..., 8:42, 12:280])
 
 
-@pytest.mark.parametrize("size", [(0, 4, 3, 5, 6), (1, 4, 0, 5, 6), (1, 4, 3, 0, 6), (1, 4, 3, 5, 0)])
+@pytest.mark.parametrize(
+    "size", [(0, 4, 3, 5, 6), (1, 4, 0, 5, 6), (1, 4, 3, 0, 6), (1, 4, 3, 5, 0)]
+)
 def test_empty_inputs_give_empty_results(size):
     case = ConvCase(size, 4, 6, groups=2)
     result = group_pointwise_conv3d(*case.tensors(), **case.options)
@@ -173,7 +175,7 @@ def test_it_exports_with_dynamic_shapes():
             return group_pointwise_conv3d(x, weight, groups=2)
 
     x, weight, *_ = SMALL.tensors()
-    dims = {i: torch.export.Dim.DYNAMIC for i in (2, 3, 4)}
+    dims = dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC)
     program = torch.export.export(Model(), (x, weight), dynamic_shapes={"x": dims, "weight": None})
     x = torch.rand(1, 4, 6, 8, 9)
     torch.testing.assert_close(program.module()(x, weight), Model()(x, weight))
@@ -184,23 +186,26 @@ def test_autocast_computes_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = group_pointwise_conv3d(tensors[0].bfloat16(), *tensors[1:], **SMALL.options)
     assert got.dtype == torch.float32
-    expected = group_pointwise_conv3d(
-        tensors[0].bfloat16().float(), *tensors[1:], **SMALL.options
-    )
+    expected = group_pointwise_conv3d(tensors[0].bfloat16().float(), *tensors[1:], **SMALL.options)
     assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (1, None), (None, 0), (0, 0), (2, 1)])
 def test_vmap_equals_a_loop(in_dims):
     x, weight = torch.rand(3, 1, 4, 2, 5, 6), torch.rand(3, 4, 2, 3, 3, 3)
-    given = [t[0] if dim is None else t.movedim(0, dim) for t, dim in zip((x, weight), in_dims)]
+    given = [
+        t[0] if dim is None else t.movedim(0, dim)
+        for t, dim in zip((x, weight), in_dims, strict=True)
+    ]
 
     def op(a, b):
         return group_pointwise_conv3d(a, b, groups=2)
 
     expected = torch.stack(
-        [op(x[i if in_dims[0] is not None else 0], weight[i if in_dims[1] is not None else 0])
-         for i in range(3)]
+        [
+            op(x[i if in_dims[0] is not None else 0], weight[i if in_dims[1] is not None else 0])
+            for i in range(3)
+        ]
     )
     torch.testing.assert_close(torch.vmap(op, in_dims)(*given), expected)
 
@@ -243,7 +248,7 @@ def test_a_wrong_argument_is_named(change, message):
 
 def test_another_dtype_is_refused_by_name():
     x, weight, *_ = SMALL.tensors()
-    with pytest.raises(TypeError, match="weight must be float32, got torch.float64"):
+    with pytest.raises(TypeError, match=r"weight must be float32, got torch\.float64"):
         group_pointwise_conv3d(x, weight.double(), groups=2)
 
 
