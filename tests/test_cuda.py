@@ -1,0 +1,450 @@
+"""What only a GPU shows: streams, devices, graphs, huge tensors, memory, and the CUDA kernels."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from conv_cases import CONV_CASES, ConvCase
+from torch import Tensor
+
+import gplws
+from gplws.models.gplws_net import GPLWSNet
+from gplws.ops import FocusSearchResult, Refinement, focus_search, group_pointwise_conv3d, reference
+
+pytestmark = pytest.mark.cuda
+
+CONV_RELATIVE = 1e-5  # of the largest result, against float64
+NETWORK_RELATIVE = 1e-4  # of the largest logit, against the stock network in float64
+DEPTH = 2e-3  # frames; a nearly flat fit magnifies rounding
+CONFIDENCE = 1e-5
+
+GIB = 2**30
+NETWORK_WIDTHS = (12, 24, 48, 96)
+MORE_CONV_CASES = [
+    ConvCase((1, 8, 3, 9, 40), 16, 16, groups=1),  # slots of 8 channels
+    ConvCase((2, 32, 3, 9, 40), 32, 32, groups=2, stride=2, residual=True),
+    ConvCase((1, 6, 2, 8, 33), 48, 30),  # several passes over one group
+    ConvCase((1, 130, 2, 5, 6), 65, 130, groups=5, residual=True),
+    ConvCase((1, 64, 3, 3, 5), 64, 64, groups=64),
+    ConvCase((1, 4, 1, 3, 3), 300, 5, groups=2),
+    ConvCase((1, 2, 3, 70, 3), 2, 5),  # all warps on one slot
+]
+
+
+def on_gpu(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if t is None else t.cuda() for t in tensors]
+
+
+def in_double(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if t is None else t.double() for t in tensors]
+
+
+def assert_conv_close(got: Tensor, expected: Tensor, relative: float = CONV_RELATIVE) -> None:
+    assert got.is_cuda
+    assert got.shape == expected.shape
+    assert (got.cpu() - expected.cpu()).abs().max() <= relative * expected.abs().max()
+
+
+def assert_search_close(got: FocusSearchResult, expected: FocusSearchResult) -> None:
+    assert all(part.is_cuda for part in got)
+    assert torch.equal(got.index.cpu(), expected.index.cpu())
+    for part, name, tolerance in (
+        (got.peak, "peak", 0.0),
+        (got.confidence, "confidence", CONFIDENCE),
+        (got.depth, "depth", DEPTH),
+    ):
+        torch.testing.assert_close(
+            part.cpu().double(),
+            getattr(expected, name).cpu().double(),
+            rtol=0,
+            atol=tolerance,
+            equal_nan=True,
+        )
+
+
+def same_bits(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return all(
+        torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.fixture
+def free_memory() -> Iterator[int]:
+    """Bytes free on the GPU; what a test allocates is handed back."""
+    torch.cuda.empty_cache()
+    yield torch.cuda.mem_get_info()[0]
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def exact_stock_convs() -> Iterator[None]:
+    """Stock convs without TensorFloat-32, as gradients use them."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.mark.parametrize("op", ["group_pointwise_conv3d", "focus_search"])
+def test_the_compiled_cuda_kernels_are_registered(op: str) -> None:
+    assert gplws.build_info()["cuda"]
+    dump = torch._C._dispatch_dump(f"gplws::{op}")
+    registered = next(line for line in dump.splitlines() if line.startswith("CUDA:"))
+    assert ".py" not in registered, registered
+
+
+@pytest.mark.parametrize("case", CONV_CASES + MORE_CONV_CASES, ids=str)
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str
+)
+def test_the_conv_agrees_with_the_float64_reference(
+    case: ConvCase, memory_format: torch.memory_format
+) -> None:
+    tensors = case.tensors()
+    expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options)
+    x, *others = on_gpu(tensors)
+    x = x.contiguous(memory_format=memory_format)
+    got = group_pointwise_conv3d(x, *others, **case.options)
+    assert_conv_close(got, expected)
+    if not x.is_contiguous():
+        assert got.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", range(28, 37))
+def test_the_conv_is_right_at_every_width_around_a_warp(width: int, stride: int) -> None:
+    for height in (1, 2, 3, 4, 5, 7, 8, 9, 16, 17):
+        case = ConvCase((1, 4, 3, height, width), 4, 3, groups=2, stride=stride, residual=True)
+        tensors = case.tensors(seed=height)
+        expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options)
+        assert_conv_close(group_pointwise_conv3d(*on_gpu(tensors), **case.options), expected)
+
+
+@pytest.mark.parametrize("channels", NETWORK_WIDTHS)
+def test_the_conv_is_right_on_many_tiles_at_the_widths_of_the_network(channels: int) -> None:
+    case = ConvCase((1, channels, 10, 131, 197), channels, channels, groups=4, residual=True)
+    tensors = on_gpu(case.tensors())
+    expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options)
+    assert_conv_close(group_pointwise_conv3d(*tensors, **case.options), expected)
+
+
+@pytest.mark.parametrize("options", range(16))
+def test_the_conv_applies_each_activation_where_it_belongs(options: int) -> None:
+    case = ConvCase((1, 4, 3, 5, 21), 8, 6, groups=2, residual=bool(options & 8))
+    activations = {
+        "relu": bool(options & 1),
+        "pointwise_relu": bool(options & 2),
+        "residual_relu": bool(options & 4),
+    }
+    tensors = case.tensors()
+    expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options, **activations)
+    got = group_pointwise_conv3d(*on_gpu(tensors), **case.options, **activations)
+    assert_conv_close(got, expected)
+
+
+def test_strided_inputs_give_the_same_bits_as_dense_ones() -> None:
+    case = ConvCase((2, 4, 3, 9, 40), 4, 6, groups=2, residual=True)
+    tensors = on_gpu(case.tensors())
+    expected = group_pointwise_conv3d(*tensors, **case.options)
+    views = []
+    for tensor in tensors:
+        wide = torch.full([2 * size for size in tensor.shape], torch.nan, device="cuda")
+        view = wide[tuple(slice(None, None, 2) for _ in tensor.shape)]
+        views.append(view.copy_(tensor))
+    assert torch.equal(group_pointwise_conv3d(*views, **case.options), expected)
+
+    volume = torch.rand(2, 9, 20, 70, device="cuda")
+    positions = torch.rand(9, 2, device="cuda").cumsum(0).t()
+    found = focus_search(volume, positions)
+    for view in (
+        volume.transpose(2, 3).contiguous().transpose(2, 3),
+        volume.contiguous(memory_format=torch.channels_last),
+        torch.stack([volume, volume], -1)[..., 0],
+    ):
+        assert same_bits(focus_search(view, positions), found)
+
+
+def test_the_result_does_not_depend_on_how_the_image_is_cut() -> None:
+    case = ConvCase((1, 48, 5, 40, 100), 48, 48, groups=4)
+    x, *others = on_gpu(case.tensors())
+    whole = group_pointwise_conv3d(x, *others, **case.options)
+    part = group_pointwise_conv3d(x[:, :, 1:, 3:33, 5:91], *others, **case.options)
+    assert torch.equal(part[:, :, 1:, 1:-1, 1:-1], whole[:, :, 2:, 4:32, 6:90])
+
+
+@pytest.mark.parametrize("refinement", ["none", "parabola", "gaussian"])
+@pytest.mark.parametrize("log_scale", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "ties", "nan", "infinite", "negative"])
+def test_the_search_agrees_with_the_float64_reference(
+    kind: str, log_scale: bool, refinement: Refinement
+) -> None:
+    sizes = [(1, 1, 1, 1), (2, 3, 4, 1), (3, 15, 2, 1), (7, 16, 3, 2), (8, 255, 3, 2)]
+    sizes += [(9, 257, 1, 2), (10, 17, 4, 1), (41, 33, 4, 3), (13, 65, 20, 2), (5, 7, 1, 9)]
+    for seed, (frames, width, groups, radius) in enumerate(sizes):
+        generator = torch.Generator().manual_seed(seed)
+        volume = torch.rand((2, frames, 3, width), generator=generator)
+        special = torch.rand(volume.shape, generator=generator)
+        if kind == "ties":
+            volume = (volume * 3).round()
+        elif kind == "nan":
+            volume[special < 0.4] = torch.nan
+        elif kind == "infinite":
+            volume[special < 0.2] = -torch.inf
+            volume[special > 0.97] = torch.inf
+        elif kind == "negative":
+            volume -= 0.6
+        expected = reference.focus_search(
+            volume.double(),
+            groups=groups,
+            refinement=refinement,
+            radius=radius,
+            log_scale=log_scale,
+        )
+        got = focus_search(
+            volume.cuda(), groups=groups, refinement=refinement, radius=radius, log_scale=log_scale
+        )
+        assert_search_close(got, expected)
+
+
+def test_the_search_honours_irregular_positions_of_each_image() -> None:
+    volume = torch.rand(2, 12, 5, 40)
+    rising = (torch.rand(12) + 0.2).cumsum(0)
+    positions = torch.stack([rising, -2 * rising])
+    expected = reference.focus_search(volume.double(), positions.double(), radius=2)
+    assert_search_close(focus_search(volume.cuda(), positions.cuda(), radius=2), expected)
+
+
+@pytest.mark.parametrize(
+    "size", [(0, 4, 3, 5, 6), (1, 4, 0, 5, 6), (1, 4, 3, 0, 6), (1, 4, 3, 5, 0)]
+)
+def test_empty_inputs_give_empty_results_on_the_gpu(size: tuple[int, ...]) -> None:
+    case = ConvCase(size, 4, 6, groups=2)
+    result = group_pointwise_conv3d(*on_gpu(case.tensors()), **case.options)
+    assert result.is_cuda
+    assert result.shape == (size[0], 6, *size[2:])
+    volume = torch.rand((size[0], 3, *size[3:]), device="cuda")
+    if volume.numel() == 0:
+        assert all(part.is_cuda and part.numel() == 0 for part in focus_search(volume))
+
+
+def test_no_channels_leave_the_bias() -> None:
+    bias = torch.tensor([1.0, -2.0, 3.0], device="cuda")
+    y = group_pointwise_conv3d(
+        torch.rand(1, 4, 2, 3, 5, device="cuda"),
+        torch.rand(0, 4, 3, 3, 3, device="cuda"),
+        None,
+        torch.rand(3, 0, 1, 1, 1, device="cuda"),
+        bias,
+        pointwise_relu=False,
+    )
+    assert torch.equal(y, bias.view(1, 3, 1, 1, 1).expand(1, 3, 2, 3, 5))
+
+
+def test_gradients_agree_with_those_of_the_cpu(exact_stock_convs: None) -> None:
+    case = ConvCase((1, 4, 3, 5, 6), 4, 6, groups=2, residual=True)
+
+    def gradients(device: str) -> tuple[Tensor, ...]:
+        tensors = [t.requires_grad_() for t in case.tensors(device)]
+        loss = group_pointwise_conv3d(*tensors, **case.options).square().sum()
+        volume = case.tensors(device, seed=1)[0][0].requires_grad_()
+        found = focus_search(volume, radius=1)
+        loss = loss + found.depth.sum() + found.peak.square().sum()
+        return torch.autograd.grad(loss, [*tensors, volume])
+
+    for got, expected in zip(gradients("cuda"), gradients("cpu"), strict=True):
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_opcheck_finds_nothing_on_the_gpu() -> None:
+    case = ConvCase((1, 4, 3, 5, 6), 4, 6, groups=2, residual=True)
+    tensors = [t.requires_grad_() for t in case.tensors("cuda")]
+    torch.library.opcheck(
+        torch.ops.gplws.group_pointwise_conv3d.default,
+        (*tensors, case.groups, case.stride, True, True, False),
+    )
+    volume = torch.rand(1, 7, 4, 5, device="cuda", requires_grad=True)
+    positions = torch.arange(7.0, device="cuda")
+    torch.library.opcheck(torch.ops.gplws.focus_search.default, (volume, positions, 2, 1, 1, False))
+
+
+def test_autocast_computes_in_float32_on_the_gpu() -> None:
+    case = ConvCase((1, 4, 3, 5, 6), 4, 6, groups=2)
+    x, *others = on_gpu(case.tensors())
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        got = group_pointwise_conv3d(x.bfloat16(), *others, **case.options)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, group_pointwise_conv3d(x.bfloat16().float(), *others, **case.options))
+
+
+def test_both_ops_run_on_the_current_stream() -> None:
+    case = ConvCase((1, 12, 5, 40, 60), 12, 12, groups=4)
+    x, *others = on_gpu(case.tensors())
+    volume = torch.rand(1, 10, 200, 300, device="cuda")
+    expected = group_pointwise_conv3d(x, *others, **case.options)
+    expected_search = focus_search(volume)
+    late_x, late_volume = torch.zeros_like(x), torch.zeros_like(volume)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        # An op on any other stream would not wait, and see zeros.
+        torch.cuda._sleep(200_000_000)
+        late_x.copy_(x)
+        late_volume.copy_(volume)
+        y = group_pointwise_conv3d(late_x, *others, **case.options)
+        found = focus_search(late_volume)
+    side.synchronize()
+    assert torch.equal(y, expected)
+    assert same_bits(found, expected_search)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_the_device_of_the_input_is_used_and_the_current_one_kept() -> None:
+    case = ConvCase((1, 4, 3, 5, 40), 4, 6, groups=2)
+    results = {}
+    for device in ("cuda:1", "cuda:0", "cuda:1"):
+        assert torch.cuda.current_device() == 0
+        y = group_pointwise_conv3d(*case.tensors(device), **case.options)
+        found = focus_search(case.tensors(device)[0][0])
+        assert str(y.device) == str(found.index.device) == device
+        results[device] = y.cpu(), *(part.cpu() for part in found)
+    assert torch.cuda.current_device() == 0
+    assert same_bits(results["cuda:0"], results["cuda:1"])
+
+
+@pytest.mark.parametrize("place", range(1, 6))
+def test_tensors_on_different_devices_are_refused(place: int) -> None:
+    case = ConvCase((1, 4, 3, 5, 6), 4, 6, groups=2, residual=True)
+    tensors = on_gpu(case.tensors())
+    tensors[place] = tensors[place].cpu()
+    with pytest.raises((RuntimeError, ValueError), match="device"):
+        torch.ops.gplws.group_pointwise_conv3d(*tensors, 2, 1, True, True, False)
+    with pytest.raises((RuntimeError, ValueError), match="device"):
+        torch.ops.gplws.focus_search(
+            torch.rand(1, 3, 2, 2, device="cuda"), torch.arange(3.0), 1, 1, 1, False
+        )
+
+
+def test_a_cuda_graph_captures_and_replays_both_ops() -> None:
+    case = ConvCase((1, 12, 6, 20, 70), 12, 1, groups=4)
+    x, *others = on_gpu(case.tensors())
+
+    def work() -> tuple[Tensor, ...]:
+        y = group_pointwise_conv3d(x, *others, **case.options, pointwise_relu=False)
+        return y, *focus_search(y[:, 0], log_scale=True)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    for seed in (1, 2, 3):
+        x.copy_(case.tensors(seed=seed)[0])
+        graph.replay()
+        assert same_bits(captured, work())
+
+
+def test_results_are_bitwise_equal_from_run_to_run() -> None:
+    case = ConvCase((2, 48, 5, 50, 70), 48, 48, groups=4, residual=True)
+    tensors = on_gpu(case.tensors())
+    volume = torch.rand(2, 10, 100, 130, device="cuda")
+    y, found = group_pointwise_conv3d(*tensors, **case.options), focus_search(volume)
+    noise = torch.rand(2048, 2048, device="cuda")
+    busy = torch.cuda.Stream()
+    for _ in range(10):
+        with torch.cuda.stream(busy):
+            noise @ noise  # blocks finish in another order
+        assert same_bits((group_pointwise_conv3d(*tensors, **case.options),), (y,))
+        assert same_bits(focus_search(volume), found)
+    busy.synchronize()
+
+
+def allocate(shape: tuple[int, ...], free: int, needed: float) -> Tensor:
+    if free < needed * GIB:
+        pytest.skip(f"needs {needed} GiB of free GPU memory, {free / GIB:.1f} are free")
+    return torch.rand(shape, device="cuda")
+
+
+def far_crops(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Corners of an image, as row and column slices."""
+    rows, columns = slice(0, 50), slice(0, 70)
+    last_rows, last_columns = slice(height - 50, height), slice(width - 70, width)
+    return [(rows, columns), (rows, last_columns), (last_rows, columns), (last_rows, last_columns)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_conv_handles_more_than_two_to_the_31_elements(
+    free_memory: int, channels_last: bool, stride: int
+) -> None:
+    size = 16400  # 2 channels x 4 frames x 16400^2 = 1.002 x 2^31
+    if channels_last:
+        x = allocate((1, 4, size, size, 2), free_memory, 17.5).permute(0, 4, 1, 2, 3)
+    else:
+        x = allocate((1, 2, 4, size, size), free_memory, 17.5)
+    assert x.numel() > 2**31
+    weight, pointwise = (torch.randn(s, device="cuda") for s in ((4, 2, 3, 3, 3), (2, 4, 1, 1, 1)))
+
+    def op(part: Tensor) -> Tensor:
+        # With stride 1 the input is its own residual: as many elements, and no further memory.
+        residual = part if stride == 1 else None
+        return group_pointwise_conv3d(part, weight, None, pointwise, None, residual, stride=stride)
+
+    y = op(x)
+    inner = slice(1, -1)  # the border of a crop lacks the pixels beyond it
+    for rows, columns in far_crops(size, size):
+        crop = op(x[..., rows, columns])[..., inner, inner]
+        places = [slice(s.start // stride, s.stop // stride) for s in (rows, columns)]
+        assert torch.equal(crop, y[..., places[0], places[1]][..., inner, inner])
+    edge = op(x[..., -64:, -64:])[..., 1:, 1:]
+    assert torch.equal(edge, y[..., -edge.shape[-2] :, -edge.shape[-1] :])
+
+
+def test_the_search_handles_more_than_two_to_the_31_elements(free_memory: int) -> None:
+    volume = allocate((1, 33, 8192, 8192), free_memory, 11)  # 1.03 x 2^31
+    assert volume.numel() > 2**31
+    found = focus_search(volume)
+    for rows, columns in far_crops(8192, 8192):
+        crop = focus_search(volume[..., rows, columns].contiguous())
+        assert same_bits(crop, tuple(part[:, rows, columns] for part in found))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: group_pointwise_conv3d(x, torch.rand(1, 1, 3, 3, 3, device="cuda")),
+        lambda x: focus_search(x[:, 0]),
+    ],
+    ids=["group_pointwise_conv3d", "focus_search"],
+)
+def test_out_of_memory_is_said_and_leaves_nothing_broken(
+    use: Callable[[Tensor], object], free_memory: int
+) -> None:
+    before = torch.cuda.memory_allocated()
+    huge = torch.zeros(1, device="cuda").expand(1, 1, 1, 2**20, 2**20)  # a result of 4 TiB
+    with pytest.raises(RuntimeError, match="out of memory"):
+        use(huge)
+    del huge
+    gc.collect()  # the error's frames held tensors
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
+    x = torch.rand(1, 1, 4, 20, 40)
+    weight = torch.rand(1, 1, 3, 3, 3)
+    expected = reference.group_pointwise_conv3d(x.double(), weight.double())
+    assert_conv_close(group_pointwise_conv3d(x.cuda(), weight.cuda()), expected)
+    assert_search_close(focus_search(x[:, 0].cuda()), reference.focus_search(x[:, 0].double()))
+
+
+def test_the_fused_network_agrees_with_the_stock_network_on_the_gpu() -> None:
+    torch.manual_seed(0)
+    model = GPLWSNet().eval().cuda()
+    stack = torch.rand(1, 3, 7, 61, 83, device="cuda")
+    with torch.inference_mode():
+        got = model.fuse()(stack)
+        expected = copy.deepcopy(model).double()(stack.double())
+    assert_conv_close(got, expected, NETWORK_RELATIVE)
