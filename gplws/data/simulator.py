@@ -23,7 +23,8 @@ enters only through ``pixel_size_um`` (camera pixel over magnification).
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -41,16 +42,14 @@ __all__ = [
 
 PointSpread = Literal["disk", "gaussian"]
 ArrayLike = Tensor | NDArray[np.generic]
-_Array = TypeVar("_Array", Tensor, NDArray[np.generic])
 
 # Layers are merged while their blur radii differ by less than this, in pixels or relative to the
 # radius, whichever is larger: beyond that the eye of a focus measure could tell them apart.
-_RADIUS_STEP_PX = 0.35
-_RADIUS_STEP_RELATIVE = 0.08
+_RADIUS_STEP_PX = 0.5
+_RADIUS_STEP_RELATIVE = 0.12
 # A layer without a point of its own under the blur disk has no colour there (the wall of a hole);
 # below this coverage the colour is taken from its surroundings.
 _COVERAGE_FLOOR = 1e-3
-_MAX_LAYERS = 512
 
 
 class SimulatedStack(NamedTuple):
@@ -179,9 +178,9 @@ class _Optics:
         self._diffraction = 2 / math.pi * (torch.acos(s) - s * torch.sqrt(1 - s * s))
         self._psf = psf
 
-    def transfer(self, radius_px: Tensor) -> Tensor:
-        """Transfer functions (K, rows, columns) for blur radii (K,) in pixels; 1 at frequency 0."""
-        x = radius_px[:, None, None] * self._frequency  # cycles per radius
+    def transfer(self, radius_px: float) -> Tensor:
+        """Transfer function (rows, columns) for a blur radius in pixels; 1 at frequency 0."""
+        x = radius_px * self._frequency  # cycles per radius
         if self._psf == "gaussian":
             # Half the disk's radius gives a Gaussian the same variance along each axis.
             geometric = torch.exp(-2 * (math.pi * 0.5 * x) ** 2)
@@ -195,31 +194,40 @@ class _Optics:
         return self._diffraction * geometric
 
 
-def _layer_nodes(
-    lowest_um: float, highest_um: float, focus_um: float, um_per_px_of_radius: float
-) -> tuple[list[float], list[float]]:
-    """Layer heights that bracket the surface, highest first, and their blur radii in pixels.
-
-    Nodes lie symmetrically about the focal plane, denser where blur is small.
-    """
-    up, down = max(highest_um - focus_um, 0.0), max(focus_um - lowest_um, 0.0)
+def _layer_radii(largest_px: float) -> list[float]:
+    """Blur radii in pixels, from 0 to at least ``largest_px``, at which layers are placed."""
     radii = [0.0]
-    while radii[-1] * um_per_px_of_radius < max(up, down):
+    while radii[-1] < largest_px:
         radii.append(radii[-1] + max(_RADIUS_STEP_PX, _RADIUS_STEP_RELATIVE * radii[-1]))
-    nodes = [(focus_um + r * um_per_px_of_radius, r) for r in reversed(radii)]
-    nodes += [(focus_um - r * um_per_px_of_radius, r) for r in radii[1:]]
-    heights = [height for height, _ in nodes]
-    # One node at or above the highest point, and one at or below the lowest, are enough.
-    first = max((i for i, height in enumerate(heights) if height >= highest_um), default=0)
+    return radii
+
+
+def _layers(
+    lowest_um: float, highest_um: float, focus_um: float, radii_um: list[float]
+) -> tuple[list[float], list[int]]:
+    """Layer heights that bracket the surface, highest first, and the place of each in ``radii_um``.
+
+    ``radii_um`` are the distances from the focal plane at which layers are placed, above and below.
+    """
+    above = [(focus_um + distance, k) for k, distance in enumerate(radii_um)]
+    below = [(focus_um - distance, k) for k, distance in enumerate(radii_um) if k]
+    layers = above[::-1] + below
+    # One layer at or above the highest point, and one at or below the lowest, are enough.
+    first = max((i for i, (height, _) in enumerate(layers) if height >= highest_um), default=0)
     last = min(
-        (i for i, height in enumerate(heights) if height <= lowest_um), default=len(nodes) - 1
+        (i for i, (height, _) in enumerate(layers) if height <= lowest_um),
+        default=len(layers) - 1,
     )
-    first, last = min(first, last), max(first, last)
-    return heights[first : last + 1], [radius for _, radius in nodes[first : last + 1]]
+    kept = layers[min(first, last) : max(first, last) + 1]
+    return [height for height, _ in kept], [k for _, k in kept]
 
 
 def _render_frame(
-    height_um: Tensor, color: Tensor, crop: tuple[slice, slice], nodes: list[float], blur: Tensor
+    height_um: Tensor,
+    color: Tensor,
+    crop: tuple[slice, slice],
+    nodes: list[float],
+    blur: Sequence[Tensor],
 ) -> Tensor:
     """One frame, (C, H, W), of the padded scene ``height_um`` (P, Q) and ``color`` (C, P, Q).
 
@@ -339,13 +347,16 @@ def render_focal_stack(
     padded_height = height[row_source][:, column_source]
     padded_color = channels_first[:, row_source][:, :, column_source]
     crop = (slice(margin, margin + size[0]), slice(margin, margin + size[1]))
+    radii_px = _layer_radii(farthest_um / um_per_px_of_radius)
+    radii_um = [radius * um_per_px_of_radius for radius in radii_px]
     optics = _Optics(padded, pixel_size_um, numerical_aperture, wavelength_um, psf, height.device)
+    transfer = [optics.transfer(radius) for radius in radii_px]
 
     generator = torch.Generator().manual_seed(seed)
     frames = []
     for position in focus.tolist():
-        nodes, radii = _layer_nodes(lowest, highest, position, um_per_px_of_radius)
-        blur = optics.transfer(torch.tensor(radii, device=height.device))
+        nodes, which = _layers(lowest, highest, position, radii_um)
+        blur = [transfer[k] for k in which]
         irradiance = _render_frame(padded_height, padded_color, crop, nodes, blur)
         if color.ndim == 3:
             irradiance = irradiance.permute(1, 2, 0)  # (H, W, 3)
@@ -464,6 +475,14 @@ def _smooth_noise(size: int, wavelength: float, generator: torch.Generator) -> T
     return (noise - noise.mean()) / noise.std().clamp(min=1e-6)
 
 
+def _streaks(feed: Tensor, generator: torch.Generator) -> Tensor:
+    """Random brightness of unit deviation, constant along lines of equal ``feed`` (H, W)."""
+    fine = (feed * 8).floor().long()
+    fine = fine - fine.min()
+    values = torch.randn(int(fine.max()) + 1, generator=generator)
+    return values[fine]
+
+
 def demo_scene(size: int = 384, *, frames: int = 30, seed: int = 0) -> DemoScene:
     """A milled test piece: stairs, a groove, a dome and a blind hole, all of known height.
 
@@ -511,18 +530,21 @@ def demo_scene(size: int = 384, *, frames: int = 30, seed: int = 0) -> DemoScene
     hole = hole + 8 * ((hole_radius - radius) / 0.02 - 1).clamp(-1, 0)
     height = torch.where(radius < hole_radius, 70 - hole, height)
 
-    # Milling marks: arcs of the tool's feed; grain: what sand-blasting or a casting skin leaves.
-    turned = 2 * math.pi * torch.hypot(x + 0.6, y - 0.5) / 0.021
-    wobble = _smooth_noise(size, size / 24, generator)
-    marks = torch.sin(turned + 1.5 * wobble)
-    fine = _smooth_noise(size, 2.2, generator)
-    coarse = _smooth_noise(size, 7.0, generator)
-    height = height + 0.35 * marks + 0.25 * coarse
+    # The face mill's feed leaves arcs, the surface's grain is what a casting skin or sand-blasting
+    # leaves; both are a relief and darken the surface.
+    wobble = _smooth_noise(size, size / 16, generator)
+    feed = torch.hypot(x + 0.55, y - 0.45) / 0.026 + 0.03 * wobble
+    marks = 2 * (feed - feed.floor() - 0.5).abs() - 0.5  # triangular, -0.5..0.5
+    streaks = _streaks(feed, generator)
+    fine = _smooth_noise(size, 1.6, generator)
+    coarse = _smooth_noise(size, 6.0, generator)
+    milled = ~stairs & (dome <= 0) & (radius >= hole_radius)
+    height = height + torch.where(milled, 0.5 * marks, 0.3 * coarse)
 
-    albedo = 0.52 + 0.075 * fine + 0.06 * coarse + 0.035 * marks
-    smooth = height - 0.25 * coarse
-    albedo = albedo * surface_shading(
-        smooth, pixel_size_um, light=(-0.45, -0.45, 1.0), ambient=0.45
-    )
+    grain = 0.05 * fine + 0.035 * coarse
+    albedo = torch.where(milled, 0.60 + 0.10 * marks + 0.06 * streaks, 0.55) + grain
+    shape = torch.where(milled, height, height - 0.3 * coarse)
+    shading = surface_shading(shape, pixel_size_um, light=(-0.4, -0.4, 1.0), ambient=0.5)
+    albedo = (albedo * shading / shading.median()).clamp(0.03, 0.97)
     focus = torch.linspace(float(height.min()) - 6.0, float(height.max()) + 6.0, frames)
-    return DemoScene(height, albedo.clamp(0.02, 0.98), focus, pixel_size_um, 0.3)
+    return DemoScene(height, albedo, focus, pixel_size_um, 0.3)

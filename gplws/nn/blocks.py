@@ -27,7 +27,8 @@ def fold_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm3d) -> tuple[Te
         bn: batch norm over the M channels, with running statistics.
 
     Returns:
-        The folded weight (same shape) and bias (M,), in the dtype of ``weight``; computed in float64.
+        The folded weight (same shape) and bias (M,), computed in float64, then rounded to the
+        dtype of ``weight``.
 
     Raises:
         ValueError: ``bn`` keeps no running statistics.

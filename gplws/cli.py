@@ -1,0 +1,258 @@
+"""The command ``gplws``: results on stdout, messages and progress on stderr.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+_logger = logging.getLogger("gplws")
+
+DEMO_FOLDER = Path("gplws_demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after ``gplws``; default: those of this process.
+
+    Returns:
+        The exit code; wrong usage raises ``SystemExit(2)``.
+    """
+    parser = _parser()
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    command = options.subcommand
+    chosen = options[command]
+    verbose = bool(getattr(chosen, "verbose", False))
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format="gplws: %(message)s",
+    )
+    try:
+        return {"reconstruct": _reconstruct, "info": _info}[command](parser, chosen)
+    except KeyboardInterrupt:
+        print("gplws: interrupted", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+        if verbose:
+            _logger.exception("failed")
+        print(f"gplws: error: {_one_paragraph(error)}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from gplws import __version__
+
+    parser = ArgumentParser(
+        prog="gplws",
+        description="From a focal stack to a calibrated height map.",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(dest="subcommand")
+
+    reconstruct = ArgumentParser(
+        description="Reconstruct the surface of a focal stack and write it into a folder.",
+    )
+    add = reconstruct.add_argument
+    add("--config", action=ActionConfigFile, help="YAML file with these options")
+    add(
+        "path",
+        type=Path | None,
+        nargs="?",
+        default=None,
+        help="folder of BMP, PNG, JPEG or TIFF frames, or a multipage, ImageJ or OME TIFF",
+    )
+    add("--stack", type=Path | None, default=None, help="the same as PATH, for --config files")
+    add("--demo", action="store_true", help="render a test piece, reconstruct it, show the error")
+    add(
+        "-o",
+        "--out",
+        type=Path | None,
+        default=None,
+        help=f"folder to write; default: NAME_gplws for a stack NAME, {DEMO_FOLDER} for the demo",
+    )
+    add(
+        "--z-step-um",
+        "--z-step",
+        type=float | None,
+        default=None,
+        metavar="UM",
+        help="distance from frame to frame, um; default: from the metadata, else heights in frames",
+    )
+    add(
+        "--focus-positions-um",
+        type=list[float] | None,
+        default=None,
+        metavar="[UM, ...]",
+        help="focus position of each frame, um, instead of --z-step",
+    )
+    add(
+        "--pixel-size-um",
+        "--pixel-size",
+        type=float | None,
+        default=None,
+        metavar="UM",
+        help="side of a pixel on the object, um; default: from the metadata",
+    )
+    add(
+        "--z-direction",
+        choices=["up", "down"],
+        default="up",
+        help="whether the plane in focus rises or sinks from frame to frame",
+    )
+    add("--axes", type=str | None, default=None, help="axes of a TIFF or array, such as ZYX")
+    add("--method", type=str, default="auto", help="auto, rdf, or a network with weights")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add(
+        "--mesh",
+        type=list[str] | None,
+        default=None,
+        metavar="[ply, stl, glb]",
+        help="write these meshes as well; needs the z-step and the pixel size",
+    )
+    add("--memory-mb", type=float, default=1024, help="working memory for the focus volume, MiB")
+    add("--overwrite", action="store_true", help="replace the results in a folder that has some")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    commands.add_subcommand("reconstruct", reconstruct, help="focal stack to height map")
+
+    info = ArgumentParser(
+        description="Say what was compiled and what this machine can use, as JSON."
+    )
+    commands.add_subcommand("info", info, help="what was built, for which machine")
+    return parser
+
+
+def _info(parser: ArgumentParser, options: Namespace) -> int:
+    from gplws import build_info
+
+    print(json.dumps(build_info(), indent=2))
+    return 0
+
+
+def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
+    given = [source for source in (options.path, options.stack) if source is not None]
+    if len(given) + options.demo != 1:
+        parser.error("give either the path of a stack or --demo")
+    if options.demo:
+        return _demo(options)
+
+    from gplws.reconstruct import reconstruct
+
+    stack = Path(given[0])
+    out = Path(options.out or f"{stack.resolve().stem}_gplws")
+    _refuse_existing(out, options)
+    result = reconstruct(
+        stack,
+        z_step_um=options.z_step_um,
+        focus_positions_um=options.focus_positions_um,
+        pixel_size_um=options.pixel_size_um,
+        axes=options.axes,
+        z_direction=options.z_direction,
+        **_common(options),
+    )
+    result.save(out, overwrite=options.overwrite, mesh=options.mesh)
+    _report(out)
+    return 0
+
+
+def _demo(options: Namespace) -> int:
+    """Renders a stack of known height, reconstructs it, and reports the error."""
+    import numpy as np
+
+    from gplws.data import FocalStack, demo_scene, render_focal_stack
+    from gplws.reconstruct import reconstruct
+
+    for name in ("z_step_um", "focus_positions_um", "pixel_size_um", "axes"):
+        if options[name] is not None:
+            raise ValueError(f"--{name.replace('_', '-')} does not go with --demo")
+    out = Path(options.out or DEMO_FOLDER)
+    # The demo may be run again; a folder that someone chose is not replaced unasked.
+    options.overwrite = options.overwrite or options.out is None
+    _refuse_existing(out, options)
+    scene = demo_scene()
+    count = len(scene.focus_positions_um)
+    print(f"gplws: rendering a test piece in {count} frames ...", file=sys.stderr)
+    rendered = render_focal_stack(
+        scene.height_um,
+        scene.albedo,
+        scene.focus_positions_um,
+        pixel_size_um=scene.pixel_size_um,
+        numerical_aperture=scene.numerical_aperture,
+        full_well_electrons=20_000,
+        read_noise_electrons=8,
+    )
+    stack = FocalStack.from_frames(
+        rendered.frames.numpy(),
+        focus_positions_um=rendered.focus_positions_um.numpy(),
+        pixel_size_um=scene.pixel_size_um,
+    )
+    result = reconstruct(stack, z_direction=options.z_direction, **_common(options))
+    result.save(out, overwrite=options.overwrite, mesh=options.mesh)
+    _report(out)
+    sign = 1 if options.z_direction == "up" else -1
+    error_um = np.abs(sign * np.asarray(result.height) - scene.height_um.numpy())[result.valid]
+    positions_um = rendered.focus_positions_um.numpy()
+    step_um = float(np.diff(positions_um).mean())
+    print(
+        f"error against the known surface: mean {error_um.mean():.2f} um, median "
+        f"{np.median(error_um):.2f} um (frames are {step_um:.2f} um apart: mean "
+        f"{error_um.mean() / step_um:.2f} frames)"
+    )
+    return 0
+
+
+def _common(options: Namespace) -> dict[str, Any]:
+    return {
+        "method": options.method,
+        "device": options.device,
+        "memory_mb": options.memory_mb,
+        "progress": not options.quiet,
+    }
+
+
+def _refuse_existing(out: Path, options: Namespace) -> None:
+    """Fail before the work, not after it; the writer checks again."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--out: {out} is a file")
+    if not options.overwrite and out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(f"--out: {out} is not empty; --overwrite replaces the results in it")
+
+
+def _report(out: Path) -> None:
+    info = json.loads((out / "info.json").read_text(encoding="utf-8"))
+    stats, units = info["statistics"], info["units"]
+    height, width = info["shape"]
+    print(f"{out}: height map {width} x {height}, {100 * stats['valid_share']:.1f}% valid", end="")
+    if stats["height_min"] is not None:
+        low, high, mean = (stats[f"height_{k}"] for k in ("min", "max", "mean"))
+        print(f", {low:.4g} to {high:.4g} {units}, mean {mean:.4g} {units}", end="")
+    print(f"; method {info['method']}, {info['seconds']['reconstruct']:.2f} s")
+    for name in info["files"]:
+        print(out / name)
+    if units == "frames":
+        print(
+            "gplws: the focus positions are unknown, so heights are in frames: pass --z-step",
+            file=sys.stderr,
+        )
+
+
+def _one_paragraph(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

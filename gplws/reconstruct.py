@@ -1,0 +1,392 @@
+"""The one function that turns a focal stack into a height map."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gplws import _extension
+from gplws.classical import METHODS as CLASSICAL_METHODS
+from gplws.classical import StackStatistics, depth_from_focus, receptive_radius, stack_statistics
+from gplws.data import FocalStack
+from gplws.io import read_stack, save_reconstruction
+from gplws.io.readers import StackSource
+from gplws.models import load_model, model_names
+from gplws.ops import focus_search
+
+ZDirection = Literal["up", "down"]
+
+DEFAULT_METHOD = "rdf"
+"""What ``method="auto"`` stands for: the most accurate method whose parameters ship."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A reconstructed surface; arrays are numpy, or tensors where the stack was a tensor.
+
+    Attributes:
+        height: (H, W) float32 in ``units``, up is positive; NaN where invalid.
+        units: "um", or "frames" where the focus positions are unknown.
+        depth_index: (H, W) float32, frame number in best focus, sub-frame; NaN where invalid.
+        confidence: (H, W) float32 in 0..1.
+        valid: (H, W) bool; False where nothing comes into focus.
+        all_in_focus: (H, W) or (H, W, 3), dtype of the source: each pixel from its sharpest frame.
+        pixel_size_um: side of a pixel, um, or None.
+        metadata: versions, parameters and timings, as info.json holds them.
+    """
+
+    height: np.ndarray | Tensor
+    units: str
+    depth_index: np.ndarray | Tensor
+    confidence: np.ndarray | Tensor
+    valid: np.ndarray | Tensor
+    all_in_focus: np.ndarray | Tensor
+    pixel_size_um: float | None
+    metadata: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def save(
+        self,
+        out_dir: str | Path,
+        *,
+        overwrite: bool = False,
+        mesh: str | Sequence[str] | None = None,
+    ) -> Path:
+        """Write height.tif, preview.png, all_in_focus.png, info.json and more into a folder.
+
+        See :func:`gplws.io.save_reconstruction` for the files and errors.
+        """
+        return save_reconstruction(self, out_dir, overwrite=overwrite, mesh=mesh)
+
+
+def reconstruct(
+    stack: StackSource,
+    *,
+    z_step_um: float | None = None,
+    focus_positions_um: Sequence[float] | np.ndarray | Tensor | None = None,
+    pixel_size_um: float | None = None,
+    z_direction: ZDirection = "up",
+    axes: str | None = None,
+    method: str | nn.Module = "auto",
+    device: str | torch.device = "auto",
+    memory_mb: float = 1024,
+    progress: bool = False,
+) -> Reconstruction:
+    """Height map, confidence and all-in-focus image of a focal stack.
+
+    Args:
+        stack: folder of images, multipage TIFF, list of paths, array, tensor or
+            :class:`~gplws.data.FocalStack`; see :func:`gplws.io.read_stack`.
+        z_step_um: distance from frame to frame, um, > 0. Without it, without
+            ``focus_positions_um`` and without metadata that says it, heights are in frames.
+        focus_positions_um: (N,) focus positions, um, strictly monotonic; excludes ``z_step_um``.
+        pixel_size_um: side of a pixel on the object, um, > 0; default: from the metadata.
+        z_direction: "up" if the plane in focus rises with growing focus position, "down" if it
+            sinks (the first frame shows the top in focus). Up is positive in the height map.
+        axes: one letter per axis of the array or file, such as "ZYX", where it is ambiguous.
+        method: "auto", the name of a classical method ("rdf"), the name of a network with weights
+            ("gplws"), or a network: a module that maps (1, 1, N, H, W) float32 in 0..1 to a focus
+            volume (1, N, H, W) of logits.
+        device: "auto" (the device of a tensor; else a GPU with compiled kernels, else the CPU), or
+            any torch device.
+        memory_mb: working memory that the focus volume may take, MiB; larger images are cut into
+            bands of rows. Bands overlap by the method's reach, so the result does not depend on it.
+        progress: show progress bars on stderr.
+
+    Returns:
+        The surface: numpy arrays, or tensors on the stack's device where ``stack`` is a tensor.
+
+    Raises:
+        ValueError: an argument is out of range or does not fit the stack; the message names it.
+        TypeError: an argument has the wrong type.
+        FileNotFoundError: a path does not exist.
+        WeightsError: ``method`` names a network without weights; a ValueError.
+
+    Example:
+        >>> result = gplws.reconstruct("stack_folder", z_step_um=2.0, pixel_size_um=0.5)
+        >>> result.save("out")
+    """
+    if z_direction not in ("up", "down"):
+        raise ValueError(f"z_direction must be 'up' or 'down', got {z_direction!r}")
+    if not memory_mb > 0:
+        raise ValueError(f"memory_mb must be positive, got {memory_mb}")
+    place = _resolve_device(device, stack)
+    engine = _engine(method, place)
+
+    started = time.perf_counter()
+    focal_stack = read_stack(
+        stack,
+        axes=axes,
+        z_step_um=z_step_um,
+        focus_positions_um=focus_positions_um,
+        pixel_size_um=pixel_size_um,
+        progress=progress,
+    )
+    read = time.perf_counter()
+    found = _search(focal_stack, engine, place, memory_mb, progress)
+    searched = time.perf_counter()
+
+    positions = focal_stack.focus_positions_um
+    units = "frames" if positions is None else "um"
+    sign = 1.0 if z_direction == "up" else -1.0
+    metadata = {
+        "method": engine.name,
+        "parameters": {
+            "z_direction": z_direction,
+            "focus_positions_um": positions,
+            "n_frames": focal_stack.n_frames,
+            "device": str(place),
+            **engine.parameters,
+        },
+        "source": {
+            "path": str(stack) if isinstance(stack, str | Path) else type(stack).__name__,
+            **focal_stack.metadata,
+        },
+        "seconds": {"read": read - started, "reconstruct": searched - read},
+        "versions": _versions(),
+    }
+    arrays = {
+        "height": sign * found.depth,
+        "depth_index": _frame_number(found.depth, positions),
+        "confidence": found.confidence,
+        "valid": found.valid,
+        "all_in_focus": found.all_in_focus,
+    }
+    keep = isinstance(stack, Tensor)
+    return Reconstruction(
+        **{name: value if keep else value.cpu().numpy() for name, value in arrays.items()},
+        units=units,
+        pixel_size_um=focal_stack.pixel_size_um,
+        metadata=metadata,
+    )
+
+
+class _Band(NamedTuple):
+    """What a method finds in a band of rows, (h, W) each."""
+
+    depth: Tensor  # unit of the positions given to the method
+    frame: Tensor  # int64, the frame with the highest response
+    confidence: Tensor
+    valid: Tensor  # bool
+
+
+class _Engine(Protocol):
+    """A method bound to its parameters: it looks at a stack once, then searches bands of it."""
+
+    name: str
+    parameters: dict[str, Any]  # for info.json
+    reach: int | None  # rows above and below that a pixel depends on; None: all of them
+    alignment: int  # bands start at multiples of it
+    floats_per_voxel: float  # working memory
+
+    def prepare(self, bands: Iterator[Tensor]) -> None:
+        """Gather what depends on the whole stack from bands (N, h, W) that tile it."""
+
+    def search(self, band: Tensor, positions: Tensor) -> _Band:
+        """Find the focus in a band (N, h, W) float32 that includes the rows within reach."""
+
+
+class _ClassicalEngine:
+    alignment = 1
+    floats_per_voxel = 6.0
+
+    def __init__(self, method: str) -> None:
+        self.name = method
+        self.parameters: dict[str, Any] = {}
+        self.reach: int | None = receptive_radius(method)
+        self._statistics: StackStatistics | None = None
+
+    def prepare(self, bands: Iterator[Tensor]) -> None:
+        self._statistics = stack_statistics(bands)
+
+    def search(self, band: Tensor, positions: Tensor) -> _Band:
+        found = depth_from_focus(band, positions, method=self.name, statistics=self._statistics)
+        return _Band(found.depth, found.index, found.confidence, found.valid)
+
+
+class _NetworkEngine:
+    def __init__(self, model: nn.Module, name: str, device: torch.device) -> None:
+        self.name = name
+        self.parameters: dict[str, Any] = {"network": type(model).__name__}
+        self._model = model.to(device).eval()
+        # A network of unknown reach sees the whole image at once.
+        self.reach: int | None = getattr(model, "reach", None)
+        self.alignment: int = getattr(model, "coarsest", 1)
+        self.floats_per_voxel: float = getattr(model, "floats_per_voxel", 64.0)
+
+    def prepare(self, bands: Iterator[Tensor]) -> None:
+        pass
+
+    def search(self, band: Tensor, positions: Tensor) -> _Band:
+        volume = self._model(band[None, None])
+        expected = (1, *band.shape)
+        if not isinstance(volume, Tensor) or tuple(volume.shape) != expected:
+            got = tuple(volume.shape) if isinstance(volume, Tensor) else type(volume).__name__
+            raise ValueError(
+                f"method: {self.name} must return a focus volume (1, N, H, W) = {expected}, "
+                f"got {got}"
+            )
+        found = focus_search(volume.float(), positions, log_scale=True)
+        depth, index, _, confidence = (t[0] for t in found)
+        return _Band(depth, index, confidence, depth.isfinite())
+
+
+def _engine(method: str | nn.Module, device: torch.device) -> _Engine:
+    if isinstance(method, nn.Module):
+        return _NetworkEngine(method, type(method).__name__, device)
+    if not isinstance(method, str):
+        raise TypeError(f"method must be a name or a module, got {type(method).__name__}")
+    name = DEFAULT_METHOD if method == "auto" else method
+    if name in CLASSICAL_METHODS:
+        return _ClassicalEngine(name)
+    if name in model_names():
+        return _NetworkEngine(load_model(name), name, device)
+    known = ", ".join(["auto", *CLASSICAL_METHODS, *model_names()])
+    raise ValueError(f"method must be one of {known}, got {method!r}")
+
+
+def _resolve_device(device: str | torch.device, stack: object) -> torch.device:
+    if isinstance(device, str) and device == "auto":
+        frames = stack.frames if isinstance(stack, FocalStack) else stack
+        if isinstance(frames, Tensor):
+            return frames.device
+        has_kernels = torch.cuda.is_available() and _extension.build_info()["cuda"]
+        return torch.device("cuda" if has_kernels else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error
+    return place
+
+
+class _Found(NamedTuple):
+    """What a method finds in the whole image, (H, W) each."""
+
+    depth: Tensor
+    confidence: Tensor
+    valid: Tensor
+    all_in_focus: Tensor
+
+
+def _search(
+    stack: FocalStack, engine: _Engine, device: torch.device, memory_mb: float, progress: bool
+) -> _Found:
+    frames = stack.frames if isinstance(stack.frames, Tensor) else None
+    home = torch.device("cpu") if frames is None else frames.device
+    shape = (stack.height, stack.width)
+    known = stack.focus_positions_um
+    positions = torch.tensor(
+        np.arange(stack.n_frames) if known is None else known, dtype=torch.float32, device=device
+    )
+    bands = _bands(stack, engine, memory_mb)
+    found = _Found(
+        depth=torch.empty(shape, device=home),
+        confidence=torch.empty(shape, device=home),
+        valid=torch.empty(shape, dtype=torch.bool, device=home),
+        all_in_focus=_like_frames(stack),
+    )
+    with _progress_bar(2 * len(bands), f"gplws {engine.name}", progress) as advance:
+
+        def tiles() -> Iterator[Tensor]:
+            for begin, end, _, _ in bands:
+                yield stack.gray(slice(begin, end)).to(device)
+                advance()
+
+        with torch.inference_mode():
+            engine.prepare(tiles())
+            for begin, end, first, last in bands:
+                band = engine.search(stack.gray(slice(first, last)).to(device), positions)
+                rows, inner = slice(begin, end), slice(begin - first, end - first)
+                valid = band.valid[inner].to(home)
+                found.valid[rows] = valid
+                found.depth[rows] = torch.where(valid, band.depth[inner].to(home), torch.nan)
+                found.confidence[rows] = band.confidence[inner].to(home)
+                found.all_in_focus[rows] = _sharpest(stack, rows, band.frame[inner].to(home))
+                advance()
+    return found
+
+
+def _bands(stack: FocalStack, engine: _Engine, memory_mb: float) -> list[tuple[int, int, int, int]]:
+    """Rows (begin, end) of each band, and (first, last) with the rows within reach."""
+    height = stack.height
+    if engine.reach is None:
+        return [(0, height, 0, height)]
+    step = engine.alignment
+    reach = -(-engine.reach // step) * step
+    row_bytes = 4 * engine.floats_per_voxel * stack.n_frames * stack.width
+    rows = int(memory_mb * 2**20 / row_bytes) - 2 * reach
+    # Below some rows nearly all work is overlap: then the budget yields, not the result.
+    rows = max(rows, reach // 2, 16)
+    rows = -(-rows // step) * step
+    count = -(-height // rows)
+    rows = -(-height // (count * step)) * step  # equal bands
+    return [
+        (begin, min(begin + rows, height), max(begin - reach, 0), min(begin + rows + reach, height))
+        for begin in range(0, height, rows)
+    ]
+
+
+def _like_frames(stack: FocalStack) -> Tensor:
+    """An uninitialised image of the size, dtype and device of one frame."""
+    frame = stack.frames[0]
+    if isinstance(frame, Tensor):
+        return torch.empty_like(frame, memory_format=torch.contiguous_format)
+    native = np.empty(frame.shape, frame.dtype.newbyteorder("="))
+    return torch.from_numpy(native)
+
+
+def _sharpest(stack: FocalStack, rows: slice, index: Tensor) -> Tensor:
+    """Each pixel of the rows from the frame ``index`` (h, W); dtype of the source."""
+    band = stack.frames[:, rows]
+    if isinstance(band, Tensor):
+        chosen = index.view(1, *index.shape, *[1] * (band.ndim - 3)).expand(1, *band.shape[1:])
+        return band.gather(0, chosen)[0]
+    wanted = index.numpy()[None]
+    wanted = wanted[..., None] if band.ndim == 4 else wanted
+    picked = np.take_along_axis(band, wanted, 0)[0]
+    return torch.from_numpy(picked.astype(picked.dtype.newbyteorder("="), copy=False))
+
+
+def _frame_number(depth: Tensor, positions_um: np.ndarray | None) -> Tensor:
+    """Sub-frame number of a focus position, by interpolation between the frames' positions."""
+    if positions_um is None:
+        return depth.clone()
+    numbers = np.arange(len(positions_um), dtype=np.float64)
+    order = slice(None) if positions_um[-1] > positions_um[0] else slice(None, None, -1)
+    values = depth.cpu().numpy().astype(np.float64)
+    index = np.interp(values, positions_um[order], numbers[order])
+    index[np.isnan(values)] = np.nan
+    return torch.from_numpy(index.astype(np.float32)).to(depth.device)
+
+
+@contextmanager
+def _progress_bar(total: int, title: str, shown: bool) -> Iterator[Callable[[], None]]:
+    if not shown:
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, unit="band", leave=False) as bar:
+        yield lambda: bar.update() and None
+
+
+def _versions() -> dict[str, Any]:
+    info = _extension.build_info()
+    return {
+        "gplws": info["version"],
+        "commit": info["commit"],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "cpu_isa": info["cpu_isa"],
+        "cuda": info["cuda"],
+    }

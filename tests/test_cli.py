@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from gplws.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six frames of random texture, blurred by their distance from frame 3."""
+    texture = np.random.default_rng(0).integers(0, 255, (40, 50)).astype(np.float32)
+    path = tmp_path / "frames"
+    path.mkdir()
+    for i in range(6):
+        frame = cv2.GaussianBlur(texture, (0, 0), 0.3 + abs(i - 3))
+        cv2.imwrite(str(path / f"f{i}.png"), frame.astype(np.uint8))
+    return path
+
+
+def run(*words):
+    try:
+        return main([str(w) for w in words])
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_a_folder_becomes_a_height_map(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("reconstruct", folder, "-o", out, "--z-step", 2, "--pixel-size", 0.5) == 0
+    shown = capsys.readouterr()
+    assert str(out / "height.tif") in shown.out and " um" in shown.out
+    assert abs(np.nanmedian(tifffile.imread(out / "height.tif")) - 6) < 0.3
+    assert json.loads((out / "info.json").read_text())["units"] == "um"
+
+
+def test_without_a_step_it_says_that_heights_are_frames(folder, tmp_path, capsys):
+    assert run("reconstruct", folder, "-o", tmp_path / "out", "--quiet") == 0
+    assert "heights are in frames: pass --z-step" in capsys.readouterr().err
+
+
+def test_a_config_file_equals_the_options(folder, tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"stack: {folder}\nz_step_um: 2.0\nz_direction: down\nmesh: [ply]\n"
+        f"pixel_size_um: 0.5\nout: {tmp_path / 'out'}\n"
+    )
+    assert run("reconstruct", "--config", config) == 0
+    assert abs(np.nanmedian(tifffile.imread(tmp_path / "out" / "height.tif")) + 6) < 0.3
+    assert (tmp_path / "out" / "mesh.ply").is_file()
+
+
+def test_info_is_json(capsys):
+    assert run("info") == 0
+    assert json.loads(capsys.readouterr().out)["cpu_isa"] in ("baseline", "avx2", "avx512")
+
+
+def test_the_default_folder_is_named_after_the_stack(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("reconstruct", folder, "--quiet") == 0
+    assert (tmp_path / "frames_gplws" / "height.tif").is_file()
+
+
+def test_existing_results_are_refused_before_the_work_and_replaced_on_request(
+    folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert run("reconstruct", folder, "-o", out) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert [f.name for f in out.iterdir()] == ["notes.txt"]
+    assert run("reconstruct", folder, "-o", out, "--overwrite") == 0
+    assert (out / "notes.txt").read_text() == "mine" and (out / "height.tif").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "subcommand"),
+        (["reconstruct"], 2, "either the path of a stack or --demo"),
+        (["reconstruct", "FOLDER", "--demo"], 2, "either the path of a stack or --demo"),
+        (["reconstruct", "FOLDER", "--z-step", "two"], 2, "z_step_um"),
+        (["reconstruct", "FOLDER", "--z-direction", "left"], 2, "--z-direction"),
+        (["reconstruct", "FOLDER", "--zstep", "2"], 2, "zstep"),
+        (["reconstruct", "nowhere"], 1, "nowhere"),
+        (["reconstruct", "FOLDER", "--z-step", "-2"], 1, "z_step_um must be positive"),
+        (["reconstruct", "FOLDER", "--method", "magic"], 1, "method must be one of"),
+        (["reconstruct", "FOLDER", "--mesh", "[obj]"], 1, "mesh must be among"),
+        (["reconstruct", "FOLDER", "--mesh", "[ply]"], 1, "z_step_um"),
+        (["reconstruct", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+    ],
+)
+def test_a_failure_says_why_and_leaves_nothing(
+    words, code, message, folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(*[folder if w == "FOLDER" else w for w in words]) == code
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err
+    assert shown.out == ""
+    assert [f.name for f in tmp_path.iterdir()] == ["frames"]
+
+
+def test_a_truncated_frame_is_named(folder, tmp_path, capsys):
+    bad = folder / "f2.png"
+    bad.write_bytes(bad.read_bytes()[:300])
+    assert run("reconstruct", folder, "-o", tmp_path / "out") == 1
+    assert "f2.png" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_and_the_module_are_the_same(tmp_path):
+    shown = subprocess.run(
+        [sys.executable, "-m", "gplws.cli", "--version"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    from gplws import __version__
+
+    assert __version__ in shown.stdout
+
+
+def test_the_demo_reports_its_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("reconstruct", "--demo", "--mesh", "[stl]", "--quiet") == 0
+    shown = capsys.readouterr().out
+    assert "error against the known surface: mean" in shown
+    files = {f.name for f in (tmp_path / "gplws_demo").iterdir()}
+    assert {"height.tif", "preview.png", "all_in_focus.png", "info.json", "mesh.stl"} <= files
+    assert run("reconstruct", "--demo", "--quiet") == 0  # again, without a word

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from networks import randomise_bn
+
+import gplws
+from gplws.data import FocalStack, render_focal_stack
+from gplws.io import read_stack
+from gplws.models import GPLWSNet
+
+
+@pytest.fixture(scope="module")
+def wedge():
+    """A textured wedge, its stack of 14 frames 3 um apart, and its true height."""
+    generator = torch.Generator().manual_seed(0)
+    size = (72, 88)
+    height = torch.linspace(6, 33, size[1]).expand(size).contiguous()
+    texture = 0.2 + 0.6 * torch.rand(size, generator=generator)
+    stack = render_focal_stack(
+        height,
+        texture,
+        torch.arange(14.0) * 3,
+        pixel_size_um=1.0,
+        numerical_aperture=0.4,
+        full_well_electrons=10_000,
+    )
+    return stack.frames.numpy(), height.numpy()
+
+
+def error_um(result, height):
+    assert result.valid.mean() > 0.97
+    return np.abs(result.height - height)[result.valid].mean()
+
+
+def test_a_wedge_is_measured_in_micrometres(wedge):
+    frames, height = wedge
+    result = gplws.reconstruct(frames, z_step_um=3.0, pixel_size_um=1.0)
+    assert result.units == "um" and result.height.dtype == np.float32
+    assert error_um(result, height) < 0.5
+    assert np.allclose(result.depth_index[result.valid] * 3, result.height[result.valid], atol=1e-3)
+    assert result.all_in_focus.dtype == np.uint8 and result.all_in_focus.shape == height.shape
+    assert result.confidence.min() >= 0 and result.confidence.max() <= 1
+    assert np.array_equal(np.isnan(result.height), ~result.valid)
+
+
+def test_without_a_step_heights_are_frames(wedge):
+    frames, height = wedge
+    result = gplws.reconstruct(frames)
+    assert result.units == "frames" and result.pixel_size_um is None
+    assert np.array_equal(result.height, result.depth_index, equal_nan=True)
+    assert error_um(result, height / 3) < 0.17
+
+
+def test_a_sinking_plane_turns_the_surface_over(wedge):
+    frames, _ = wedge
+    up = gplws.reconstruct(frames, z_step_um=3.0)
+    down = gplws.reconstruct(frames, z_step_um=3.0, z_direction="down")
+    assert np.array_equal(down.height, -up.height, equal_nan=True)
+    assert np.array_equal(down.depth_index, up.depth_index, equal_nan=True)
+
+
+def test_irregular_and_falling_positions_give_the_same_surface(wedge):
+    frames, height = wedge
+    keep = [0, 1, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13]
+    positions = np.arange(14.0)[keep] * 3
+    rising = gplws.reconstruct(frames[keep], focus_positions_um=positions)
+    falling = gplws.reconstruct(frames[keep][::-1], focus_positions_um=positions[::-1])
+    assert error_um(rising, height) < 0.7 and error_um(falling, height) < 0.7
+    known = rising.valid & falling.valid
+    assert np.allclose(rising.height[known], falling.height[known], atol=0.05)
+    assert np.allclose(11 - falling.depth_index[known], rising.depth_index[known], atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int32, np.float64])
+def test_the_depth_of_the_source_does_not_matter(wedge, dtype):
+    frames, _ = wedge
+    expected = gplws.reconstruct(frames)
+    full = {"u": 257, "i": (2**31 - 1) / 255, "f": 1 / 255}[np.dtype(dtype).kind]
+    result = gplws.reconstruct((frames * np.float64(full)).astype(dtype))
+    known = expected.valid & result.valid
+    assert known.mean() > 0.97
+    assert np.allclose(result.height[known], expected.height[known], atol=0.01)
+    assert result.all_in_focus.dtype == dtype
+
+
+def test_colour_gives_a_colour_image(wedge):
+    frames, height = wedge
+    colour = np.stack([frames, frames // 2, 255 - frames], -1)
+    result = gplws.reconstruct(colour, z_step_um=3.0)
+    assert result.all_in_focus.shape == (*height.shape, 3)
+    index = np.clip(np.round(result.depth_index), 0, 13)
+    rows, columns = np.nonzero(result.valid)
+    candidates = [
+        (
+            colour[np.clip(index[rows, columns].astype(int) + d, 0, 13), rows, columns]
+            == result.all_in_focus[rows, columns]
+        ).all(-1)
+        for d in (-1, 0, 1)
+    ]
+    assert np.mean(candidates[0] | candidates[1] | candidates[2]) > 0.99
+
+
+def test_a_tensor_comes_back_as_tensors(wedge):
+    frames, _ = wedge
+    expected = gplws.reconstruct(frames)
+    result = gplws.reconstruct(torch.from_numpy(frames))
+    assert isinstance(result.height, torch.Tensor)
+    assert np.array_equal(result.height.numpy(), expected.height, equal_nan=True)
+    assert np.array_equal(result.all_in_focus.numpy(), expected.all_in_focus)
+
+
+def test_bands_of_rows_do_not_change_the_result(wedge):
+    frames, _ = wedge
+    tall = np.concatenate([frames, frames[:, ::-1], frames], 1)
+    whole = gplws.reconstruct(tall)
+    bands = gplws.reconstruct(tall, memory_mb=0.5)
+    assert np.array_equal(whole.valid, bands.valid)
+    assert np.allclose(whole.height, bands.height, atol=1e-4, equal_nan=True)
+    assert np.array_equal(whole.all_in_focus, bands.all_in_focus)
+
+
+def test_the_input_is_not_changed(wedge):
+    frames, _ = wedge
+    before = frames.copy()
+    gplws.reconstruct(frames)
+    assert np.array_equal(frames, before)
+
+
+def test_a_network_is_a_method(wedge):
+    frames, height = wedge
+    model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32)))
+    result = gplws.reconstruct(frames[:5], method=model.fuse(), z_step_um=3.0)
+    assert result.height.shape == height.shape and result.valid.all()
+    assert result.metadata["method"] == "GPLWSNet"
+
+
+def test_a_network_sees_enough_of_the_neighbouring_bands():
+    model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).fuse()
+    frames = torch.rand(3, 420, 24)
+    whole = gplws.reconstruct(frames, method=model)
+    bands = gplws.reconstruct(frames, method=model, memory_mb=0.5)
+    assert torch.allclose(whole.height, bands.height, atol=1e-3)
+
+
+def test_the_reach_of_the_network_is_exact():
+    model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).double()
+    side = 2 * model.reach + 40
+    stack = torch.rand(1, 3, 1, side, 8, dtype=torch.float64, requires_grad=True)
+    middle = side // 2
+    touched = torch.zeros(side, dtype=torch.bool)
+    for row in range(middle, middle + 8):
+        grad = torch.autograd.grad(model(stack)[0, 0, row].sum(), stack)[0]
+        rows = grad.abs().sum((0, 1, 2, 4)).nonzero().flatten() - row
+        assert rows.abs().max() <= model.reach
+        touched[rows.abs().max()] = True
+    assert touched.nonzero().max() >= model.reach - 8
+
+
+def test_a_saved_reconstruction_says_how_it_was_made(wedge, tmp_path):
+    frames, _ = wedge
+    result = gplws.reconstruct(frames, z_step_um=3.0, pixel_size_um=0.5)
+    out = result.save(tmp_path / "out", mesh="ply")
+    info = json.loads((out / "info.json").read_text())
+    assert info["method"] == "rdf" and info["units"] == "um"
+    assert info["parameters"]["focus_positions_um"][:2] == [0, 3]
+    assert info["versions"]["gplws"] == gplws.__version__
+    assert {f.name for f in out.iterdir()} == set(info["files"])
+    with pytest.raises(FileExistsError):
+        result.save(out)
+    result.save(out, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"z_step_um": 0.0}, ValueError, "z_step_um must be positive"),
+        ({"z_step_um": -1.0}, ValueError, "z_step_um must be positive"),
+        ({"z_step_um": 1.0, "focus_positions_um": [0, 1, 2]}, ValueError, "exclude each other"),
+        ({"focus_positions_um": [0, 1]}, ValueError, "focus_positions_um must have shape"),
+        ({"focus_positions_um": [0, 2, 1]}, ValueError, "focus_positions_um must rise or fall"),
+        ({"pixel_size_um": -2.0}, ValueError, "pixel_size_um must be positive"),
+        ({"axes": "ZYXC"}, ValueError, "axes"),
+        ({"method": "magic"}, ValueError, "method must be one of auto, rdf, .*got 'magic'"),
+        ({"method": 3}, TypeError, "method must be a name or a module"),
+        ({"method": "gplws"}, ValueError, "no trained weights ship"),
+        ({"device": "warp"}, ValueError, "device 'warp' cannot be used"),
+        ({"z_direction": "left"}, ValueError, "z_direction must be"),
+        ({"memory_mb": 0}, ValueError, "memory_mb must be positive"),
+    ],
+)
+def test_a_wrong_argument_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        gplws.reconstruct(np.zeros((3, 8, 9), np.uint8), **options)
+
+
+def test_a_module_that_returns_something_else_is_named():
+    with pytest.raises(ValueError, match="Identity must return a focus volume"):
+        gplws.reconstruct(np.zeros((3, 8, 9), np.uint8), method=torch.nn.Identity())
+
+
+def test_a_constant_stack_is_invalid_everywhere():
+    result = gplws.reconstruct(np.full((5, 30, 31), 90, np.uint8))
+    assert not result.valid.any() and np.isnan(result.height).all()
+
+
+def test_tiny_and_two_frame_stacks_go_through():
+    generator = np.random.default_rng(0)
+    for shape in ((2, 1, 1), (2, 3, 50), (7, 2, 2), (3, 9, 1)):
+        result = gplws.reconstruct(generator.integers(0, 255, shape, np.uint8), axes="ZYX")
+        assert result.height.shape == shape[1:]
+
+
+def test_a_focal_stack_keeps_its_calibration(wedge):
+    frames, _ = wedge
+    stack = FocalStack.from_frames(frames, z_step_um=3.0, pixel_size_um=0.7)
+    result = gplws.reconstruct(stack)
+    assert result.units == "um" and result.pixel_size_um == 0.7
+    assert gplws.reconstruct(stack, z_step_um=1.0).metadata["parameters"]["focus_positions_um"][
+        1
+    ] == pytest.approx(1.0)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["cou2023_1_gt", "cou2023_2_gt", "cou2023_3_gt"])
+def test_the_error_on_generated_stacks_stays_below_an_eighth_of_a_frame(shared_dir, name):
+    folder = shared_dir / "data" / "stacks" / name
+    result = gplws.reconstruct(folder)
+    truth = np.load(folder / "gt.npz")["gt_index"]
+    known = np.isfinite(truth)
+    assert result.valid[known].mean() > 0.99
+    both = known & result.valid
+    assert np.abs(result.depth_index - truth)[both].mean() < 0.12
+
+
+@pytest.mark.shared
+def test_the_blind_hole_is_recovered(shared_dir):
+    stack = read_stack(shared_dir / "data" / "stacks" / "drillhole")
+    result = gplws.reconstruct(stack)
+    depth = result.depth_index
+    top, bottom = depth[:60, :60], depth[200:240, 200:240]  # the hole's axis is at (220, 216)
+    assert result.valid.mean() > 0.9
+    assert abs(np.nanmedian(top) - 6) < 2
+    assert abs(np.nanmedian(bottom) - 80) < 2
+    for flat in (top, bottom):
+        assert np.nanpercentile(np.abs(flat - np.nanmedian(flat)), 90) < 3
