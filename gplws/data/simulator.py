@@ -46,10 +46,11 @@ ArrayLike = Tensor | NDArray[np.generic]
 # Layers are merged while their blur radii differ by less than this, in pixels or relative to the
 # radius, whichever is larger: beyond that the eye of a focus measure could tell them apart.
 _RADIUS_STEP_PX = 0.5
-_RADIUS_STEP_RELATIVE = 0.12
+_RADIUS_STEP_RELATIVE = 0.2
 # A layer without a point of its own under the blur disk has no colour there (the wall of a hole);
 # below this coverage the colour is taken from its surroundings.
 _COVERAGE_FLOOR = 1e-3
+_CHUNK_ELEMENTS = 2**23  # pixels of all layers that are blurred at a time
 
 
 class SimulatedStack(NamedTuple):
@@ -226,45 +227,57 @@ def _render_frame(
     height_um: Tensor,
     color: Tensor,
     crop: tuple[slice, slice],
-    nodes: list[float],
+    nodes: Sequence[float],
     blur: Sequence[Tensor],
 ) -> Tensor:
     """One frame, (C, H, W), of the padded scene ``height_um`` (P, Q) and ``color`` (C, P, Q).
 
-    ``nodes`` are layer heights, highest first; ``blur`` (K, P, Q // 2 + 1) their transfer
-    functions.
+    ``nodes`` are K layer heights, highest first; ``blur`` their transfer functions (P, Q // 2 + 1).
     """
     channels = color.shape[0]
-    size = tuple(height_um.shape)
+    size = (height_um.shape[0], height_um.shape[1])
     rows, columns = crop
     target = (rows.stop - rows.start, columns.stop - columns.start)
-    reached = height_um.new_zeros(target)  # share of the light cone that has met the surface
     image = height_um.new_zeros((channels, *target))
+    plain = torch.zeros_like(image)  # all layers, as if none hid another
     resolved = height_um.new_zeros(target)
-    plain = height_um.new_zeros((channels, *target))
-    plain_weight = height_um.new_zeros(target)
-    above = torch.zeros_like(height_um)  # soft set of points at or above the previous node
-    for k, node in enumerate(nodes):
-        if k + 1 < len(nodes):
-            at_or_above = ((height_um - nodes[k + 1]) / (node - nodes[k + 1])).clamp(0, 1)
-        else:
-            at_or_above = torch.ones_like(height_um)
-        members = at_or_above - above
-        above = at_or_above
-        sources = torch.cat([color * members, members[None], at_or_above[None]])
-        blurred = torch.fft.irfft2(torch.fft.rfft2(sources) * blur[k], s=size)[:, rows, columns]
-        light, weight, solid = blurred[:channels], blurred[channels], blurred[channels + 1]
-        light, weight = light.clamp(min=0), weight.clamp(min=0)
-        reached_here = torch.maximum(reached, solid.clamp(0, 1))
-        if k + 1 == len(nodes):
-            reached_here = torch.ones_like(reached)
-        share = (reached_here - reached) / (weight + _COVERAGE_FLOOR)
-        reached = reached_here
-        image += share * light
-        resolved += share * weight
-        plain += light
-        plain_weight += weight
+    plain_weight = torch.zeros_like(resolved)
+    reached = torch.zeros_like(resolved)  # share of the light cone that has met the surface
+    above = torch.zeros_like(height_um)[None]  # soft set of points at or above the node before
+    # Few large operations instead of many small ones, as far as memory allows.
+    step = max(1, _CHUNK_ELEMENTS // ((channels + 2) * height_um.numel()))
+    for first in range(0, len(nodes), step):
+        part = range(first, min(first + step, len(nodes)))
+        at_or_above = torch.stack([_at_or_above(height_um, nodes, k) for k in part])  # (k, P, Q)
+        members = at_or_above - torch.cat([above, at_or_above[:-1]])
+        above = at_or_above[-1:]
+        sources = torch.cat(
+            [color * members[:, None], members[:, None], at_or_above[:, None]], 1
+        )  # (k, C + 2, P, Q)
+        spectra = torch.fft.rfft2(sources)
+        spectra *= torch.stack([blur[k] for k in part])[:, None]
+        blurred = torch.fft.irfft2(spectra, s=size)[:, :, rows, columns]
+        light, weight, solid = blurred[:, :-2], blurred[:, -2], blurred[:, -1].clamp(0, 1)
+        # Sharp edges of masks ring a little below zero; light may, as it is not divided by.
+        light, weight = torch.where(weight[:, None] > 0, light, 0.0), weight.clamp(min=0)
+        solid[0] = torch.maximum(solid[0], reached)
+        met = torch.cummax(solid, 0).values  # what has been met stays met
+        if part.stop == len(nodes):
+            met[-1] = 1.0
+        share = met.diff(dim=0, prepend=reached[None]) / (weight + _COVERAGE_FLOOR)  # (k, H, W)
+        reached = met[-1]
+        image += (share[:, None] * light).sum(0)
+        resolved += (share * weight).sum(0)
+        plain += light.sum(0)
+        plain_weight += weight.sum(0)
     return image + (1 - resolved) * plain / plain_weight.clamp(min=1e-6)
+
+
+def _at_or_above(height_um: Tensor, nodes: Sequence[float], k: int) -> Tensor:
+    """Points that lie at or above node ``k``; between it and the next lower one by their share."""
+    if k + 1 == len(nodes):
+        return torch.ones_like(height_um)
+    return ((height_um - nodes[k + 1]) / (nodes[k] - nodes[k + 1])).clamp_(0, 1)
 
 
 def render_focal_stack(

@@ -1,0 +1,149 @@
+"""Focus measures: how sharp each pixel of each frame is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Elements that are filtered at a time: on a CPU as many as its cache holds, on a GPU enough to
+# keep it busy. This bounds the memory of intermediate results, whatever the number of frames.
+_CHUNK_ELEMENTS = {"cpu": 2**18}
+_CHUNK_ELEMENTS_ACCELERATOR = 2**26
+
+
+def ring_difference_filter(
+    frames: Tensor,
+    *,
+    disk_radius: float = 1.0,
+    ring_inner_radius: float = 2.0,
+    ring_outer_radius: float = 3.0,
+) -> Tensor:
+    """Mean over a disk minus mean over a ring around it, for each pixel.
+
+    The gap between disk and ring makes it respond to a wider band of details than a Laplacian of
+    the same size, and the means over several pixels keep noise down. The weights sum to zero, so a
+    constant image gives 0. Borders are mirrored without repeating the edge pixel, also where the
+    image is smaller than the filter. NaN spreads over the filter's reach.
+
+    Args:
+        frames: (..., H, W) float32 or float64 images.
+        disk_radius: pixels up to this distance from the centre form the disk, >= 0.
+        ring_inner_radius: distance where the ring begins, above ``disk_radius``, px.
+        ring_outer_radius: distance where it ends, px.
+
+    Returns:
+        (..., H, W) signed response, dtype and unit of ``frames``; differentiable.
+
+    Raises:
+        ValueError: the radii are not ordered, or ``frames`` has no H and W.
+        TypeError: ``frames`` is not of a floating dtype.
+
+    Source:
+        Jeon et al., "Ring difference filter for fast and noise robust depth from focus", IEEE
+        Transactions on Image Processing 29, 2020, doi:10.1109/TIP.2019.2937064.
+
+    Example:
+        >>> ring_difference_filter(torch.ones(2, 8, 8)).abs().max().item() < 1e-6
+        True
+    """
+    _check_images("frames", frames)
+    if not 0 <= disk_radius < ring_inner_radius <= ring_outer_radius:
+        raise ValueError(
+            "expected 0 <= disk_radius < ring_inner_radius <= ring_outer_radius, got "
+            f"{disk_radius}, {ring_inner_radius}, {ring_outer_radius}"
+        )
+    weights = _ring_weights(disk_radius, ring_inner_radius, ring_outer_radius)
+    return _in_chunks(lambda chunk: _filter_symmetric(chunk, weights), frames)
+
+
+def _ring_weights(disk: float, inner: float, outer: float) -> list[list[float]]:
+    """Weight at offset (dy, dx) >= 0; the filter is symmetric in both and under their exchange."""
+    reach = math.floor(outer)
+    distances = [[math.hypot(dy, dx) for dx in range(reach + 1)] for dy in range(reach + 1)]
+
+    def copies(dy: int, dx: int) -> int:  # pixels that share this weight
+        return (2 if dy else 1) * (2 if dx else 1)
+
+    offsets = [(dy, dx) for dy in range(reach + 1) for dx in range(reach + 1)]
+    in_disk = sum(copies(dy, dx) for dy, dx in offsets if distances[dy][dx] <= disk)
+    in_ring = sum(copies(dy, dx) for dy, dx in offsets if inner <= distances[dy][dx] <= outer)
+    if in_ring == 0:
+        raise ValueError(
+            f"ring_inner_radius, ring_outer_radius: no pixel lies between {inner} and {outer}"
+        )
+    return [
+        [
+            1 / in_disk if distance <= disk else -1 / in_ring if inner <= distance <= outer else 0.0
+            for distance in row
+        ]
+        for row in distances
+    ]
+
+
+def _filter_symmetric(images: Tensor, weights: list[list[float]]) -> Tensor:
+    """Correlation of (C, H, W) with a filter given by its quarter ``weights[dy][dx]``.
+
+    Sums of shifted images: for a few taps this is several times faster on a CPU than a convolution
+    with one channel.
+    """
+    reach = len(weights) - 1
+    height, width = images.shape[-2:]
+    padded = mirror(mirror(images, reach, -1), reach, -2)
+
+    def columns(offset: int) -> Tensor:
+        return padded.narrow(-1, reach + offset, width)
+
+    pairs = [columns(0)] + [columns(dx) + columns(-dx) for dx in range(1, reach + 1)]
+    result = torch.zeros_like(images)
+    for dy, row in enumerate(weights):
+        terms = [(weight, pair) for weight, pair in zip(row, pairs, strict=True) if weight]
+        if not terms:
+            continue
+        line = terms[0][1] * terms[0][0]
+        for weight, pair in terms[1:]:
+            line.add_(pair, alpha=weight)
+        result.add_(line.narrow(-2, reach + dy, height))
+        if dy:
+            result.add_(line.narrow(-2, reach - dy, height))
+    return result
+
+
+def mirror(images: Tensor, count: int, dim: int) -> Tensor:
+    """Extends axis ``dim`` (-1 or -2) by ``count`` mirrored pixels on both sides.
+
+    The edge pixel is not repeated; an axis shorter than ``count`` is mirrored again and again.
+    """
+    size = images.shape[dim]
+    if size > count:
+        padding = (count, count, 0, 0) if dim == -1 else (0, 0, count, count)
+        return F.pad(images, padding, mode="reflect")
+    index = torch.arange(-count, size + count, device=images.device)
+    if size == 1:
+        return images.index_select(dim, torch.zeros_like(index))
+    index = index.remainder(2 * (size - 1))
+    return images.index_select(dim, torch.minimum(index, 2 * (size - 1) - index))
+
+
+def _check_images(name: str, images: Tensor) -> None:
+    if images.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name}: expected float32 or float64, got {images.dtype}")
+    if images.dim() < 2:
+        raise ValueError(f"{name}: expected (..., H, W), got shape {tuple(images.shape)}")
+
+
+def chunks(images: Tensor) -> Iterator[Tensor]:
+    """Views of (C, H, W) along C that are small enough to be filtered at a time."""
+    limit = _CHUNK_ELEMENTS.get(images.device.type, _CHUNK_ELEMENTS_ACCELERATOR)
+    yield from images.split(max(1, limit // max(1, images.shape[-2] * images.shape[-1])))
+
+
+def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """``function`` over the leading axes of (..., H, W), a few images at a time."""
+    if images.numel() == 0:
+        return images.clone()
+    flat = images.reshape(-1, *images.shape[-2:])  # (C, H, W)
+    return torch.cat([function(chunk) for chunk in chunks(flat)]).view(images.shape)

@@ -1,0 +1,479 @@
+"""Depth from focus with the ring difference filter.
+
+1. Response: absolute ring difference of each frame, frames brought to the same brightness.
+2. Aggregation at three widths. Each pixel takes the narrowest window in which its focus peak stands
+   clear of the noise, which is known from the stack itself: fine structure stays sharp, weak
+   texture is averaged over more of its surroundings. Of several peaks that are nearly as high, the
+   one that the surroundings share counts more.
+3. Focus search over all frames: depth to about a fraction of a frame.
+4. Refinement along the surface: the responses are averaged once more, not within a frame but along
+   the surface just found, in a few samples on both sides of it, and the peak is fitted again. On a
+   slope a window within one frame mixes pixels that are in focus in different frames, which widens
+   and shifts the peak; along the surface all of them peak together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gplws.classical.aggregation import aggregation_reach, smooth
+from gplws.classical.focus_measures import chunks, ring_difference_filter
+from gplws.classical.statistics import StackStatistics, stack_statistics
+from gplws.ops.focus_search import focus_search
+
+METHODS = ("rdf",)
+"""Names of the classical methods that :func:`depth_from_focus` knows."""
+
+_FILTER_REACH = 3
+# Aggregation levels of the three windows: standard deviations of 2.2, 4.6 and 9.2 pixels.
+_LEVELS = (2, 3, 4)
+# Deviation of a noise response over its mean, seen through the two narrower of these windows
+# (simulated with white noise).
+_FINE_DEVIATION = 0.134
+_MEDIUM_DEVIATION = 0.069
+_STEP_OF_NOISE = 2 / math.sqrt(math.pi)  # mean distance of two normal numbers, in deviations
+_EVEN_STEPS = 0.02  # focus positions may stray from even steps by this much, in steps
+_TINY = 1e-7  # far below the response to one grey level of 16 bits
+# Prominence of a peak, in deviations of the noise, at which a pixel turns half to the next wider
+# window: against false peaks in the search, and against scatter in the refinement. Chosen on
+# rendered stacks with easy, weak and noisy texture; the error changes little between half and twice
+# these values.
+_SEARCH_PROMINENCE = 8.0
+_REFINE_PROMINENCE = 20.0
+
+# Where two peaks of a pixel are nearly as high, the one that the surroundings share is likelier:
+# each response counts up to twice as much (1 + this) the more of the pixels around vote for its
+# frame. It takes much of the speckle (dust, glare, light that spills from bright edges) off real
+# stacks, and moves edges little: across a step the wrong peak is far below the right one.
+_CONSENSUS = 1.0
+
+# The surface that refinement follows is smoothed over a few pixels, but not across depth
+# differences beyond this many frames.
+_SURFACE_REACH = 3
+_SURFACE_SIGMA = 2.0
+_SURFACE_LIMIT = 2.0
+# Samples on each side of the surface. Their spacing is a whole number of frames, chosen so that
+# they span the peak, whose half maximum is some 8 frames wide where every frame is sampled.
+_SAMPLES = 3
+_WIDTH_PER_SPACING = 8.0
+# Frames on each side of the winner that enter the fit of the search: up to half maximum, as the
+# unweighted fit takes the floor beside a narrow peak for part of it.
+_WIDTH_PER_RADIUS = 4.0
+_LARGEST_RADIUS = 8
+
+# A pixel is valid where its peak rises above its lowest response by more than noise alone does
+# among N frames, about 2 sqrt(2 ln N) deviations, by this many deviations more ...
+_VALID_MARGIN = 4.0
+# ... and by this share of the peak; a pattern that is equally sharp in all frames has no depth.
+_VALID_CONTRAST = 0.1
+# A peak may lie this far beyond the first or last frame, in frames.
+_VALID_OVERSHOOT = 0.5
+
+
+class DepthFromFocus(NamedTuple):
+    """What :func:`depth_from_focus` finds for each pixel, (H, W) or (B, H, W) each."""
+
+    depth: Tensor
+    """float32, focus position of the surface, unit of ``focus_positions``."""
+    depth_index: Tensor
+    """float32, the same in frames, 0 .. N-1."""
+    confidence: Tensor
+    """float32 in 0..1: how far the peak stands out from the noise and from the runner-up; 0 where
+    not valid."""
+    valid: Tensor
+    """bool; False where nothing comes into focus, and depth means nothing."""
+    peak: Tensor
+    """float32, highest aggregated response."""
+    index: Tensor  # type: ignore[assignment]
+    """int64, frame nearest to ``depth_index``."""
+
+
+class _Search(NamedTuple):
+    """One stack (N, H, W) after steps 1 and 2."""
+
+    response: Tensor  # (N, H, W), absolute
+    volume: Tensor  # (N, H, W), aggregated
+    to_medium: Tensor  # (H, W) in 0..1, share of the two wider windows in the refinement
+    to_wide: Tensor  # (H, W) in 0..1, share of the widest among those two
+    prominence: Tensor  # (H, W), of the peak in the medium window, in deviations of the noise
+    contrast: Tensor  # (H, W) in 0..1, the same as share of the peak
+    noise: float  # mean response of noise
+
+
+def receptive_radius(method: str = "rdf") -> int:
+    """How far away a pixel can influence the result of :func:`depth_from_focus`, in pixels.
+
+    Tiles that overlap by this much give exactly the result of the whole image, if all of them are
+    given the same statistics.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
+    _check_method(method)
+    return _FILTER_REACH + _SURFACE_REACH + 2 * aggregation_reach(max(_LEVELS))
+
+
+def rdf_volume(
+    frames: Tensor,
+    *,
+    statistics: StackStatistics | Sequence[StackStatistics] | None = None,
+) -> Tensor:
+    """Focus volume: ring difference responses, aggregated as far as each pixel's noise demands.
+
+    Args:
+        frames: (N, H, W) or (B, N, H, W) float32 gray frames in 0..1, in focus order.
+        statistics: of the stack, or one for each of the batch; default: of these frames.
+
+    Returns:
+        Non-negative responses, shape of ``frames``, for :func:`gplws.ops.focus_search`.
+        Differentiable, the choice of window included.
+
+    Raises:
+        ValueError: a shape does not fit.
+        TypeError: ``frames`` is not float32.
+    """
+    stacks, known = _check_frames(frames, statistics)
+    volumes = [_focus_volume(*pair).volume for pair in zip(stacks, known, strict=True)]
+    return torch.stack(volumes) if frames.dim() == 4 else volumes[0]
+
+
+def depth_from_focus(
+    frames: Tensor,
+    focus_positions: Tensor | None = None,
+    *,
+    method: str = "rdf",
+    statistics: StackStatistics | Sequence[StackStatistics] | None = None,
+) -> DepthFromFocus:
+    """Depth, confidence and validity of each pixel of a focal stack, by a classical method.
+
+    Memory: about six times that of ``frames``. Larger stacks can be cut into tiles that overlap by
+    :func:`receptive_radius`, with :func:`stack_statistics` of the whole stack.
+
+    Args:
+        frames: (N, H, W) or (B, N, H, W) float32 gray frames in 0..1, N >= 1, in focus order,
+            registered.
+        focus_positions: (N,), strictly monotonic, any unit; default: the frame numbers.
+        method: "rdf".
+        statistics: of the whole stack, or one for each of the batch; default: of these frames.
+
+    Returns:
+        Maps (H, W), or (B, H, W) for a batch. Depth is finite everywhere, but means something only
+        where ``valid``. Within a frame of the ends, where the peak is cut off, it is biased by up
+        to 0.07 frames. With fewer than three frames it is the sharper frame's position.
+
+    Raises:
+        ValueError: a shape does not fit, positions are not monotonic, or the method is unknown.
+        TypeError: ``frames`` is not float32.
+
+    Source:
+        Focus measure and aggregation after Jeon et al., IEEE Transactions on Image Processing 29,
+        2020, doi:10.1109/TIP.2019.2937064; choice of windows, refinement along the surface and
+        validity are this package's.
+
+    Example:
+        >>> import torch
+        >>> texture = torch.rand(48, 48, generator=torch.Generator().manual_seed(0))
+        >>> sharpness = torch.exp(-((torch.arange(9.0) - 4.3) ** 2) / 8).view(9, 1, 1)
+        >>> found = depth_from_focus(0.5 + 0.4 * sharpness * (texture - 0.5))
+        >>> bool(found.valid.all()), round(float(found.depth_index.mean()), 2)
+        (True, 4.3)
+    """
+    _check_method(method)
+    stacks, known = _check_frames(frames, statistics)
+    n_frames = frames.shape[-3]
+    if focus_positions is None:
+        positions = torch.arange(n_frames, device=frames.device, dtype=torch.float32)
+    else:
+        positions = focus_positions.to(frames.device, torch.float32)
+    _check_positions(positions, n_frames)
+    results = [_search(stack, positions, s) for stack, s in zip(stacks, known, strict=True)]
+    if frames.dim() == 3:
+        return results[0]
+    return DepthFromFocus(*(torch.stack(maps) for maps in zip(*results, strict=True)))
+
+
+def focus_validity(prominence: Tensor, contrast: Tensor, vertex: Tensor, n_frames: int) -> Tensor:
+    """Where a focus peak is real: above the noise, and within the stack.
+
+    Args:
+        prominence: (...) peak minus lowest response over the frames, in standard deviations of the
+            noise.
+        contrast: (...) the same as share of the peak, 0..1.
+        vertex: (...) fitted peak position, frames, not confined to the stack; NaN where the
+            responses rise towards an end without a maximum.
+        n_frames: N.
+
+    Returns:
+        (...) bool. A single frame has nothing to compare with: all of it is valid. Two frames
+        need no contrast, as the focus may lie halfway.
+    """
+    if n_frames == 1:
+        return torch.ones_like(prominence, dtype=torch.bool)
+    expected = 2 * math.sqrt(2 * math.log(n_frames))
+    clear = prominence > expected + _VALID_MARGIN
+    inside = (vertex >= -_VALID_OVERSHOOT) & (vertex <= n_frames - 1 + _VALID_OVERSHOOT)
+    return clear & inside & (contrast > _VALID_CONTRAST)
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {METHODS}, got {method!r}")
+
+
+def _check_frames(
+    frames: Tensor, statistics: StackStatistics | Sequence[StackStatistics] | None
+) -> tuple[Sequence[Tensor], Sequence[StackStatistics]]:
+    """The stacks (N, H, W) of a batch, and the statistics of each."""
+    if frames.dtype != torch.float32:
+        raise TypeError(f"frames: expected float32, got {frames.dtype}")
+    if frames.dim() not in (3, 4) or frames.numel() == 0:
+        raise ValueError(
+            f"frames: expected (N, H, W) or (B, N, H, W), not empty, got {tuple(frames.shape)}"
+        )
+    stacks = frames.unbind(0) if frames.dim() == 4 else (frames,)
+    if statistics is None:
+        known: Sequence[StackStatistics] = [stack_statistics(stack.detach()) for stack in stacks]
+    elif isinstance(statistics, StackStatistics):
+        known = [statistics]
+    else:
+        known = statistics
+    if len(known) != len(stacks):
+        raise ValueError(f"statistics: expected {len(stacks)}, one per stack, got {len(known)}")
+    for one in known:
+        if one.n_frames != frames.shape[-3]:
+            raise ValueError(
+                f"statistics: expected those of {frames.shape[-3]} frames, got {one.n_frames}"
+            )
+    return stacks, known
+
+
+def _check_positions(positions: Tensor, n_frames: int) -> None:
+    if tuple(positions.shape) != (n_frames,):
+        raise ValueError(
+            f"focus_positions: expected (N,) with N = {n_frames}, got {tuple(positions.shape)}"
+        )
+    steps = positions.diff()
+    if not bool((steps > 0).all() or (steps < 0).all()):
+        raise ValueError("focus_positions: expected strictly rising or falling values")
+
+
+def _focus_volume(frames: Tensor, statistics: StackStatistics) -> _Search:
+    noise = statistics.noise()
+    gains = statistics.gains().to(frames.device).view(-1, 1, 1)
+    response = ring_difference_filter(frames).abs().mul_(gains)  # (N, H, W)
+    volumes = _three_windows(response)
+    peak = volumes[1].amax(0)
+    fine_span = volumes[0].amax(0) - volumes[0].amin(0)
+    medium_span = peak - volumes[1].amin(0)
+    fine = fine_span / (_FINE_DEVIATION * noise + _TINY)
+    medium = medium_span / (_MEDIUM_DEVIATION * noise + _TINY)
+    unrest = _unrest(volumes[1], peak)
+    volume = _blend(volumes, _share(fine, _SEARCH_PROMINENCE), _share(medium, _SEARCH_PROMINENCE))
+    volume = _with_consensus(volume, volumes[1] / peak.clamp(min=_TINY))
+    return _Search(
+        response=response,
+        volume=volume,
+        to_medium=_share(fine, _REFINE_PROMINENCE),
+        to_wide=_share(medium, _REFINE_PROMINENCE),
+        prominence=torch.minimum(medium, medium_span / (unrest + _TINY)),
+        contrast=medium_span / peak.clamp(min=1e-12),
+        noise=noise,
+    )
+
+
+def _with_consensus(volume: Tensor, votes: Tensor) -> Tensor:
+    """``volume`` (N, H, W) weighted by what the surroundings vote for, the same for each pixel."""
+    parts = [smooth(part, _LEVELS[1], _LEVELS[2]) for part in chunks(votes)]
+    shared = torch.cat(parts)
+    shared = shared / shared.amax(0).clamp(min=_TINY)
+    return volume * (1 + _CONSENSUS * shared) / (1 + _CONSENSUS)
+
+
+def _unrest(volume: Tensor, peak: Tensor) -> Tensor:
+    """Deviation (H, W) of the noise in each pixel's own responses (N, H, W) along the frames.
+
+    Noise that one level cannot describe (compression, moving background, light) shows here. A curve
+    with one peak rises once and falls once; what it moves up and down beyond that counts as noise.
+    """
+    n_frames = volume.shape[0]
+    if n_frames < 3:
+        return torch.zeros_like(peak)
+    path = torch.zeros_like(peak)
+    for here in range(n_frames - 1):
+        path = path + (volume[here + 1] - volume[here]).abs()
+    excess = (path - (2 * peak - volume[0] - volume[-1])).clamp(min=0)
+    return excess / (_STEP_OF_NOISE * (n_frames - 1))
+
+
+def _three_windows(response: Tensor) -> list[Tensor]:
+    """Responses (N, H, W) aggregated with each of the three windows; each builds on the last."""
+    parts = []
+    for part in chunks(response):
+        fine = smooth(part, 0, _LEVELS[0])
+        medium = smooth(fine, _LEVELS[0], _LEVELS[1])
+        parts.append((fine, medium, smooth(medium, _LEVELS[1], _LEVELS[2])))
+    return [torch.cat(window) for window in zip(*parts, strict=True)]
+
+
+def _share(prominence: Tensor, half: float) -> Tensor:
+    """Share of the wider window: 1 without a peak, 1/2 at ``half``, towards 0 above it."""
+    return 1 / (1 + (prominence / half) ** 2)
+
+
+def _blend(windows: Sequence[Tensor], to_medium: Tensor, to_wide: Tensor) -> Tensor:
+    fine, medium, wide = windows
+    return torch.lerp(fine, torch.lerp(medium, wide, to_wide), to_medium)
+
+
+def _search(frames: Tensor, positions: Tensor, statistics: StackStatistics) -> DepthFromFocus:
+    n_frames = frames.shape[0]
+    search = _focus_volume(frames, statistics)
+    width = statistics.peak_width() or _WIDTH_PER_SPACING
+    spacing = max(1, round(width / _WIDTH_PER_SPACING))
+    radius = min(math.ceil(width / _WIDTH_PER_RADIUS), _LARGEST_RADIUS)
+    found = focus_search(search.volume[None], refinement="gaussian", radius=radius)
+    # NaN pixels end up as invalid ones; a NaN frame number could not be looked up.
+    rough, peak, confidence = found.depth[0].nan_to_num(0), found.peak[0], found.confidence[0]
+    surface = _smooth_surface(rough, _SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
+    vertex = _refine(search, surface, spacing, _place(positions))
+    index = torch.where(vertex.isnan(), surface, vertex).nan_to_num(0).clamp(0, n_frames - 1)
+    valid = focus_validity(search.prominence, search.contrast, vertex, n_frames)
+    return DepthFromFocus(
+        depth=_at(positions, index),
+        depth_index=index,
+        confidence=torch.where(valid, _confidence(confidence, peak, search), 0.0),
+        valid=valid,
+        peak=peak,
+        index=index.round().long(),
+    )
+
+
+def _confidence(searched: Tensor, peak: Tensor, search: _Search) -> Tensor:
+    """``1 - runner_up / peak`` of the search with the noise taken off both, times that of noise."""
+    above = (peak - search.noise).clamp(min=1e-12)
+    runner_up = ((1 - searched) * peak - search.noise).clamp(min=0)
+    distinct = (1 - runner_up / above).clamp(0, 1)
+    return distinct * (1 - _share(search.prominence, _REFINE_PROMINENCE))
+
+
+def _smooth_surface(depth: Tensor, limit: float) -> Tensor:
+    """Weighted mean of nearby depths (H, W) that differ by less than ``limit``; steps stay."""
+    height, width = depth.shape
+    reach = _SURFACE_REACH
+    columns = torch.arange(-reach, width + reach, device=depth.device).clamp(0, width - 1)
+    rows = torch.arange(-reach, height + reach, device=depth.device).clamp(0, height - 1)
+    padded = depth[rows][:, columns]
+    change = torch.zeros_like(depth)
+    total = torch.zeros_like(depth)
+    for dy in range(2 * reach + 1):
+        for dx in range(2 * reach + 1):
+            distance = math.hypot(dy - reach, dx - reach)
+            near = math.exp(-0.5 * (distance / _SURFACE_SIGMA) ** 2)
+            difference = padded[dy : dy + height, dx : dx + width] - depth
+            weight = (1 - (difference / limit) ** 2).clamp(min=0) ** 2 * near
+            change = change + weight * difference
+            total = total + weight
+    return depth + change / total
+
+
+def _place(positions: Tensor) -> Tensor | None:
+    """Focus positions (N,) in mean steps from the first, rising; None if the steps are even."""
+    if positions.numel() < 3:
+        return None
+    places = (positions - positions[0]) * (positions.numel() - 1) / (positions[-1] - positions[0])
+    frame = torch.arange(positions.numel(), device=positions.device)
+    even = bool((places - frame).abs().max() < _EVEN_STEPS)
+    return None if even else places
+
+
+def _refine(search: _Search, surface: Tensor, spacing: int, places: Tensor | None) -> Tensor:
+    """Peak position (H, W) in frames, from responses averaged along ``surface`` (H, W).
+
+    ``places`` are the focus positions where their steps are uneven: the peak is symmetric over
+    those, not over the frame numbers. The result is not confined to the stack; NaN where there is
+    no maximum and the surface is at an end.
+    """
+    n_frames = search.response.shape[0]
+    samples, offsets, exists = [], [], []
+    for k in range(-_SAMPLES, _SAMPLES + 1):
+        # The first sample beyond an end is taken at the end; those farther out do not exist.
+        wanted = surface + k * spacing
+        frame = wanted.clamp(0, n_frames - 1)
+        exists.append((wanted - frame).abs() < spacing)
+        offset = frame - surface if places is None else _at(places, frame) - _at(places, surface)
+        offsets.append(offset / spacing)
+        lower = frame.detach().floor().clamp(max=max(n_frames - 2, 0))
+        index = lower.long()[None]
+        before = search.response.gather(0, index)[0]
+        after = search.response.gather(0, (index + 1).clamp(max=n_frames - 1))[0]
+        samples.append(torch.lerp(before, after, frame - lower))
+    weights = torch.stack(exists).to(surface.dtype)  # (2 S + 1, H, W)
+    values = _aggregate(torch.stack(samples) * weights, search)
+    distances = torch.stack(offsets)
+    reach = _SAMPLES * spacing
+    inside = (surface >= reach).all() & (surface <= n_frames - 1 - reach).all()
+    if places is not None or not bool(inside):
+        # Neighbours' samples differ in place, and near the ends in number: average those too.
+        distances = _aggregate(distances * weights, search)
+        weights = _aggregate(weights, search)
+        values, distances = (x / weights.clamp(min=1e-6) for x in (values, distances))
+    shift, concave = _fit_peak(values, distances, weights)
+    shift = spacing * shift
+    vertex = surface + shift if places is None else _frame_at(places, _at(places, surface) + shift)
+    at_end = (surface < _VALID_OVERSHOOT) | (surface > n_frames - 1 - _VALID_OVERSHOOT)
+    return torch.where(~concave & at_end & (n_frames >= 3), torch.nan, vertex)
+
+
+def _frame_at(places: Tensor, place: Tensor) -> Tensor:
+    """Fractional frame number (H, W) of ``place``, beyond the ends with the step at that end."""
+    lower = torch.searchsorted(places, place.detach().contiguous()) - 1
+    lower = lower.clamp(0, places.numel() - 2)
+    return lower + (place - places[lower]) / (places[lower + 1] - places[lower])
+
+
+def _aggregate(samples: Tensor, search: _Search) -> Tensor:
+    return _blend(_three_windows(samples), search.to_medium, search.to_wide)
+
+
+def _fit_peak(values: Tensor, places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertex (H, W) of a weighted parabola through the logarithms of (2 S + 1, H, W) ``values``.
+
+    Weights grow with the square of the value, so that the noise floor beside a narrow peak does not
+    widen it. Where the parabola has no maximum the vertex is 0. The vertex stays within the
+    samples. Also returned: where it has one.
+
+    Source:
+        Guo, "A simple algorithm for fitting a Gaussian function", IEEE Signal Processing Magazine
+        28(5), 2011, doi:10.1109/MSP.2011.941846.
+    """
+    relative = (values / values.amax(0).clamp(min=1e-20)).clamp(min=1e-6)
+    logs = relative.log()
+    weights = relative**2 * weights
+    s0 = s1 = s2 = s3 = s4 = y0 = y1 = y2 = torch.zeros_like(values[0])
+    for weight, t, log in zip(weights, places, logs, strict=True):
+        s0, s1, s2 = s0 + weight, s1 + weight * t, s2 + weight * t**2
+        s3, s4 = s3 + weight * t**3, s4 + weight * t**4
+        weighted = weight * log
+        y0, y1, y2 = y0 + weighted, y1 + weighted * t, y2 + weighted * t**2
+    # Cramer's rule for the slope and curvature; a vertex needs their quotient only.
+    slope = s0 * (y1 * s4 - s3 * y2) - y0 * (s1 * s4 - s3 * s2) + s2 * (s1 * y2 - y1 * s2)
+    curvature = s0 * (s2 * y2 - y1 * s3) - s1 * (s1 * y2 - y1 * s2) + y0 * (s1 * s3 - s2 * s2)
+    determinant = s0 * (s2 * s4 - s3 * s3) - s1 * (s1 * s4 - s3 * s2) + s2 * (s1 * s3 - s2 * s2)
+    # Fewer than three samples (determinant 0 but for rounding) define no parabola.
+    concave = (determinant > 1e-6 * s0**3) & (curvature < 0)
+    vertex = -slope / (2 * torch.where(concave, curvature, -1.0))
+    limit = float(_SAMPLES)
+    return torch.where(concave, vertex, 0.0).clamp(-limit, limit), concave
+
+
+def _at(positions: Tensor, index: Tensor) -> Tensor:
+    """Focus positions (N,) at fractional frame numbers (H, W), by linear interpolation."""
+    last = positions.numel() - 1
+    lower = index.detach().floor().clamp(max=max(last - 1, 0)).long()
+    upper = (lower + 1).clamp(max=last)
+    return torch.lerp(positions[lower], positions[upper], index - lower)

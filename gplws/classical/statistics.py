@@ -1,0 +1,200 @@
+"""What has to be known about a whole stack before any part of it can be searched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gplws.classical.aggregation import aggregation_reach, smooth
+from gplws.classical.focus_measures import chunks, ring_difference_filter
+
+# Responses are looked at through this window when noise is measured: wide enough to average over
+# many pixels, narrow enough to find places without texture.
+_LEVELS = 3
+_FILTER_REACH = 3
+STATISTICS_REACH = _FILTER_REACH + aggregation_reach(_LEVELS)
+# Rows that are measured at a time, whatever the size of the bands that come in.
+_MINIMUM_ROWS = 64
+
+# Responses of noise average 1; seen through the window their lowest 5% lie below these values
+# (simulated with white noise). The minimum over N frames sinks slowly with N.
+_LOW_SHARE = 0.05
+_LOW_OF_ONE = 0.885
+_LOW_PER_LOG_FRAMES = 0.0225
+
+# Histogram of responses, evenly spaced logarithms; responses below are taken as no response at all
+# (a constant, saturated or masked area tells nothing about noise).
+_BINS = 512
+_LOWEST_RESPONSE = 1e-6
+_HIGHEST_RESPONSE = 10.0
+# A response counts as a focus peak, for the sake of measuring its width, if it rises to this many
+# times its own minimum; noise does not.
+_CLEAR_PEAK = 4.0
+# No lamp drifts by more than this between frames; a darker frame is broken, and stays dark.
+_GAIN_LIMIT = 8.0
+
+
+@dataclass(frozen=True)
+class StackStatistics:
+    """Brightness, noise and peak width of a focal stack, as sums and histograms.
+
+    Attributes:
+        n_frames: number of frames.
+        brightness: (N,) float64, sum of each frame's pixels.
+        lowest: (512,) int64 histogram of each pixel's lowest response over the frames.
+        flicker: (512,) int64 histogram of second differences of the response from frame to frame.
+        widths: (N + 1,) int64 histogram of how many frames lie above half of each clear peak.
+    """
+
+    n_frames: int
+    brightness: Tensor = field(repr=False)
+    lowest: Tensor = field(repr=False)
+    flicker: Tensor = field(repr=False)
+    widths: Tensor = field(repr=False)
+
+    def gains(self) -> Tensor:
+        """(N,) float32 factors that bring all frames to the same mean brightness; their mean is 1.
+
+        Limited to a factor of 8; 1 for frames without light.
+        """
+        mean = self.brightness.mean()
+        if not bool(mean > 0):
+            return torch.ones_like(self.brightness, dtype=torch.float32)
+        gains = mean / self.brightness.clamp(min=1e-12)
+        gains = gains.clamp(1 / _GAIN_LIMIT, _GAIN_LIMIT)
+        gains = torch.where(self.brightness > 0, gains, 1.0)
+        return (gains / gains.mean()).to(torch.float32)
+
+    def noise(self) -> float:
+        """Mean absolute response of the ring difference filter to the noise; 0 if there is none.
+
+        The smaller of two estimates that can only be too large: the lowest responses anywhere
+        (right if some of the surface is out of focus in some frame) and the smallest changes from
+        frame to frame (right if the focus moves in small steps).
+        """
+        frames = max(self.n_frames, 1)
+        estimates = [
+            _low_value(self.lowest) / (_LOW_OF_ONE - _LOW_PER_LOG_FRAMES * math.log(frames)),
+            _low_value(self.flicker) / _LOW_OF_ONE,
+        ]
+        return min((value for value in estimates if value > 0), default=0.0)
+
+    def peak_width(self) -> float:
+        """Median full width at half maximum of the focus peaks, frames; 0 if none is clear."""
+        total = int(self.widths.sum())
+        if total == 0:
+            return 0.0
+        return float((self.widths.cumsum(0) * 2 < total).sum())
+
+
+def stack_statistics(bands: Tensor | Iterable[Tensor]) -> StackStatistics:
+    """Measures brightness, noise and peak width of a stack, in one pass over its rows.
+
+    The result does not depend on how the rows are cut into bands: rows that the filters need from
+    the band before are kept.
+
+    Args:
+        bands: (N, H, W) float32 gray frames, 0..1, or such bands of consecutive rows from top to
+            bottom, without overlap, that together form the frames.
+
+    Returns:
+        The statistics, on the device of the bands.
+
+    Raises:
+        ValueError: there is no band, or bands differ in N or W, or have another number of axes.
+        TypeError: bands are not float32.
+
+    Example:
+        >>> frames = torch.rand(5, 64, 64, generator=torch.Generator().manual_seed(0))
+        >>> whole, cut = stack_statistics(frames), stack_statistics(frames.split(20, dim=1))
+        >>> abs(whole.noise() - cut.noise()) < 1e-4
+        True
+    """
+    total: StackStatistics | None = None
+    held: Tensor | None = None  # rows not yet measured, and the rows above them within reach
+    above = 0  # how many of the held rows are only there for the filters
+    for band in [bands] if isinstance(bands, Tensor) else bands:
+        _check_band(band, held)
+        held = band if held is None else torch.cat([held, band], 1)
+        ready = held.shape[1] - above - STATISTICS_REACH  # the last rows wait for the next band
+        if ready < _MINIMUM_ROWS:
+            continue
+        total = _add(total, _measure(held, above, above + ready))
+        keep = min(above + ready, STATISTICS_REACH)
+        held, above = held[:, above + ready - keep :], keep
+    if held is None:
+        raise ValueError("bands: expected at least one band of rows, got none")
+    return _add(total, _measure(held, above, held.shape[1]))
+
+
+def _check_band(band: Tensor, before: Tensor | None) -> None:
+    if band.dtype != torch.float32:
+        raise TypeError(f"bands: expected float32, got {band.dtype}")
+    if band.dim() != 3 or band.numel() == 0:
+        raise ValueError(f"bands: expected (N, H, W), not empty, got {tuple(band.shape)}")
+    if before is not None and (band.shape[0], band.shape[2]) != (before.shape[0], before.shape[2]):
+        raise ValueError(
+            f"bands: expected N = {before.shape[0]} and W = {before.shape[2]} as in the band "
+            f"before, got {tuple(band.shape)}"
+        )
+
+
+def _measure(frames: Tensor, first: int, last: int) -> StackStatistics:
+    """Statistics of rows ``first`` to ``last - 1`` of (N, h, W); the others are surroundings."""
+    rows = slice(first, last)
+    n_frames = frames.shape[0]
+    response = ring_difference_filter(frames)
+    seen = torch.cat([smooth(part.abs(), 0, _LEVELS)[:, rows] for part in chunks(response)])
+    flicker = torch.zeros(_BINS, dtype=torch.int64, device=frames.device)
+    if n_frames >= 3:
+        for here in range(1, n_frames - 1):
+            change = response[here - 1] - 2 * response[here] + response[here + 1]
+            change = change.abs_().mul_(1 / math.sqrt(6))  # noise keeps its deviation
+            flicker += _histogram(smooth(change[None], 0, _LEVELS)[0, rows])
+    lowest, highest = seen.amin(0), seen.amax(0)
+    above_half = (seen > (lowest + highest) / 2).sum(0)
+    clear = (highest > _CLEAR_PEAK * lowest) & (highest > _LOWEST_RESPONSE)
+    return StackStatistics(
+        n_frames=n_frames,
+        brightness=frames[:, rows].sum((1, 2), dtype=torch.float64),
+        lowest=_histogram(lowest),
+        flicker=flicker,
+        widths=torch.bincount(above_half[clear], minlength=n_frames + 1),
+    )
+
+
+def _histogram(responses: Tensor) -> Tensor:
+    """Counts over ``_BINS`` logarithmic bins; responses that are zero or NaN are not counted."""
+    scale = _BINS / math.log(_HIGHEST_RESPONSE / _LOWEST_RESPONSE)
+    counted = responses[responses > _LOWEST_RESPONSE]
+    bins = ((counted / _LOWEST_RESPONSE).log() * scale).long().clamp(0, _BINS - 1)
+    return torch.bincount(bins, minlength=_BINS)
+
+
+def _low_value(histogram: Tensor) -> float:
+    """Response that ``_LOW_SHARE`` of the counted ones lie below; 0 if none was counted."""
+    counts = histogram.double().cpu()
+    total = float(counts.sum())
+    if total == 0:
+        return 0.0
+    below = counts.cumsum(0)
+    bin_ = int((below < _LOW_SHARE * total).sum())
+    share = float((_LOW_SHARE * total - (below[bin_] - counts[bin_])) / counts[bin_])
+    ratio = _HIGHEST_RESPONSE / _LOWEST_RESPONSE
+    return _LOWEST_RESPONSE * ratio ** ((bin_ + share) / _BINS)
+
+
+def _add(total: StackStatistics | None, part: StackStatistics) -> StackStatistics:
+    if total is None:
+        return part
+    return StackStatistics(
+        part.n_frames,
+        total.brightness + part.brightness,
+        total.lowest + part.lowest,
+        total.flicker + part.flicker,
+        total.widths + part.widths,
+    )

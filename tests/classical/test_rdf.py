@@ -1,0 +1,294 @@
+"""Depth from focus with the ring difference filter: depth, validity, tiles, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from stacks import noise_stack, texture, textured_stack
+from torch import Tensor
+
+from gplws.classical import (
+    DepthFromFocus,
+    depth_from_focus,
+    focus_validity,
+    rdf_volume,
+    receptive_radius,
+    stack_statistics,
+)
+
+# Mean absolute errors, frames.
+CLEAN_ERROR = 0.02
+END_ERROR = 0.1  # within a frame of the ends, where the peak is cut off
+NOISY_ERROR = 0.1
+TILT_ERROR = 0.08
+MEASURED_ERROR = 0.12
+# Agreement of two ways to the same result, frames.
+SAME = 1e-5
+SAME_UP_TO_NOISE = 0.1
+
+
+def tilted(size: tuple[int, int], low: float, high: float) -> Tensor:
+    return torch.linspace(low, high, size[1]).repeat(size[0], 1)
+
+
+def mean_error(found: DepthFromFocus, depth: Tensor | float) -> float:
+    return float((found.depth_index - depth).abs()[found.valid].mean())
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.4, 3.0, 5.37, 10.5, 11.0])
+def test_a_plane_is_found_anywhere_in_the_stack(depth):
+    found = depth_from_focus(textured_stack(depth, noise=0.001))
+    assert found.valid.float().mean() > 0.999
+    assert mean_error(found, depth) < (CLEAN_ERROR if 1 < depth < 10 else END_ERROR)
+
+
+@pytest.mark.parametrize("width", [0.8, 1.5, 3.0, 8.0])
+def test_narrow_and_wide_peaks_are_found(width):
+    frames = textured_stack(20.3, n_frames=40, width=width, noise=0.001)
+    found = depth_from_focus(frames)
+    assert found.valid.all() and mean_error(found, 20.3) < 0.05 * max(1, width)
+
+
+def test_a_slope_with_noise_is_found():
+    depth = tilted((80, 96), 3, 16)
+    found = depth_from_focus(textured_stack(depth, n_frames=20, noise=0.01))
+    assert found.valid.float().mean() > 0.99
+    assert mean_error(found, depth) < TILT_ERROR
+
+
+def test_a_step_stays_sharp():
+    depth = torch.where(torch.arange(80) < 40, 4.0, 12.0).repeat(64, 1)
+    found = depth_from_focus(textured_stack(depth, n_frames=17, noise=0.002))
+    wrong = (found.depth_index - depth).abs() > 0.5
+    assert wrong[:, :34].sum() == 0 and wrong[:, 46:].sum() == 0
+
+
+@pytest.mark.parametrize("n_frames", [3, 5, 30, 100])
+@pytest.mark.parametrize("sigma", [0.001, 0.02])
+def test_noise_alone_is_invalid(n_frames, sigma):
+    found = depth_from_focus(noise_stack(n_frames, (96, 96), sigma))
+    assert found.valid.float().mean() < 0.002
+    assert (found.confidence[~found.valid] == 0).all() and found.depth.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_constant_stack_is_invalid(value):
+    found = depth_from_focus(torch.full((9, 40, 40), value))
+    assert not found.valid.any() and found.depth.isfinite().all()
+
+
+def test_an_image_that_never_changes_is_invalid():
+    frames = (0.5 + 0.1 * texture((50, 50))).expand(8, -1, -1) + noise_stack(8, (50, 50), 0.001)
+    assert depth_from_focus(frames).valid.float().mean() < 0.01
+
+
+def test_texture_beside_an_empty_area_is_told_apart():
+    frames = textured_stack(6.3, n_frames=14, size=(96, 128), contrast=0.05)
+    frames[:, :, 64:] = 0.5
+    frames += noise_stack(14, (96, 128), 0.004) - 0.5
+    found = depth_from_focus(frames)
+    assert found.valid[:, :60].all()
+    assert found.valid[:, 84:].float().mean() < 0.01
+    assert mean_error(found, 6.3) < NOISY_ERROR
+
+
+@pytest.mark.parametrize("depth", [-4.0, 15.0])
+def test_a_surface_out_of_the_focus_range_is_invalid(depth):
+    found = depth_from_focus(textured_stack(depth, width=3.0, noise=0.0002))
+    assert found.valid.float().mean() < 0.02
+
+
+def test_tiles_agree_with_the_whole_image():
+    depth = tilted((300, 40), 1, 10).flip(0)
+    frames = textured_stack(depth, noise=0.01)
+    statistics = stack_statistics(frames)
+    whole = depth_from_focus(frames, statistics=statistics)
+    reach = receptive_radius("rdf")
+    for begin, end in ((0, 100), (100, 201), (201, 300)):
+        first, last = max(begin - reach, 0), min(end + reach, 300)
+        tile = depth_from_focus(frames[:, first:last], statistics=statistics)
+        inner = slice(begin - first, end - first)
+        for name in ("depth", "depth_index", "confidence", "peak"):
+            torch.testing.assert_close(
+                getattr(tile, name)[inner], getattr(whole, name)[begin:end], rtol=0, atol=SAME
+            )
+        assert torch.equal(tile.valid[inner], whole.valid[begin:end])
+
+
+def test_the_reach_is_not_exceeded():
+    frames = textured_stack(tilted((20, 240), 1, 10), noise=0.01)
+    statistics = stack_statistics(frames)
+    before = depth_from_focus(frames, statistics=statistics)
+    frames[:, :, :20] = torch.rand(12, 20, 20)
+    after = depth_from_focus(frames, statistics=statistics)
+    beyond = 20 + receptive_radius()
+    torch.testing.assert_close(after.depth[:, beyond:], before.depth[:, beyond:])
+    assert not torch.equal(after.depth[:, 20:50], before.depth[:, 20:50])
+
+
+def test_a_batch_equals_its_members():
+    stacks = torch.stack([textured_stack(d, noise=0.01, seed=i) for i, d in enumerate((3.0, 8.2))])
+    batch = depth_from_focus(stacks)
+    for i, stack in enumerate(stacks):
+        single = depth_from_focus(stack)
+        for found, expected in zip(batch, single, strict=True):
+            torch.testing.assert_close(found[i], expected)
+    assert rdf_volume(stacks).shape == stacks.shape
+    assert rdf_volume(stacks).min() >= 0
+
+
+@pytest.mark.parametrize("falling", [False, True])
+def test_uneven_and_falling_positions_give_depth_in_their_unit(falling):
+    positions = torch.cumsum(1 + 0.5 * torch.sin(torch.arange(16.0)), 0) * 2.5 - 7
+    if falling:
+        positions = positions.flip(0)
+    depth = tilted((64, 80), 5, 20)
+    frames = textured_stack(depth, width=4.0, positions=positions, noise=0.002)
+    found = depth_from_focus(frames, positions)
+    assert found.valid.float().mean() > 0.99
+    assert float((found.depth - depth).abs()[found.valid].mean()) < 0.2
+    rising, frame = (positions.flip(0), 15 - np.arange(16)) if falling else (positions, range(16))
+    index = np.interp(found.depth.numpy(), rising.numpy(), frame)
+    assert np.abs(index - found.depth_index.numpy()).max() < 1e-3
+
+
+def test_reversed_rotated_brighter_and_drifting_stacks_agree():
+    depth = tilted((72, 72), 2, 9)
+    frames = textured_stack(depth, noise=0.004)
+    expected = depth_from_focus(frames).depth_index
+    drift = torch.linspace(0.7, 1.3, 12).view(-1, 1, 1)
+    others = {
+        "reversed": 11 - depth_from_focus(frames.flip(0)).depth_index,
+        "rotated": depth_from_focus(frames.rot90(1, (1, 2))).depth_index.rot90(-1),
+        "mirrored": depth_from_focus(frames.flip(2)).depth_index.flip(1),
+        "inverted": depth_from_focus(1 - frames).depth_index,
+        "darker": depth_from_focus(0.3 * frames + 0.1).depth_index,
+        "drifting": depth_from_focus(drift * frames).depth_index,
+    }
+    for name, found in others.items():
+        assert (found - expected).abs().mean() < SAME_UP_TO_NOISE, name
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 2), (9, 33)])
+@pytest.mark.parametrize("n_frames", [1, 2, 3, 4, 9])
+def test_any_size_and_number_of_frames_works(size, n_frames):
+    found = depth_from_focus(torch.rand(n_frames, *size))
+    for values in found:
+        assert values.shape == size
+        assert values.isfinite().all()
+    assert (found.index >= 0).all() and (found.index < n_frames).all()
+    assert (found.depth_index >= 0).all() and (found.depth_index <= n_frames - 1).all()
+
+
+def test_of_two_frames_the_sharper_one_is_taken():
+    frames = textured_stack(torch.where(torch.arange(64) < 32, 0.0, 1.0).repeat(40, 1), n_frames=2)
+    found = depth_from_focus(frames)
+    assert (found.index[:, :26] == 0).all() and (found.index[:, 38:] == 1).all()
+
+
+def test_pixels_that_are_not_numbers_spoil_their_surroundings_only():
+    frames = textured_stack(5.0, size=(40, 240), noise=0.002)
+    statistics = stack_statistics(frames)
+    frames[3, 20, 5] = torch.nan
+    found = depth_from_focus(frames, statistics=statistics)
+    assert not found.valid[20, 5]
+    far = found.depth_index[:, 5 + receptive_radius() + 1 :]
+    assert (far - 5).abs().mean() < CLEAN_ERROR
+
+
+def test_confidence_is_lower_where_texture_is_weak():
+    frames = textured_stack(6.0, size=(64, 128), contrast=0.1)
+    frames[:, :, 64:] = 0.5 + 0.05 * (frames[:, :, 64:] - 0.5)
+    frames += noise_stack(12, (64, 128), 0.004) - 0.5
+    found = depth_from_focus(frames)
+    assert found.confidence[:, :56].mean() > found.confidence[:, 80:].mean() + 0.2
+    assert found.confidence.min() >= 0 and found.confidence.max() <= 1
+
+
+def test_validity_needs_a_clear_peak_within_the_stack():
+    prominence = torch.tensor([100.0, 3.0, 100.0, 100.0, 100.0])
+    contrast = torch.tensor([0.9, 0.9, 0.05, 0.9, 0.9])
+    vertex = torch.tensor([4.0, 4.0, 4.0, 9.6, torch.nan])
+    valid = focus_validity(prominence, contrast, vertex, 10)
+    assert valid.tolist() == [True, False, False, False, False]
+
+
+def test_the_volume_is_differentiable():
+    frames = textured_stack(4.0, n_frames=6, size=(20, 20), noise=0.01).requires_grad_()
+    rdf_volume(frames).square().mean().backward()
+    assert frames.grad is not None and frames.grad.isfinite().all() and frames.grad.any()
+
+
+def test_input_is_left_alone():
+    frames = textured_stack(4.0, noise=0.01)
+    before = frames.clone()
+    depth_from_focus(frames)
+    assert torch.equal(frames, before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"frames": torch.rand(4, 4)}, ValueError, r"frames: expected \(N, H, W\)"),
+        ({"frames": torch.rand(0, 4, 4)}, ValueError, "frames: .*not empty"),
+        ({"frames": torch.rand(5, 4, 4).double()}, TypeError, "frames: .*float64"),
+        ({"method": "magic"}, ValueError, "method: expected one of .*got 'magic'"),
+        ({"focus_positions": torch.arange(4.0)}, ValueError, "focus_positions: .*N = 5"),
+        (
+            {"focus_positions": torch.tensor([0.0, 1, 1, 2, 3])},
+            ValueError,
+            "focus_positions: .*rising",
+        ),
+        (
+            {"statistics": stack_statistics(torch.rand(4, 8, 8))},
+            ValueError,
+            "statistics: .*5 frames, got 4",
+        ),
+        ({"statistics": []}, ValueError, "statistics: expected 1"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        depth_from_focus(**{"frames": torch.rand(5, 8, 8), **arguments})
+
+
+def test_an_unknown_method_has_no_reach():
+    with pytest.raises(ValueError, match="method"):
+        receptive_radius("magic")
+
+
+def shared_stack(shared_dir, name: str) -> Tensor:
+    import imageio.v3 as iio
+
+    files = sorted((shared_dir / "data/stacks" / name).glob("f[0-9]*"))
+    return torch.from_numpy(np.stack([iio.imread(file) for file in files])).float() / 255
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_generated_stacks_are_measured(shared_dir, number):
+    name = f"cou2023_{number}_gt"
+    frames = shared_stack(shared_dir, name)
+    with np.load(shared_dir / "data/stacks" / name / "gt.npz") as truth:
+        depth = torch.from_numpy(truth["gt_index"])
+    found = depth_from_focus(frames)
+    known = depth.isfinite()
+    assert found.valid[known].float().mean() > 0.99
+    assert float((found.depth_index - depth).abs()[known].mean()) < MEASURED_ERROR
+
+
+@pytest.mark.shared
+def test_a_blind_hole_is_measured(shared_dir):
+    found = depth_from_focus(shared_stack(shared_dir, "drillhole"))
+    top, bottom = found.depth_index[:120, :140], found.depth_index[225:, 225:]
+    assert found.valid.float().mean() > 0.99
+    assert 5 < top.median() < 9 and 75 < bottom.median() < 82
+    assert ((top - top.median()).abs() < 2.5).float().mean() > 0.96
+    assert ((bottom - bottom.median()).abs() < 5).float().mean() > 0.96
+
+
+@pytest.mark.cuda
+def test_it_is_the_same_on_a_gpu():
+    frames = textured_stack(tilted((90, 70), 1, 10), noise=0.01)
+    found, expected = depth_from_focus(frames.cuda()), depth_from_focus(frames)
+    assert (found.depth_index.cpu() - expected.depth_index).abs().mean() < 1e-4
+    assert (found.valid.cpu() == expected.valid).float().mean() > 0.999

@@ -1,0 +1,74 @@
+"""Statistics of a whole stack, gathered band by band."""
+
+import pytest
+import torch
+from stacks import noise_stack, textured_stack
+
+from gplws.classical import ring_difference_filter, stack_statistics
+
+# Estimates, not computations: shares of the true value.
+NOISE_TOLERANCE = 0.12
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 100, 1000])
+def test_bands_give_what_the_whole_stack_gives(rows):
+    frames = textured_stack(n_frames=7, size=(150, 40), noise=0.01)
+    whole, cut = stack_statistics(frames), stack_statistics(frames.split(rows, 1))
+    torch.testing.assert_close(whole.brightness, cut.brightness)
+    for name in ("lowest", "flicker", "widths"):
+        one, other = getattr(whole, name), getattr(cut, name)
+        assert one.sum() == other.sum()
+        assert (one - other).abs().sum() <= 4  # rounding may move a pixel to the next bin
+    assert cut.noise() == pytest.approx(whole.noise(), rel=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.02])
+@pytest.mark.parametrize("n_frames", [3, 10, 60])
+def test_white_noise_is_measured(sigma, n_frames):
+    frames = noise_stack(n_frames, (128, 96), sigma)
+    true = ring_difference_filter(frames).abs().mean()
+    assert stack_statistics(frames).noise() == pytest.approx(float(true), rel=NOISE_TOLERANCE)
+
+
+def test_noise_is_measured_between_texture_too():
+    clean = textured_stack(n_frames=20, noise=0.0)
+    noisy = textured_stack(n_frames=20, noise=0.02)
+    true = float(ring_difference_filter(noisy - clean).abs().mean())
+    assert 0.8 * true < stack_statistics(noisy).noise() < 2 * true
+
+
+def test_no_light_and_constants_are_no_noise():
+    statistics = stack_statistics(torch.zeros(4, 30, 30))
+    assert statistics.noise() == 0 and statistics.peak_width() == 0
+    assert torch.equal(statistics.gains(), torch.ones(4))
+
+
+def test_gains_undo_a_drifting_lamp():
+    frames = textured_stack(n_frames=9)
+    drift = torch.linspace(1, 0.5, 9)
+    gains = stack_statistics(frames * drift.view(-1, 1, 1)).gains()
+    steady = stack_statistics(frames).gains()
+    torch.testing.assert_close(gains * drift / (gains * drift).mean(), steady, rtol=1e-3, atol=0)
+    assert gains.mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("width", [1.5, 3.0, 6.0])
+def test_the_width_of_peaks_is_found(width):
+    frames = textured_stack(n_frames=40, width=width)
+    assert stack_statistics(frames).peak_width() == pytest.approx(2.355 * width, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("bands", "error", "message"),
+    [
+        ([], ValueError, "at least one band"),
+        ([torch.ones(2, 4, 4), torch.ones(3, 4, 4)], ValueError, "N = 2 and W = 4"),
+        ([torch.ones(2, 4, 4), torch.ones(2, 4, 5)], ValueError, r"got \(2, 4, 5\)"),
+        (torch.ones(4, 4), ValueError, r"\(N, H, W\)"),
+        (torch.ones(2, 0, 4), ValueError, "not empty"),
+        (torch.ones(2, 4, 4, dtype=torch.float64), TypeError, "float64"),
+    ],
+)
+def test_wrong_bands_are_named(bands, error, message):
+    with pytest.raises(error, match=message):
+        stack_statistics(bands)
