@@ -21,7 +21,7 @@ from gplws.data import FocalStack
 from gplws.io import read_stack, save_reconstruction
 from gplws.io.readers import StackSource
 from gplws.models import load_model, model_names
-from gplws.ops import focus_search
+from gplws.ops.focus_search import focus_search
 
 ZDirection = Literal["up", "down"]
 

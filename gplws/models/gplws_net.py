@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gplws import nn as gnn
 from gplws.nn.blocks import ConvForm, GroupParallel3d
-from gplws.ops import FocusSearchResult, focus_search
+from gplws.ops.focus_search import focus_search
+from gplws.ops.reference import FocusSearchResult
 
 Skip = Literal["add", "concat"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from gplws.ops import group_pointwise_conv3d
+from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
 
 
 class FusedConv3d(nn.Module):
