@@ -14,6 +14,7 @@ from gplws.classical import (
     receptive_radius,
     stack_statistics,
 )
+from gplws.io import read_stack
 
 # Mean absolute errors, frames.
 CLEAN_ERROR = 0.02
@@ -257,10 +258,7 @@ def test_an_unknown_method_has_no_reach():
 
 
 def shared_stack(shared_dir, name: str) -> Tensor:
-    import imageio.v3 as iio
-
-    files = sorted((shared_dir / "data/stacks" / name).glob("f[0-9]*"))
-    return torch.from_numpy(np.stack([iio.imread(file) for file in files])).float() / 255
+    return read_stack(shared_dir / "data/stacks" / name).gray()
 
 
 @pytest.mark.shared

@@ -758,7 +758,7 @@ def test_real_folders_are_read(shared_dir, name, shape):
 
 
 def test_reading_arrays_imports_no_heavy_library():
-    heavy = "tifffile cv2 PIL matplotlib trimesh tqdm imageio".split()
+    heavy = "tifffile cv2 PIL matplotlib trimesh tqdm".split()
     code = (
         "import sys; import torch; before = set(sys.modules); import numpy as np\n"
         "from gplws.io import read_stack; read_stack(np.zeros((3, 4, 5)))\n"
