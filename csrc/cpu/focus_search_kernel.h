@@ -31,12 +31,11 @@ GPLWS_INLINE Winner find_winner(const float* volume, int64_t frames, int64_t fra
   Winner w{lowest, lowest, broadcast(0.0f)};
   Vec group_peak = lowest, group_frame = broadcast(0.0f);
   Vec before = lowest;
-  Vec here = nan_to_lowest(load_first(volume, count, 0.0f));
+  Vec here = nan_to_lowest(load_first(volume, count));
   int64_t group_end = group_size;
   for (int64_t n = 0; n < frames; ++n) {
     Vec after = lowest;
-    if (n + 1 < frames)
-      after = nan_to_lowest(load_first(volume + (n + 1) * frame_stride, count, 0.0f));
+    if (n + 1 < frames) after = nan_to_lowest(load_first(volume + (n + 1) * frame_stride, count));
     // A frame that only ties with the group's peak does not replace it: the lowest frame wins.
     const IntVec better = (here > group_peak) & (here >= before) & (here >= after);
     group_peak = better ? here : group_peak;

@@ -1,4 +1,5 @@
-// Grouped 3x3x3 conv + pointwise conv on the CPU, float32: what the op and the kernels agree on.
+// Grouped 3x3x3 conv + pointwise conv on the CPU, float32 and bfloat16: what op and kernels agree
+// on.
 #pragma once
 #include <cstdint>
 
@@ -6,12 +7,12 @@ namespace gplws::cpu {
 
 // All tensors contiguous, in the axis order that docs/design.md gives; optional ones may be null.
 struct GroupPointwiseConv3dParams {
-  const float* x;               // (batch, channels, frames, height, width)
+  const void* x;                // (batch, channels, frames, height, width)
   const float* packed;          // both weights, as `pack` wrote them
   const float* bias;            // (middle)
   const float* pointwise_bias;  // (channels_out)
-  const float* residual;        // shape of y
-  float* y;                     // (batch, channels_out, frames, height_out, width_out)
+  const void* residual;         // shape of y
+  void* y;                      // (batch, channels_out, frames, height_out, width_out)
   int64_t batch, channels, middle, channels_out;
   int64_t frames, height, width, height_out, width_out;
   int64_t groups, stride;
@@ -39,7 +40,14 @@ struct GroupPointwiseConv3dKernel {
               int64_t end, float* scratch);
 };
 
-// The kernel of the ISA in use.
-const GroupPointwiseConv3dKernel& group_pointwise_conv3d_kernel();
+// By the dtype of x, residual and y; weights and biases are float32 for both. A variant that only
+// adds a better bfloat16 kernel leaves the other empty.
+struct GroupPointwiseConv3dTable {
+  GroupPointwiseConv3dKernel float32, bfloat16;
+};
+
+// The kernels of the ISA in use. bfloat16 is multiplied as such where the CPU can (AVX512-BF16),
+// else in float32.
+const GroupPointwiseConv3dKernel& group_pointwise_conv3d_kernel(bool bfloat16);
 
 }  // namespace gplws::cpu

@@ -1,2 +1,3 @@
 #define GPLWS_ISA avx2
+#define GPLWS_GROUP_POINTWISE_SCHEMES kKernel<Float32>, kKernel<Widened>
 #include "group_pointwise_conv3d_kernel.h"

@@ -4,11 +4,14 @@
 // the three frames that the 3x3x3 window needs in a zero-padded scratch ring, so the inner loop has
 // no border cases:
 //
-//   scratch[slot 3][channel][row][half stride][column]   slot = frame mod 3
+//   scratch[slot 3][unit][row][half stride][column]   slot = frame mod 3
 //
-// With stride 2 the even and the odd columns of a row are stored apart ("halves"), so that every
-// tap reads consecutive floats there too. The inner loop is the same for both convs: it sums `taps`
-// x `channels` products into a register block of K output channels x V vectors.
+// A unit is what one 32-bit lane holds of a pixel: a float, or two neighbouring channels in
+// bfloat16, which one instruction multiplies and adds up (see the schemes in
+// group_pointwise_conv3d_schemes.h). With stride 2 the even and the odd columns of a row are stored
+// apart ("halves"), so that every tap reads consecutive units there too. The inner loop is the same
+// for both convs: it sums `taps` x `units` products into a register block of K output channels x V
+// vectors.
 #include "group_pointwise_conv3d.h"
 
 #include <stdint.h>
@@ -20,32 +23,45 @@ namespace gplws::cpu::GPLWS_ISA {
 
 namespace {
 
+#include "group_pointwise_conv3d_schemes.h"
+
 constexpr int kTaps = 27;
-constexpr int kMaxVectors = 8;                 // pixels per row chunk: kMaxVectors * kLanes
-constexpr int64_t kScratchFloats = 96 * 1024;  // 384 KiB: the ring should stay in L2
+constexpr int kMaxVectors = 8;                  // pixels per row chunk: kMaxVectors * kLanes
+constexpr int64_t kScratchFloats = 160 * 1024;  // 640 KiB: the ring should stay in L2
+constexpr int64_t kMaxTileWidth = 512, kMinTileWidth = 128;
+constexpr int64_t kMinTileHeight = 4;
 constexpr int64_t kMaxTileHeight = 16;
 
+// Sizes in units, that is in 32-bit words.
 struct Geometry {
-  int64_t row;      // floats per row of scratch, all halves
-  int64_t half;     // floats per half
-  int64_t channel;  // floats per channel
-  int64_t slot;     // floats per ring slot
-  int64_t mid;      // floats of the middle result: middle x chunk
+  int64_t group_units;  // units that hold the input channels of a group
+  int64_t row;          // of scratch, all halves
+  int64_t half;
+  int64_t unit;  // distance between two units of a pixel
+  int64_t slot;  // of the ring
+  int64_t mid;   // middle result: middle x chunk floats, then the same as units
 };
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
+template <class S>
 Geometry geometry(const GroupPointwiseConv3dParams& p, int64_t tile_height, int64_t tile_width) {
   Geometry g;
+  g.group_units = ceil_div(p.channels / p.groups, S::kChannelsPerUnit);
   // One vector of padding on the left keeps the middle tap aligned; one on the right takes the halo
   // and the lanes of the last, partly used vector.
   g.half = (ceil_div(tile_width, kLanes) + 2) * kLanes;
   g.row = g.half * p.stride;
-  g.channel = g.row * ((tile_height - 1) * p.stride + 3);
-  g.slot = g.channel * p.channels;
-  g.mid = p.pointwise ? p.middle * kMaxVectors * kLanes : 0;
+  g.unit = g.row * ((tile_height - 1) * p.stride + 3);
+  g.slot = g.unit * g.group_units * p.groups;
+  g.mid = 0;
+  if (p.pointwise) {
+    g.mid = p.middle;
+    if (S::kChannelsPerUnit > 1) g.mid += ceil_div(p.middle, S::kChannelsPerUnit);
+    g.mid *= kMaxVectors * kLanes;
+  }
   return g;
 }
 
@@ -63,39 +79,56 @@ int next_block(int64_t channels) {
   return 1;
 }
 
-// Weights of `rows` output channels, block after block: [block][input channel][tap][K].
+// Weights of `rows` output channels, block after block: [block][unit][tap][K].
+template <class S>
 float* pack_rows(const float* weight, int64_t rows, int64_t channels, int taps, float* out) {
+  const int64_t units = ceil_div(channels, S::kChannelsPerUnit);
   for (int64_t k0 = 0; k0 < rows;) {
     const int block = next_block(rows - k0);
-    for (int64_t ct = 0; ct < channels * taps; ++ct)
-      for (int k = 0; k < block; ++k) *out++ = weight[(k0 + k) * channels * taps + ct];
+    for (int64_t u = 0; u < units; ++u)
+      for (int t = 0; t < taps; ++t)
+        for (int k = 0; k < block; ++k) {
+          const int64_t c = u * S::kChannelsPerUnit;
+          const float* w = weight + ((k0 + k) * channels + c) * taps + t;
+          *out++ = S::weight(w[0], c + 1 < channels ? w[taps * (S::kChannelsPerUnit - 1)] : 0.0f);
+        }
     k0 += block;
   }
   return out;
 }
 
+template <class S>
 int64_t packed_size(const GroupPointwiseConv3dParams& p) {
-  return p.middle * (p.channels / p.groups) * kTaps + (p.pointwise ? p.channels_out * p.middle : 0);
+  const int64_t units = ceil_div(p.channels / p.groups, S::kChannelsPerUnit);
+  const int64_t pointwise_units = ceil_div(p.middle, S::kChannelsPerUnit);
+  return p.middle * units * kTaps + (p.pointwise ? p.channels_out * pointwise_units : 0);
 }
 
+template <class S>
 void pack(const GroupPointwiseConv3dParams& p, const float* weight, const float* pointwise_weight,
           float* packed) {
   const int64_t inputs = p.channels / p.groups, outputs = p.middle / p.groups;
   for (int64_t g = 0; g < p.groups; ++g)
-    packed = pack_rows(weight + g * outputs * inputs * kTaps, outputs, inputs, kTaps, packed);
-  if (p.pointwise) pack_rows(pointwise_weight, p.channels_out, p.middle, 1, packed);
+    packed = pack_rows<S>(weight + g * outputs * inputs * kTaps, outputs, inputs, kTaps, packed);
+  if (p.pointwise) pack_rows<S>(pointwise_weight, p.channels_out, p.middle, 1, packed);
 }
 
+template <class S>
 GroupPointwiseConv3dPlan plan(const GroupPointwiseConv3dParams& p, int64_t threads) {
   GroupPointwiseConv3dPlan t;
-  const int64_t chunk = kMaxVectors * kLanes;
-  // Equal tiles rather than full ones and a narrow rest.
-  t.tile_width = ceil_div(ceil_div(p.width_out, ceil_div(p.width_out, chunk)), kLanes) * kLanes;
-  while (t.tile_width > kLanes && 3 * geometry(p, 1, t.tile_width).slot > kScratchFloats)
-    t.tile_width = ceil_div(t.tile_width / 2, kLanes) * kLanes;
+  const auto fits = [&](int64_t height, int64_t width) {
+    return 3 * geometry<S>(p, height, width).slot <= kScratchFloats;
+  };
+  // Wide tiles, since memory likes long pieces of rows, as long as they are some rows high as well:
+  // the rows above and below are copied for each tile. Equal tiles rather than a narrow rest.
+  const int64_t wanted_height = min64(kMinTileHeight, p.height_out);
+  int64_t widest = kMaxTileWidth;
+  while (widest > kMinTileWidth && !fits(wanted_height, widest)) widest /= 2;
+  while (widest > kLanes && !fits(1, widest)) widest /= 2;
+  t.tile_width = ceil_div(ceil_div(p.width_out, ceil_div(p.width_out, widest)), kLanes) * kLanes;
   t.tile_height = 1;
   while (t.tile_height < min64(kMaxTileHeight, p.height_out) &&
-         3 * geometry(p, t.tile_height + 1, t.tile_width).slot <= kScratchFloats)
+         fits(t.tile_height + 1, t.tile_width))
     ++t.tile_height;
   t.tiles_w = ceil_div(p.width_out, t.tile_width);
   t.tiles_h = ceil_div(p.height_out, t.tile_height);
@@ -107,17 +140,17 @@ GroupPointwiseConv3dPlan plan(const GroupPointwiseConv3dParams& p, int64_t threa
   t.tile_frames = ceil_div(p.frames, t.tiles_n);
   t.tiles_n = ceil_div(p.frames, t.tile_frames);
   t.tasks = tiles * t.tiles_n;
-  const Geometry g = geometry(p, t.tile_height, t.tile_width);
+  const Geometry g = geometry<S>(p, t.tile_height, t.tile_width);
   t.scratch_floats = 3 * g.slot + g.mid;
   return t;
 }
 
-// acc[k][v] += sum over channels and taps of w[channel][tap][k] * x[channel][offset(tap) + v].
-template <int K, int V>
-GPLWS_INLINE void accumulate(const float* x, int64_t channel_stride, int64_t channels,
+// acc[k][v] += sum over units and taps of w[unit][tap][k] * x[unit][offset(tap) + v].
+template <class S, int K, int V>
+GPLWS_INLINE void accumulate(const float* x, int64_t unit_stride, int64_t units,
                              const int64_t* offsets, int taps, const float* w,
-                             int64_t w_channel_stride, Vec (&acc)[K][V]) {
-  for (int64_t c = 0; c < channels; ++c) {
+                             int64_t w_unit_stride, Vec (&acc)[K][V]) {
+  for (int64_t u = 0; u < units; ++u) {
     const float* wt = w;
     for (int t = 0; t < taps; ++t) {
       const float* xt = x + offsets[t];
@@ -129,7 +162,7 @@ GPLWS_INLINE void accumulate(const float* x, int64_t channel_stride, int64_t cha
         for (int v = 0; v < V; ++v) {
           const Vec xv = load_once(xt + v * kLanes);
 #pragma GCC unroll 16
-          for (int k = 0; k < K; ++k) acc[k][v] += wk[k] * xv;
+          for (int k = 0; k < K; ++k) acc[k][v] = S::multiply_add(wk[k], xv, acc[k][v]);
         }
       } else {
         Vec xv[V];
@@ -139,27 +172,36 @@ GPLWS_INLINE void accumulate(const float* x, int64_t channel_stride, int64_t cha
         for (int k = 0; k < K; ++k) {
           const Vec wk = broadcast(wt[k]);
 #pragma GCC unroll 16
-          for (int v = 0; v < V; ++v) acc[k][v] += wk * xv[v];
+          for (int v = 0; v < V; ++v) acc[k][v] = S::multiply_add(wk, xv[v], acc[k][v]);
         }
       }
       wt += K;
     }
-    x += channel_stride;
-    w += w_channel_stride;
+    x += unit_stride;
+    w += w_unit_stride;
   }
 }
 
 // Where a block of output channels goes, and what happens to it on the way.
+template <class Value>
 struct Output {
-  float* y;
+  Value* y;
   int64_t channel_stride;
   const float* bias;      // null: none
-  const float* residual;  // null: none; strides of y
+  const Value* residual;  // null: none; strides of y
   bool relu, residual_relu;
 };
 
-template <typename Residual>
-GPLWS_INLINE Vec finish(Vec v, const Output& out, Residual residual) {
+// The input of one of the convs: units of neighbouring pixels, and the weights that go with them.
+struct Input {
+  const float* x;
+  int64_t unit_stride, units;
+  const int64_t* offsets;  // of each tap that is used
+  int taps, skipped_taps, packed_taps;
+};
+
+template <class Value, typename Residual>
+GPLWS_INLINE Vec finish(Vec v, const Output<Value>& out, Residual residual) {
   if (out.relu) v = relu(v);
   if (out.residual) {
     v += residual();
@@ -168,10 +210,18 @@ GPLWS_INLINE Vec finish(Vec v, const Output& out, Residual residual) {
   return v;
 }
 
-template <int K, int V>
-void conv_block(const float* x, int64_t channel_stride, int64_t channels, const int64_t* offsets,
-                int taps, const float* w, int64_t w_channel_stride, const Output& out,
-                int64_t pixels) {
+template <class Value>
+__attribute__((noinline)) void finish_partly(Vec v, const Output<Value>& out, int64_t at,
+                                             int64_t pixels) {
+  const int count = pixels < kLanes ? static_cast<int>(pixels) : kLanes;
+  const auto residual = [&] { return load_first(out.residual + at, count); };
+  store_first(out.y + at, finish(v, out, residual), count);
+}
+
+// Not inlined: in the middle of a larger function the compiler runs out of registers.
+template <class S, int K, int V, class Value>
+__attribute__((noinline)) void conv_block(const Input& in, const float* w, const Output<Value>& out,
+                                          int64_t pixels) {
   Vec acc[K][V];
 #pragma GCC unroll 16
   for (int k = 0; k < K; ++k) {
@@ -179,7 +229,8 @@ void conv_block(const float* x, int64_t channel_stride, int64_t channels, const 
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[k][v] = b;
   }
-  accumulate<K, V>(x, channel_stride, channels, offsets, taps, w, w_channel_stride, acc);
+  accumulate<S, K, V>(in.x, in.unit_stride, in.units, in.offsets, in.taps, w + in.skipped_taps * K,
+                      in.packed_taps * K, acc);
   if (pixels >= V * kLanes) {
 #pragma GCC unroll 16
     for (int k = 0; k < K; ++k) {
@@ -191,48 +242,41 @@ void conv_block(const float* x, int64_t channel_stride, int64_t channels, const 
     }
     return;
   }
-  // The end of a row: the last vector is only partly used.
-  for (int k = 0; k < K; ++k)
-    for (int v = 0; v < V; ++v) {
-      const int64_t at = k * out.channel_stride + v * kLanes;
-      const int64_t left = pixels - v * kLanes;
-      const int count = left < kLanes ? static_cast<int>(left) : kLanes;
-      const auto residual = [&] { return load_first(out.residual + at, count, 0.0f); };
-      store_first(out.y + at, finish(acc[k][v], out, residual), count);
-    }
+  // The end of a row: the last vector is only partly used. Unrolled as well, since a loop over
+  // `acc` would force it into memory from the start.
+#pragma GCC unroll 16
+  for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v)
+      finish_partly(acc[k][v], out, k * out.channel_stride + v * kLanes, pixels - v * kLanes);
+  }
 }
 
 // One block of K output channels over a row chunk of `pixels` pixels: V vectors at a time, then the
 // rest in halves.
-template <int K, int V = vectors_of(K)>
-void conv_row(const float* x, int64_t channel_stride, int64_t channels, const int64_t* offsets,
-              int taps, const float* w, int64_t w_channel_stride, Output out, int64_t pixels) {
+template <class S, int K, class Value, int V = vectors_of(K)>
+void conv_row(Input in, const float* w, Output<Value> out, int64_t pixels) {
   while (pixels > (V - 1) * kLanes) {
-    conv_block<K, V>(x, channel_stride, channels, offsets, taps, w, w_channel_stride, out, pixels);
-    x += V * kLanes;
+    conv_block<S, K, V>(in, w, out, pixels);
+    in.x += V * kLanes;
     out.y += V * kLanes;
     if (out.residual) out.residual += V * kLanes;
     pixels -= V * kLanes;
   }
   if constexpr (V > 1) {
-    if (pixels > 0)
-      conv_row<K, V / 2>(x, channel_stride, channels, offsets, taps, w, w_channel_stride, out,
-                         pixels);
+    if (pixels > 0) conv_row<S, K, Value, V / 2>(in, w, out, pixels);
   }
 }
 
 // `rows` output channels, block after block, in the order of `pack_rows`.
-void conv_rows(const float* x, int64_t channel_stride, int64_t channels, const int64_t* offsets,
-               int taps, int skipped_taps, int packed_taps, const float* w, int64_t rows,
-               Output out, int64_t pixels) {
+template <class S, class Value>
+void conv_rows(const Input& in, const float* w, int64_t rows, Output<Value> out, int64_t pixels) {
   for (int64_t k0 = 0; k0 < rows;) {
     const int block = next_block(rows - k0);
-    const float* wb = w + skipped_taps * block;
-    const int64_t w_channel_stride = packed_taps * block;
     switch (block) {
-#define GPLWS_BLOCK(K)                                                                          \
-  case K:                                                                                       \
-    conv_row<K>(x, channel_stride, channels, offsets, taps, wb, w_channel_stride, out, pixels); \
+#define GPLWS_BLOCK(K)                  \
+  case K:                               \
+    conv_row<S, K>(in, w, out, pixels); \
     break;
       GPLWS_BLOCK(1)
       GPLWS_BLOCK(2)
@@ -244,7 +288,7 @@ void conv_rows(const float* x, int64_t channel_stride, int64_t channels, const i
 #undef GPLWS_BLOCK
     }
     k0 += block;
-    w += channels * packed_taps * block;
+    w += in.units * in.packed_taps * block;
     out.y += block * out.channel_stride;
     if (out.bias) out.bias += block;
     if (out.residual) out.residual += block * out.channel_stride;
@@ -256,54 +300,76 @@ struct Tile {
   int64_t image, h0, w0, height, width;  // of the output
 };
 
-// Copies one row of the input, zero outside the image, into its halves of the scratch row.
-void copy_row(const float* src, int64_t src_width, int64_t w0, int64_t stride, int64_t half,
+// Copies one row of units, zero outside the image, into its halves of scratch. A half starts one
+// vector left of the tile; tiles start at multiples of a vector.
+template <class Rows>
+void copy_row(const Rows& rows, int64_t row_width, int64_t w0, int64_t stride, int64_t half,
               float* dst) {
-  if (stride == 1) {
-    // dst[i] = src[w0 - kLanes + i]; only one column of each padding is ever read, all must be
-    // finite.
-    const int64_t first = w0 - kLanes;
-    const int64_t begin = first < 0 ? -first : 0;
-    const int64_t end = max64(begin, min64(half, src_width - first));
-    memset(dst, 0, begin * sizeof(float));
-    memcpy(dst + begin, src + first + begin, (end - begin) * sizeof(float));
-    memset(dst + end, 0, (half - end) * sizeof(float));
-    return;
-  }
-  // even[i] = src[2 (w0 - kLanes + i)], odd[i] the column after it.
-  float* even = dst;
-  float* odd = dst + half;
-  const int64_t first = w0 - kLanes;
-  const int64_t begin = first < 0 ? -first : 0;
-  const int64_t both = max64(begin, min64(half, src_width / 2 - first));
-  memset(even, 0, begin * sizeof(float));
-  memset(odd, 0, begin * sizeof(float));
-  const float* pairs = src + 2 * first;
-  for (int64_t i = begin; i < both; ++i) {
-    even[i] = pairs[2 * i];
-    odd[i] = pairs[2 * i + 1];
-  }
-  memset(even + both, 0, (half - both) * sizeof(float));
-  memset(odd + both, 0, (half - both) * sizeof(float));
-  if (src_width % 2 != 0 && both < half && first + both == src_width / 2)
-    even[both] = src[src_width - 1];
-}
-
-void copy_frame(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& tile,
-                int64_t frame, float* slot) {
-  const int64_t rows = (tile.height - 1) * p.stride + 3;
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const float* plane =
-        p.x + ((tile.image * p.channels + c) * p.frames + frame) * p.height * p.width;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t h = tile.h0 * p.stride - 1 + r;
-      float* dst = slot + c * g.channel + r * g.row;
-      if (h < 0 || h >= p.height)
-        memset(dst, 0, g.row * sizeof(float));
-      else
-        copy_row(plane + h * p.width, p.width, tile.w0, p.stride, g.half, dst);
+  const Vec zero = {};
+  const auto units = [&](int64_t column) {
+    const int64_t left = row_width - column;
+    if (column < 0 || left <= 0) return zero;
+    return rows.units(column, left < kLanes ? static_cast<int>(left) : kLanes);
+  };
+  for (int64_t i = 0; i < half; i += kLanes) {
+    const int64_t column = (w0 - kLanes + i) * stride;
+    const Vec first = units(column);
+    if (stride == 1) {
+      store(dst + i, first);
+    } else {
+      const Vec second = units(column + kLanes);
+      store(dst + i, even_lanes(first, second));
+      store(dst + half + i, odd_lanes(first, second));
     }
   }
+}
+
+template <class S>
+void copy_frame(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& tile,
+                int64_t frame, float* slot) {
+  const int64_t height = (tile.height - 1) * p.stride + 3;
+  const int64_t inputs = p.channels / p.groups, channel = p.frames * p.height * p.width;
+  const auto* image = static_cast<const typename S::Value*>(p.x) +
+                      (tile.image * p.channels * p.frames + frame) * p.height * p.width;
+  for (int64_t group = 0; group < p.groups; ++group)
+    for (int64_t u = 0; u < g.group_units; ++u) {
+      const int64_t c = u * S::kChannelsPerUnit;
+      const auto* plane = image + (group * inputs + c) * channel;
+      const bool whole = c + S::kChannelsPerUnit <= inputs;
+      float* unit = slot + (group * g.group_units + u) * g.unit;
+      for (int64_t r = 0; r < height; ++r) {
+        const int64_t h = tile.h0 * p.stride - 1 + r;
+        float* dst = unit + r * g.row;
+        if (h < 0 || h >= p.height) {
+          memset(dst, 0, g.row * sizeof(*dst));
+          continue;
+        }
+        const auto* row = plane + h * p.width;
+        if (whole)
+          copy_row(typename S::Rows{row, row + channel}, p.width, tile.w0, p.stride, g.half, dst);
+        else
+          copy_row(typename S::LastRow{row}, p.width, tile.w0, p.stride, g.half, dst);
+      }
+    }
+}
+
+// Asks for the part of a frame that copy_frame will read two frames from now: the rows that belong
+// to output row r, of one group. Row pieces of a tile are too short for the hardware's prefetcher.
+template <class S>
+void prefetch_rows(const GroupPointwiseConv3dParams& p, const Tile& tile, int64_t frame,
+                   int64_t group, int64_t r) {
+  const int64_t inputs = p.channels / p.groups, channel = p.frames * p.height * p.width;
+  const auto* image = static_cast<const typename S::Value*>(p.x) +
+                      (tile.image * p.channels * p.frames + frame) * p.height * p.width;
+  const int64_t first = tile.w0 * p.stride;
+  const int64_t columns = min64(tile.width * p.stride + 1, p.width - first);
+  constexpr int64_t kLine = 64 / sizeof(typename S::Value);
+  for (int64_t c = group * inputs; c < (group + 1) * inputs; ++c)
+    for (int64_t s = 0; s < p.stride; ++s) {
+      const int64_t h = min64((tile.h0 + r) * p.stride + s + 1, p.height - 1);
+      const auto* row = image + c * channel + h * p.width + first;
+      for (int64_t i = 0; i < columns; i += kLine) __builtin_prefetch(row + i, 0, 2);
+    }
 }
 
 // Offsets of the 27 taps for output frame n, relative to a row's first used column.
@@ -318,18 +384,24 @@ void tap_offsets(const GroupPointwiseConv3dParams& p, const Geometry& g, int64_t
       }
 }
 
+template <class S>
 void run_tile(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& tile, int64_t n0,
               int64_t n1, float* scratch) {
-  float* mid = scratch + 3 * g.slot;
-  const int64_t inputs = p.channels / p.groups, outputs = p.middle / p.groups;
+  using Value = typename S::Value;
+  const int64_t outputs = p.middle / p.groups;
   const int64_t plane = p.height_out * p.width_out, volume = p.frames * plane;
   const int64_t chunk = kMaxVectors * kLanes;
-  const float* pointwise = p.packed + p.middle * inputs * kTaps;
+  const int64_t pointwise_units = ceil_div(p.middle, S::kChannelsPerUnit);
+  float* mid = scratch + 3 * g.slot;
+  float* mid_units = S::kChannelsPerUnit > 1 ? mid + p.middle * chunk : mid;
+  const float* pointwise = p.packed + p.middle * g.group_units * kTaps;
+  const int64_t here = 0;
+  const Input mid_input{mid_units, chunk, pointwise_units, &here, 1, 0, 1};
 
   for (int64_t n = max64(n0 - 1, 0); n < min64(n0 + 1, p.frames); ++n)
-    copy_frame(p, g, tile, n, scratch + (n % 3) * g.slot);
+    copy_frame<S>(p, g, tile, n, scratch + (n % 3) * g.slot);
   for (int64_t n = n0; n < n1; ++n) {
-    if (n + 1 < p.frames) copy_frame(p, g, tile, n + 1, scratch + ((n + 1) % 3) * g.slot);
+    if (n + 1 < p.frames) copy_frame<S>(p, g, tile, n + 1, scratch + ((n + 1) % 3) * g.slot);
     int64_t offsets[kTaps];
     tap_offsets(p, g, n, offsets);
     // Frames outside the stack are zero: their taps are left out.
@@ -342,36 +414,47 @@ void run_tile(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile
         const float* x = scratch + r * p.stride * g.row + kLanes + w;
         const int64_t at = tile.image * p.channels_out * volume + n * plane +
                            (tile.h0 + r) * p.width_out + tile.w0 + w;
-        const Output last{p.y + at,
-                          volume,
-                          p.pointwise ? p.pointwise_bias : p.bias,
-                          p.residual ? p.residual + at : nullptr,
-                          p.pointwise ? p.pointwise_relu : p.relu,
-                          p.residual_relu};
+        const Output<Value> last{static_cast<Value*>(p.y) + at,
+                                 volume,
+                                 p.pointwise ? p.pointwise_bias : p.bias,
+                                 p.residual ? static_cast<const Value*>(p.residual) + at : nullptr,
+                                 p.pointwise ? p.pointwise_relu : p.relu,
+                                 p.residual_relu};
         for (int64_t group = 0; group < p.groups; ++group) {
           const int64_t k0 = group * outputs;
-          Output out = last;
+          if (w == 0 && n + 2 < p.frames) prefetch_rows<S>(p, tile, n + 2, group, r);
+          const Input input{x + group * g.group_units * g.unit,
+                            g.unit,
+                            g.group_units,
+                            offsets + skipped,
+                            taps,
+                            skipped,
+                            kTaps};
+          const float* w_group = p.packed + k0 * g.group_units * kTaps;
+          const float* bias = p.bias ? p.bias + k0 : nullptr;
           if (p.pointwise) {
-            out = Output{mid + k0 * chunk, chunk, p.bias, nullptr, p.relu, false};
+            const Output<float> out{mid + k0 * chunk, chunk, bias, nullptr, p.relu, false};
+            conv_rows<S>(input, w_group, outputs, out, pixels);
           } else {
+            Output<Value> out = last;
             out.y += k0 * volume;
+            out.bias = bias;
             if (out.residual) out.residual += k0 * volume;
+            conv_rows<S>(input, w_group, outputs, out, pixels);
           }
-          if (out.bias) out.bias += k0;
-          conv_rows(x + group * inputs * g.channel, g.channel, inputs, offsets + skipped, taps,
-                    skipped, kTaps, p.packed + k0 * inputs * kTaps, outputs, out, pixels);
         }
         if (p.pointwise) {
-          const int64_t here = 0;
-          conv_rows(mid, chunk, p.middle, &here, 1, 0, 1, pointwise, p.channels_out, last, pixels);
+          S::pack_middle(mid, p.middle, chunk, pixels, mid_units);
+          conv_rows<S>(mid_input, pointwise, p.channels_out, last, pixels);
         }
       }
   }
 }
 
+template <class S>
 void run(const GroupPointwiseConv3dParams& p, const GroupPointwiseConv3dPlan& plan, int64_t begin,
          int64_t end, float* scratch) {
-  const Geometry g = geometry(p, plan.tile_height, plan.tile_width);
+  const Geometry g = geometry<S>(p, plan.tile_height, plan.tile_width);
   for (int64_t task = begin; task < end; ++task) {
     int64_t i = task;
     const int64_t tn = i % plan.tiles_n;
@@ -386,13 +469,16 @@ void run(const GroupPointwiseConv3dParams& p, const GroupPointwiseConv3dPlan& pl
     tile.height = min64(plan.tile_height, p.height_out - tile.h0);
     tile.width = min64(plan.tile_width, p.width_out - tile.w0);
     const int64_t n0 = tn * plan.tile_frames;
-    run_tile(p, g, tile, n0, min64(n0 + plan.tile_frames, p.frames), scratch);
+    run_tile<S>(p, g, tile, n0, min64(n0 + plan.tile_frames, p.frames), scratch);
   }
 }
 
+template <class S>
+constexpr GroupPointwiseConv3dKernel kKernel{packed_size<S>, pack<S>, plan<S>, run<S>};
+
 }  // namespace
 
-extern const GroupPointwiseConv3dKernel kGroupPointwiseConv3d;
-const GroupPointwiseConv3dKernel kGroupPointwiseConv3d{packed_size, pack, plan, run};
+extern const GroupPointwiseConv3dTable kGroupPointwiseConv3d;
+const GroupPointwiseConv3dTable kGroupPointwiseConv3d{GPLWS_GROUP_POINTWISE_SCHEMES};
 
 }  // namespace gplws::cpu::GPLWS_ISA

@@ -46,12 +46,10 @@ GPLWS_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) =
 // x - 0 is x for every x, so this is a plain broadcast; a loop over the lanes is not recognised.
 GPLWS_INLINE Vec broadcast(float s) { return s - Vec{}; }
 
-// The first `count` lanes from memory, the others `fill`; reads nothing beyond.
-GPLWS_INLINE Vec load_first(const float* p, int count, float fill) {
+// The first `count` lanes from memory, zero behind them; reads nothing beyond.
+GPLWS_INLINE Vec load_first(const float* p, int count) {
   if (count >= kLanes) return load(p);
-  Vec v = broadcast(fill);
-  float lanes[kLanes];
-  store(lanes, v);
+  float lanes[kLanes] = {};
   for (int i = 0; i < count; ++i) lanes[i] = p[i];
   return load(lanes);
 }
@@ -65,6 +63,102 @@ GPLWS_INLINE void store_first(float* p, Vec v, int count) {
   store(lanes, v);
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
 }
+
+// bfloat16: the upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+GPLWS_INLINE uint16_t bfloat16_bits(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  if (value != value) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+typedef uint32_t WordVec __attribute__((vector_size(GPLWS_VEC_BYTES)));
+typedef uint16_t HalfVec __attribute__((vector_size(GPLWS_VEC_BYTES / 2)));
+typedef uint16_t UnalignedHalfVec
+    __attribute__((vector_size(GPLWS_VEC_BYTES / 2), aligned(2), may_alias));
+
+// To the nearest bfloat16, ties to even.
+GPLWS_INLINE HalfVec narrow(Vec v) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<HalfVec>(_mm512_cvtneps_pbh(v));
+#else
+  const WordVec bits = reinterpret_cast<WordVec>(v);
+  const WordVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const WordVec nan = WordVec{} + 0x7fc0;
+  return __builtin_convertvector(v == v ? rounded : nan, HalfVec);
+#endif
+}
+
+GPLWS_INLINE Vec widen(HalfVec v) {
+  return reinterpret_cast<Vec>(__builtin_convertvector(v, WordVec) << 16);
+}
+
+GPLWS_INLINE Vec load(const BFloat16* p) {
+  return widen(*reinterpret_cast<const UnalignedHalfVec*>(p));
+}
+
+GPLWS_INLINE void store(BFloat16* p, Vec v) { *reinterpret_cast<UnalignedHalfVec*>(p) = narrow(v); }
+
+// The first `count` lanes from memory, zero behind them.
+GPLWS_INLINE HalfVec load_half_first(const BFloat16* p, int count) {
+  if (count >= kLanes) return *reinterpret_cast<const UnalignedHalfVec*>(p);
+  HalfVec v = {};
+  for (int i = 0; i < count; ++i) v[i] = p[i].bits;
+  return v;
+}
+
+GPLWS_INLINE Vec load_first(const BFloat16* p, int count) {
+  return widen(load_half_first(p, count));
+}
+
+GPLWS_INLINE void store_first(BFloat16* p, Vec v, int count) {
+  if (count >= kLanes) {
+    store(p, v);
+    return;
+  }
+  const HalfVec half = narrow(v);
+  for (int i = 0; i < count; ++i) p[i].bits = half[i];
+}
+
+// a0 b0 a1 b1 ... of the lower and of the upper halves of two vectors.
+// Below, the lanes of even and of odd number of two vectors: the opposite.
+#if GPLWS_VEC_BYTES == 64
+GPLWS_INLINE Vec even_lanes(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+GPLWS_INLINE Vec odd_lanes(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+GPLWS_INLINE Vec interleave_low(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+GPLWS_INLINE Vec interleave_high(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                 31);
+}
+#elif GPLWS_VEC_BYTES == 32
+GPLWS_INLINE Vec even_lanes(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+GPLWS_INLINE Vec odd_lanes(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+GPLWS_INLINE Vec interleave_low(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+GPLWS_INLINE Vec interleave_high(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+#else
+GPLWS_INLINE Vec even_lanes(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+GPLWS_INLINE Vec odd_lanes(Vec a, Vec b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+GPLWS_INLINE Vec interleave_low(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+GPLWS_INLINE Vec interleave_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+#endif
 
 // NaN in `v` stays NaN, as in torch.relu.
 GPLWS_INLINE Vec relu(Vec v) {

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 
+#include <cstdint>
 #include <stdexcept>
 
 #include "tensors.h"
@@ -42,6 +43,17 @@ inline Tensor empty_on_device_of(const Tensor& t, const std::vector<int64_t>& si
     STD_TORCH_CHECK(false, "CUDA out of memory: no room for a result of ", elements, " elements (",
                     error.what(), ")");
   }
+}
+
+inline void check_float32_on_cuda(const char* op, const Tensor& x) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32 on CUDA");
+}
+
+// Contiguous, and aligned for loads of two floats; a view may start at an odd element.
+inline Tensor aligned_contiguous(const Tensor& t) {
+  const Tensor dense = torch::stable::contiguous(t);
+  const bool aligned = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 8 == 0;
+  return aligned ? dense : torch::stable::clone(dense);
 }
 
 }  // namespace gplws

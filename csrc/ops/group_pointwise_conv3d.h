@@ -15,23 +15,12 @@ struct GroupPointwiseConv3dSizes {
   }
 };
 
-inline void check_operand(const Tensor& t, const char* name, const Tensor& x,
-                          const std::vector<int64_t>& shape) {
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), "group_pointwise_conv3d: ", name,
-                  " has another dtype than x");
-  STD_TORCH_CHECK(same_device(t, x), "group_pointwise_conv3d: ", name,
-                  " is on another device than x");
-  bool fits = t.dim() == static_cast<int64_t>(shape.size());
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = t.size(i) == shape[i];
-  STD_TORCH_CHECK(fits, "group_pointwise_conv3d: ", name, " has the wrong shape");
-}
-
 inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
     const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
     const OptionalTensor& pointwise_weight, const OptionalTensor& pointwise_bias,
     const OptionalTensor& residual, int64_t groups, int64_t stride) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
-                  "group_pointwise_conv3d: x must be float32");
+  const char* kOp = "group_pointwise_conv3d";
+  check_float_dtype(kOp, x);
   STD_TORCH_CHECK(x.dim() == 5, "group_pointwise_conv3d: x must be (B, C, N, H, W)");
   STD_TORCH_CHECK(weight.dim() == 5, "group_pointwise_conv3d: weight must be 5-D");
   STD_TORCH_CHECK(stride == 1 || stride == 2, "group_pointwise_conv3d: stride must be 1 or 2, got ",
@@ -48,20 +37,21 @@ inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
   STD_TORCH_CHECK(groups >= 1 && s.channels % groups == 0 && s.middle % groups == 0,
                   "group_pointwise_conv3d: groups = ", groups, " must divide the ", s.channels,
                   " input channels and the ", s.middle, " channels of weight");
-  check_operand(weight, "weight", x, {s.middle, s.channels / groups, 3, 3, 3});
-  if (bias) check_operand(*bias, "bias", x, {s.middle});
+  check_operand(kOp, weight, "weight", x, {s.middle, s.channels / groups, 3, 3, 3});
+  if (bias) check_operand(kOp, *bias, "bias", x, {s.middle});
   s.channels_out = s.middle;
   if (pointwise_weight) {
     STD_TORCH_CHECK(pointwise_weight->dim() == 5,
                     "group_pointwise_conv3d: pointwise_weight must be 5-D");
     s.channels_out = pointwise_weight->size(0);
-    check_operand(*pointwise_weight, "pointwise_weight", x, {s.channels_out, s.middle, 1, 1, 1});
-    if (pointwise_bias) check_operand(*pointwise_bias, "pointwise_bias", x, {s.channels_out});
+    check_operand(kOp, *pointwise_weight, "pointwise_weight", x,
+                  {s.channels_out, s.middle, 1, 1, 1});
+    if (pointwise_bias) check_operand(kOp, *pointwise_bias, "pointwise_bias", x, {s.channels_out});
   } else {
     STD_TORCH_CHECK(!pointwise_bias,
                     "group_pointwise_conv3d: pointwise_bias without pointwise_weight");
   }
-  if (residual) check_operand(*residual, "residual", x, s.output());
+  if (residual) check_operand(kOp, *residual, "residual", x, s.output());
   return s;
 }
 

@@ -7,29 +7,25 @@
 namespace gplws {
 namespace {
 
-Tensor group_pointwise_conv3d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                  const OptionalTensor& pointwise_weight,
-                                  const OptionalTensor& pointwise_bias,
-                                  const OptionalTensor& residual, int64_t groups, int64_t stride,
-                                  bool relu, bool pointwise_relu, bool residual_relu) {
-  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
-      x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride);
-  Tensor y = torch::stable::new_empty(x, s.output());
-  if (y.numel() == 0) return y;
-
+void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+             const OptionalTensor& pointwise_weight, const OptionalTensor& pointwise_bias,
+             const OptionalTensor& residual, int64_t groups, int64_t stride, bool relu,
+             bool pointwise_relu, bool residual_relu, const GroupPointwiseConv3dSizes& s,
+             Tensor& y) {
+  if (y.numel() == 0) return;
   const Tensor dense_x = torch::stable::contiguous(x);
-  const Tensor dense_weight = torch::stable::contiguous(weight);
-  const OptionalTensor dense_bias = contiguous_or_none(bias);
-  const OptionalTensor dense_pointwise_weight = contiguous_or_none(pointwise_weight);
-  const OptionalTensor dense_pointwise_bias = contiguous_or_none(pointwise_bias);
+  const Tensor float_weight = as_floats(weight);
+  const OptionalTensor float_bias = as_floats_or_none(bias);
+  const OptionalTensor float_pointwise_weight = as_floats_or_none(pointwise_weight);
+  const OptionalTensor float_pointwise_bias = as_floats_or_none(pointwise_bias);
   const OptionalTensor dense_residual = contiguous_or_none(residual);
 
   cpu::GroupPointwiseConv3dParams p{};
-  p.x = dense_x.const_data_ptr<float>();
-  p.bias = data_or_null(dense_bias);
-  p.pointwise_bias = data_or_null(dense_pointwise_bias);
-  p.residual = data_or_null(dense_residual);
-  p.y = y.mutable_data_ptr<float>();
+  p.x = dense_x.const_data_ptr();
+  p.bias = floats_or_null(float_bias);
+  p.pointwise_bias = floats_or_null(float_pointwise_bias);
+  p.residual = dense_residual ? dense_residual->const_data_ptr() : nullptr;
+  p.y = y.mutable_data_ptr();
   p.batch = s.batch;
   p.channels = s.channels;
   p.middle = s.middle;
@@ -46,9 +42,10 @@ Tensor group_pointwise_conv3d_cpu(const Tensor& x, const Tensor& weight, const O
   p.pointwise_relu = pointwise_relu;
   p.residual_relu = residual_relu;
 
-  const cpu::GroupPointwiseConv3dKernel& kernel = cpu::group_pointwise_conv3d_kernel();
+  const cpu::GroupPointwiseConv3dKernel& kernel =
+      cpu::group_pointwise_conv3d_kernel(x.scalar_type() == ScalarType::BFloat16);
   Scratch packed(kernel.packed_size(p));
-  kernel.pack(p, dense_weight.const_data_ptr<float>(), data_or_null(dense_pointwise_weight),
+  kernel.pack(p, float_weight.const_data_ptr<float>(), floats_or_null(float_pointwise_weight),
               packed.data());
   p.packed = packed.data();
 
@@ -57,14 +54,41 @@ Tensor group_pointwise_conv3d_cpu(const Tensor& x, const Tensor& weight, const O
     Scratch scratch(plan.scratch_floats);
     kernel.run(p, plan, begin, end, scratch.data());
   });
+}
+
+Tensor group_pointwise_conv3d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                  const OptionalTensor& pointwise_weight,
+                                  const OptionalTensor& pointwise_bias,
+                                  const OptionalTensor& residual, int64_t groups, int64_t stride,
+                                  bool relu, bool pointwise_relu, bool residual_relu) {
+  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
+      x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride);
+  Tensor y = torch::stable::new_empty(x, s.output());
+  compute(x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride, relu,
+          pointwise_relu, residual_relu, s, y);
   const MemoryFormat format = followed_format(x);
   return format == MemoryFormat::Contiguous ? y : torch::stable::contiguous(y, format);
+}
+
+void group_pointwise_conv3d_out_cpu(const Tensor& x, const Tensor& weight,
+                                    const OptionalTensor& bias,
+                                    const OptionalTensor& pointwise_weight,
+                                    const OptionalTensor& pointwise_bias,
+                                    const OptionalTensor& residual, int64_t groups, int64_t stride,
+                                    bool relu, bool pointwise_relu, bool residual_relu,
+                                    Tensor out) {
+  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
+      x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride);
+  check_out("group_pointwise_conv3d", out, x, s.output());
+  compute(x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride, relu,
+          pointwise_relu, residual_relu, s, out);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(gplws, CPU, m) {
   m.impl("group_pointwise_conv3d", TORCH_BOX(&group_pointwise_conv3d_cpu));
+  m.impl("group_pointwise_conv3d.out", TORCH_BOX(&group_pointwise_conv3d_out_cpu));
 }
 
 }  // namespace gplws

@@ -18,6 +18,7 @@ Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
                                    const OptionalTensor& pointwise_bias,
                                    const OptionalTensor& residual, int64_t groups, int64_t stride,
                                    bool relu, bool pointwise_relu, bool residual_relu) {
+  check_float32_on_cuda("group_pointwise_conv3d", x);
   const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
       x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride);
   for (const int64_t size :
@@ -37,10 +38,10 @@ Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
   cuda::GroupPointwiseConv3dParams p{};
   p.x = x.const_data_ptr<float>();
   p.weight = dense_weight.const_data_ptr<float>();
-  p.bias = data_or_null(dense_bias);
-  p.pointwise_weight = data_or_null(dense_pointwise_weight);
-  p.pointwise_bias = data_or_null(dense_pointwise_bias);
-  p.residual = data_or_null(residual);
+  p.bias = floats_or_null(dense_bias);
+  p.pointwise_weight = floats_or_null(dense_pointwise_weight);
+  p.pointwise_bias = floats_or_null(dense_pointwise_bias);
+  p.residual = floats_or_null(residual);
   p.y = y.mutable_data_ptr<float>();
   p.x_strides = strides_of(x);
   if (residual) p.residual_strides = strides_of(*residual);

@@ -7,6 +7,14 @@ STABLE_TORCH_LIBRARY(gplws, m) {
       "Tensor? pointwise_bias, Tensor? residual, int groups, int stride, bool relu, "
       "bool pointwise_relu, bool residual_relu) -> Tensor");
   m.def(
+      "group_pointwise_conv3d.out(Tensor x, Tensor weight, Tensor? bias, Tensor? pointwise_weight, "
+      "Tensor? pointwise_bias, Tensor? residual, int groups, int stride, bool relu, "
+      "bool pointwise_relu, bool residual_relu, Tensor(a!) out) -> ()");
+  m.def("up_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int groups) -> Tensor");
+  m.def(
+      "up_conv3d.out(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int groups, "
+      "Tensor(a!) out) -> ()");
+  m.def(
       "focus_search(Tensor volume, Tensor focus_positions, int groups, int refinement, int radius, "
       "bool log_scale) -> (Tensor depth, Tensor index, Tensor peak, Tensor confidence)");
 }

@@ -40,12 +40,44 @@ inline MemoryFormat followed_format(const Tensor& x) {
 
 inline bool same_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
 
-inline const float* data_or_null(const OptionalTensor& t) {
+inline void check_float_dtype(const char* op, const Tensor& x) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
+                  op, ": x must be float32 or bfloat16");
+}
+
+// An operand of the dtype and device of `x`, and of this shape.
+inline void check_operand(const char* op, const Tensor& t, const char* name, const Tensor& x,
+                          const std::vector<int64_t>& shape) {
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has another dtype than x");
+  STD_TORCH_CHECK(same_device(t, x), op, ": ", name, " is on another device than x");
+  bool fits = t.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; fits && i < shape.size(); ++i) fits = t.size(i) == shape[i];
+  STD_TORCH_CHECK(fits, op, ": ", name, " has the wrong shape");
+}
+
+// A tensor to write a result into.
+inline void check_out(const char* op, const Tensor& out, const Tensor& x,
+                      const std::vector<int64_t>& shape) {
+  check_operand(op, out, "out", x, shape);
+  STD_TORCH_CHECK(is_dense(out, {4, 3, 2, 1, 0}), op, ": out must be contiguous");
+}
+
+inline const float* floats_or_null(const OptionalTensor& t) {
   return t ? t->const_data_ptr<float>() : nullptr;
 }
 
 inline OptionalTensor contiguous_or_none(const OptionalTensor& t) {
   return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
+}
+
+// Contiguous, in float32.
+inline Tensor as_floats(const Tensor& t) {
+  return torch::stable::contiguous(
+      t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float));
+}
+
+inline OptionalTensor as_floats_or_none(const OptionalTensor& t) {
+  return t ? OptionalTensor(as_floats(*t)) : std::nullopt;
 }
 
 }  // namespace gplws

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gplws import nn as gnn
-from gplws.nn.blocks import ConvForm, GroupParallel3d
+from gplws.nn.blocks import ConvForm, GroupParallel3d, UpConv3d
+from gplws.nn.fused import FusedGroupParallel3d
+from gplws.nn.workspace import Runner, WorkspacePool
 from gplws.ops.focus_search import focus_search
 from gplws.ops.reference import FocusSearchResult
 
@@ -105,23 +107,15 @@ class GPLWSNet(nn.Module):
         self.middle = nn.Sequential(*blocks(widths[-1], middle))
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (coarse, fine)
         self.ups = nn.ModuleList(
-            nn.ConvTranspose3d(
-                coarse,
-                fine,
-                3,
-                stride=(1, 2, 2),
-                padding=1,
-                output_padding=(0, 1, 1),
-                groups=fine,
-            )
+            UpConv3d(coarse, fine) if skip == "add" else UpConcat3d(coarse, fine)
             for coarse, fine in pairs
         )
-        self.merges = nn.ModuleList(Add() if skip == "add" else Concat(fine) for _, fine in pairs)
         self.decoders = nn.ModuleList(
             nn.Sequential(*blocks(fine, n))
             for (_, fine), n in zip(pairs, decoder_depths, strict=True)
         )
         self.head = GroupParallel3d(widths[0], 1, groups, form=form, final_relu=False)
+        self._workspaces = WorkspacePool()
 
     @property
     def reach(self) -> int:
@@ -158,16 +152,37 @@ class GPLWSNet(nn.Module):
         height, width = stack.shape[-2:]
         x = stack.expand(-1, self.in_channels, -1, -1, -1)
         x = F.pad(x, (0, -width % self.coarsest, 0, -height % self.coarsest, 0, 0), "replicate")
+        if self._may_reuse_memory(x):
+            with self._workspaces.borrow() as workspace:
+                volume = self._focus_volume(x, Runner(workspace))
+        else:
+            volume = self._focus_volume(x, Runner(None))
+        return volume[:, 0, :, :height, :width]
 
+    def _focus_volume(self, x: Tensor, run: Runner) -> Tensor:
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=False):
-            x = encoder(x)
+            x = run.chain(encoder, x)
             skips.append(x)
-            x = down(x)
-        x = self.middle(self.encoders[-1](x))
-        for up, merge, decoder in zip(self.ups, self.merges, self.decoders, strict=True):
-            x = decoder(merge(up(x), skips.pop()))
-        return self.head(x)[:, 0, :, :height, :width]
+            x = run(down, x, keep=True)
+        x = run.chain(self.middle, run.chain(self.encoders[-1], x))
+        for up, decoder in zip(self.ups, self.decoders, strict=True):
+            x = run.chain(decoder, run(up, x, skips.pop()))
+        return run.last(self.head, x)
+
+    def _may_reuse_memory(self, x: Tensor) -> bool:
+        """Whether activations can go to memory of earlier passes: fused, and nobody keeps them."""
+        return (
+            isinstance(self.head, FusedGroupParallel3d)
+            and self.config["skip"] == "add"
+            and x.device.type == "cpu"
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        )
+
+    def release_memory(self) -> None:
+        """Free the memory that a fused network on the CPU keeps from one call to the next."""
+        self._workspaces.clear()
 
     @torch.inference_mode()
     def predict(
@@ -201,21 +216,14 @@ class GPLWSNet(nn.Module):
         return gnn.fuse(self)
 
 
-class Add(nn.Module):
-    """Additive residual connection between contracting and expanding path."""
+class UpConcat3d(nn.Module):
+    """Transposed conv, concatenation of the skip, then a 1x1x1 conv back to the width."""
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Sum of two tensors of the same shape."""
-        return x + skip
-
-
-class Concat(nn.Module):
-    """Concatenation of the skip, then a 1x1x1 conv back to ``channels``."""
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.merge = nn.Conv3d(2 * channels, channels, 1, bias=False)
+        self.up = UpConv3d(in_channels, out_channels)
+        self.merge = nn.Conv3d(2 * out_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, C, N, H, W) twice -> (B, C, N, H, W)."""
-        return self.merge(torch.cat([x, skip], 1))
+        """(B, C, N, H, W) and (B, K, N, 2 H, 2 W) -> (B, K, N, 2 H, 2 W)."""
+        return self.merge(torch.cat([self.up(x), skip], 1))

@@ -1,15 +1,28 @@
 """Building blocks of depth-from-focus networks: training form and fused inference form."""
 
-from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, fold_bn, fuse, reparameterise
-from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d
+from gplws.nn.blocks import (
+    ConvBN3d,
+    GroupParallel3d,
+    RepConv3d,
+    UpConv3d,
+    fold_bn,
+    fuse,
+    reparameterise,
+)
+from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
 from gplws.nn.readout import expected_depth
+from gplws.nn.workspace import Workspace, WorkspacePool
 
 __all__ = [
     "ConvBN3d",
     "FusedConv3d",
     "FusedGroupParallel3d",
+    "FusedUpConv3d",
     "GroupParallel3d",
     "RepConv3d",
+    "UpConv3d",
+    "Workspace",
+    "WorkspacePool",
     "expected_depth",
     "fold_bn",
     "fuse",

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d
+from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
 
 ConvForm = Literal["reparameterised", "plain"]
 
@@ -181,6 +181,42 @@ class GroupParallel3d(nn.Module):
         )
 
 
+class UpConv3d(nn.Module):
+    """Transposed 3x3x3 conv that doubles H and W, one channel out per group, plus a skip.
+
+    Args:
+        in_channels: channels in; a multiple of ``out_channels``.
+        out_channels: channels out, and groups of the conv.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose3d(
+            in_channels,
+            out_channels,
+            3,
+            stride=(1, 2, 2),
+            padding=1,
+            output_padding=(0, 1, 1),
+            groups=out_channels,
+        )
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, C, N, H, W) -> (B, K, N, 2 H, 2 W), plus ``skip`` of that shape."""
+        y = self.conv(x)
+        return y if skip is None else y + skip
+
+    @torch.no_grad()
+    def fuse(self) -> FusedUpConv3d:
+        """The conv and the addition as one kernel call."""
+        bias = self.conv.bias
+        return FusedUpConv3d(
+            self.conv.weight.detach().clone(),
+            None if bias is None else bias.detach().clone(),
+            groups=self.conv.groups,
+        )
+
+
 def reparameterise(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in which each :class:`RepConv3d` is one conv, still on stock ops.
 
@@ -210,6 +246,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     def fused(module: nn.Module) -> nn.Module | None:
         if isinstance(module, GroupParallel3d):
+            return module.fuse()
+        if isinstance(module, UpConv3d):
             return module.fuse()
         if isinstance(module, RepConv3d | ConvBN3d):
             module = module.fuse()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
+from gplws.ops.up_conv3d import up_conv3d
 
 
 class FusedConv3d(nn.Module):
@@ -26,11 +27,23 @@ class FusedConv3d(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias)
         self.groups, self.stride, self.relu = groups, stride, relu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, N, H, W) -> (B, M, N, ceil(H / stride), ceil(W / stride))."""
+    def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """(B, C, N, H, W) -> (B, M, N, ceil(H / stride), ceil(W / stride)), into ``out``."""
         return group_pointwise_conv3d(
-            x, self.weight, self.bias, groups=self.groups, stride=self.stride, relu=self.relu
+            x,
+            self.weight,
+            self.bias,
+            groups=self.groups,
+            stride=self.stride,
+            relu=self.relu,
+            out=out,
         )
+
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of the result for ``x``."""
+        batch, _, frames, height, width = x.shape
+        step = self.stride
+        return (batch, self.weight.shape[0], frames, -(-height // step), -(-width // step))
 
 
 class FusedGroupParallel3d(nn.Module):
@@ -62,8 +75,8 @@ class FusedGroupParallel3d(nn.Module):
         self.pointwise_bias = nn.Parameter(pointwise_bias)
         self.groups, self.pointwise_relu = groups, pointwise_relu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, N, H, W) -> (B, K, N, H, W)."""
+    def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """(B, C, N, H, W) -> (B, K, N, H, W), into ``out`` where it is given."""
         return group_pointwise_conv3d(
             x,
             self.weight,
@@ -72,4 +85,36 @@ class FusedGroupParallel3d(nn.Module):
             self.pointwise_bias,
             groups=self.groups,
             pointwise_relu=self.pointwise_relu,
+            out=out,
         )
+
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of the result for ``x``."""
+        return (x.shape[0], self.pointwise_weight.shape[0], *x.shape[2:])
+
+
+class FusedUpConv3d(nn.Module):
+    """Transposed depthwise 3x3x3 conv that doubles H and W, plus a skip, in one kernel call.
+
+    Args:
+        weight: (C, 1, 3, 3, 3) float32.
+        bias: (groups,) float32 or None.
+        groups: channels of the result.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, groups: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.groups = groups
+
+    def forward(
+        self, x: Tensor, skip: Tensor | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, N, H, W) -> (B, groups, N, 2 H, 2 W) plus ``skip``, into ``out``."""
+        return up_conv3d(x, self.weight, self.bias, skip, groups=self.groups, out=out)
+
+    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of the result for ``x``."""
+        batch, _, frames, height, width = x.shape
+        return (batch, self.groups, frames, 2 * height, 2 * width)

@@ -6,5 +6,6 @@
 from gplws.ops.focus_search import focus_search
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
 from gplws.ops.reference import FocusSearchResult, Refinement
+from gplws.ops.up_conv3d import up_conv3d
 
-__all__ = ["FocusSearchResult", "Refinement", "focus_search", "group_pointwise_conv3d"]
+__all__ = ["FocusSearchResult", "Refinement", "focus_search", "group_pointwise_conv3d", "up_conv3d"]

@@ -1,19 +1,36 @@
-"""Checks that the op wrappers share."""
+"""What the op wrappers share: checks of arguments, memory formats, vmap."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def require_float32(op: str, **tensors: Tensor | None) -> None:
     """Raise TypeError for the first tensor that is not float32; under autocast all are cast."""
     for name, tensor in tensors.items():
-        if tensor is None or tensor.dtype == torch.float32:
-            continue
-        if torch.is_autocast_enabled(tensor.device.type) and tensor.is_floating_point():
+        if tensor is None or tensor.dtype == torch.float32 or _will_be_cast(tensor):
             continue
         raise TypeError(f"{op}: {name} must be float32, got {tensor.dtype}")
+
+
+def require_float(op: str, *, x: Tensor, **others: Tensor | None) -> None:
+    """Raise TypeError unless ``x`` is float32 or bfloat16 and the others are of its dtype."""
+    if x.dtype not in _DTYPES and not _will_be_cast(x):
+        raise TypeError(f"{op}: x must be float32 or bfloat16, got {x.dtype}")
+    for name, tensor in others.items():
+        if tensor is None or tensor.dtype == x.dtype or _will_be_cast(tensor):
+            continue
+        raise TypeError(f"{op}: {name} must be {x.dtype} as x, got {tensor.dtype}")
+
+
+def _will_be_cast(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
 
 
 def require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
@@ -22,3 +39,64 @@ def require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], me
         raise ValueError(
             f"{op}: {name} must be {meaning} = {shape}, got shape {tuple(tensor.shape)}"
         )
+
+
+def require_out(op: str, out: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless ``out`` can take a result of this shape and of the dtype of ``x``."""
+    require_shape(op, "out", out, shape, "the shape of the result")
+    if out.dtype != x.dtype:
+        raise TypeError(f"{op}: out must be {x.dtype} as x, got {out.dtype}")
+    if not out.is_contiguous():
+        raise ValueError(f"{op}: out must be contiguous")
+
+
+def follows_channels_last(x: Tensor) -> bool:
+    """Whether the result for ``x`` (B, C, N, H, W) is channels_last_3d rather than contiguous."""
+    return (
+        x.numel() > 0
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
+    )
+
+
+def vmap_by_batch(
+    op: Callable[..., Tensor],
+    size: int,
+    in_dims: tuple[int | None, ...],
+    args: tuple[Any, ...],
+    *,
+    tensors: int,
+    batched: tuple[int, ...],
+) -> tuple[Tensor, int]:
+    """vmap of an op: one call where only arguments with a batch axis are mapped, else a loop.
+
+    Args:
+        op: takes ``args``; its result has the batch axis first.
+        size: number of samples.
+        in_dims: mapped axis of each argument, or None.
+        args: tensors or None first, then options.
+        tensors: how many of ``args`` are tensors.
+        batched: which of them have a batch axis first, which the mapped axis can join.
+
+    Returns:
+        The result with the mapped axis first, and 0.
+    """
+    options = args[tensors:]
+    operands: list[Tensor | None] = []
+    mapped: list[bool] = []
+    for operand, dim in zip(args[:tensors], in_dims[:tensors], strict=True):
+        is_mapped = operand is not None and dim is not None
+        operands.append(operand.movedim(dim, 0) if is_mapped else operand)
+        mapped.append(is_mapped)
+    if any(m for i, m in enumerate(mapped) if i not in batched):
+        results = [
+            op(*(t[i] if m else t for t, m in zip(operands, mapped, strict=True)), *options)  # type: ignore[index]
+            for i in range(size)
+        ]
+        return torch.stack(results), 0
+    for i in batched:
+        operand = operands[i]
+        if operand is not None:
+            every = operand if mapped[i] else operand.expand(size, *operand.shape)
+            operands[i] = every.flatten(0, 1)
+    return op(*operands, *options).unflatten(0, (size, -1)), 0

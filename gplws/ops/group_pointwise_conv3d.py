@@ -9,10 +9,16 @@ from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
-from gplws.ops._arguments import require_float32, require_shape
+from gplws.ops._arguments import (
+    follows_channels_last,
+    require_float,
+    require_out,
+    require_shape,
+    vmap_by_batch,
+)
 
 _NAME = "gplws::group_pointwise_conv3d"
-_OP = torch.ops.gplws.group_pointwise_conv3d.default
+_OP = torch.ops.gplws.group_pointwise_conv3d
 
 
 def group_pointwise_conv3d(
@@ -28,6 +34,7 @@ def group_pointwise_conv3d(
     relu: bool = True,
     pointwise_relu: bool = True,
     residual_relu: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Grouped 3x3x3 conv, then pointwise (1x1x1) conv, without storing what lies between.
 
@@ -48,6 +55,7 @@ def group_pointwise_conv3d(
         relu: apply ReLU after the 3x3x3 conv.
         pointwise_relu: apply ReLU after the pointwise conv.
         residual_relu: apply ReLU after adding ``residual``.
+        out: contiguous tensor of the result's shape and dtype to write into; not differentiable.
 
     Returns:
         (B, K, N, ceil(H / stride), ceil(W / stride)) float32, channels_last_3d if ``x`` is, else
@@ -68,7 +76,7 @@ def group_pointwise_conv3d(
         torch.Size([1, 12, 10, 64, 64])
     """
     op = "group_pointwise_conv3d"
-    require_float32(
+    require_float(
         op,
         x=x,
         weight=weight,
@@ -107,10 +115,10 @@ def group_pointwise_conv3d(
             require_shape(op, "pointwise_bias", pointwise_bias, (shape[0],), "(K,)")
     elif pointwise_bias is not None:
         raise ValueError(f"{op}: pointwise_bias needs pointwise_weight")
+    shape = _output_shape(x, weight, pointwise_weight, stride)
     if residual is not None:
-        shape = _output_shape(x, weight, pointwise_weight, stride)
         require_shape(op, "residual", residual, shape, "the shape of the result")
-    return _OP(
+    arguments = (
         x,
         weight,
         bias,
@@ -123,6 +131,11 @@ def group_pointwise_conv3d(
         pointwise_relu,
         residual_relu,
     )
+    if out is None:
+        return _OP.default(*arguments)
+    require_out(op, out, x, shape)
+    _OP.out(*arguments, out)
+    return out
 
 
 def _output_shape(
@@ -131,14 +144,6 @@ def _output_shape(
     channels = (weight if pointwise_weight is None else pointwise_weight).shape[0]
     batch, _, frames, height, width = x.shape
     return (batch, channels, frames, -(-height // stride), -(-width // stride))
-
-
-def _follows_channels_last(x: Tensor) -> bool:
-    return (
-        x.numel() > 0
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last_3d)
-    )
 
 
 @torch.library.register_fake(_NAME)
@@ -156,7 +161,7 @@ def _fake(
     residual_relu: bool,
 ) -> Tensor:
     y = x.new_empty(_output_shape(x, weight, pointwise_weight, stride))
-    if _follows_channels_last(x):
+    if follows_channels_last(x):
         y = y.contiguous(memory_format=torch.channels_last_3d)
     return y
 
@@ -226,34 +231,10 @@ def _conv_backward(
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
-for _device in ("cpu", "cuda"):
-    torch.library.register_autocast(_NAME, _device, torch.float32)
+torch.library.register_autocast(_NAME, "cpu", torch.bfloat16)
+torch.library.register_autocast(_NAME, "cuda", torch.float32)
 
 
 @torch.library.register_vmap(_NAME)
 def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-    """One call where only ``x`` and ``residual`` are mapped, else one call per sample."""
-    tensors, options = args[:6], args[6:]
-    moved = [
-        t if t is None or dim is None else t.movedim(dim, 0)
-        for t, dim in zip(tensors, in_dims, strict=False)
-    ]
-    mapped = [t is not None and dim is not None for t, dim in zip(tensors, in_dims, strict=False)]
-    size = info.batch_size
-    if not any(mapped[1:5]):
-        x, residual = (
-            t if t is None or is_mapped else t.expand(size, *t.shape)
-            for t, is_mapped in ((moved[0], mapped[0]), (moved[5], mapped[5]))
-        )
-        y = _OP(
-            x.flatten(0, 1),
-            *moved[1:5],
-            None if residual is None else residual.flatten(0, 1),
-            *options,
-        )
-        return y.unflatten(0, (size, -1)), 0
-    samples = [
-        _OP(*(t[i] if m else t for t, m in zip(moved, mapped, strict=True)), *options)
-        for i in range(size)
-    ]
-    return torch.stack(samples), 0
+    return vmap_by_batch(_OP.default, info.batch_size, in_dims, args, tensors=6, batched=(0, 5))

@@ -63,6 +63,19 @@ def group_pointwise_conv3d(
     return y
 
 
+def up_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    groups: int,
+) -> Tensor:
+    """Transposed 3x3x3 conv that doubles H and W, plus a residual, from stock ops."""
+    y = F.conv_transpose3d(x, weight, bias, (1, 2, 2), 1, (0, 1, 1), groups)
+    return y if residual is None else y + residual
+
+
 def focus_search(
     volume: Tensor,
     focus_positions: Tensor | None = None,

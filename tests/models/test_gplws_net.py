@@ -57,6 +57,16 @@ def test_predict_finds_depth_within_the_focus_positions():
     assert ((found.confidence >= 0) & (found.confidence <= 1)).all()
 
 
+@torch.no_grad()
+def test_bfloat16_agrees_to_its_rounding():
+    model = randomise_bn(GPLWSNet())
+    stack = torch.rand(1, 3, 6, 32, 40)
+    expected = model(stack)
+    got = model.fuse().bfloat16()(stack.bfloat16())
+    assert got.dtype == torch.bfloat16
+    assert relative_error(got.float(), expected) < 0.05
+
+
 def test_the_training_form_learns_in_every_parameter():
     model = GPLWSNet()
     model(torch.rand(2, 3, 4, 16, 16)).square().mean().backward()

@@ -6,7 +6,7 @@ from conv_cases import CONV_CASES, ConvCase
 
 from gplws.ops import group_pointwise_conv3d, reference
 
-RELATIVE = 1e-5  # of the largest result, against float64
+RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # of the largest result, against float64
 SMALL = ConvCase((1, 4, 3, 5, 6), 4, 6, groups=2, residual=True)
 
 
@@ -16,7 +16,7 @@ def as_double(tensors):
 
 def assert_close(got, expected):
     assert got.shape == expected.shape
-    assert (got - expected).abs().max() <= RELATIVE * expected.abs().max()
+    assert (got - expected).abs().max() <= RELATIVE[got.dtype] * expected.abs().max()
 
 
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
@@ -24,6 +24,23 @@ def test_it_agrees_with_the_float64_reference(case):
     tensors = case.tensors()
     got = group_pointwise_conv3d(*tensors, **case.options)
     assert_close(got, reference.group_pointwise_conv3d(*as_double(tensors), **case.options))
+
+
+@pytest.mark.parametrize("case", CONV_CASES, ids=str)
+def test_bfloat16_agrees_to_its_rounding(case):
+    tensors = [None if t is None else t.bfloat16() for t in case.tensors()]
+    got = group_pointwise_conv3d(*tensors, **case.options)
+    assert got.dtype == torch.bfloat16
+    assert_close(got, reference.group_pointwise_conv3d(*as_double(tensors), **case.options))
+
+
+@pytest.mark.parametrize("dtype", RELATIVE)
+def test_a_result_may_go_into_given_memory(dtype):
+    tensors = [t.to(dtype) for t in SMALL.tensors()]
+    expected = group_pointwise_conv3d(*tensors, **SMALL.options)
+    out = torch.full_like(expected, torch.nan)
+    assert group_pointwise_conv3d(*tensors, **SMALL.options, out=out) is out
+    assert torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -181,12 +198,12 @@ def test_it_exports_with_dynamic_shapes():
     torch.testing.assert_close(program.module()(x, weight), Model()(x, weight))
 
 
-def test_autocast_computes_in_float32():
+def test_autocast_computes_in_bfloat16():
     tensors = SMALL.tensors()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = group_pointwise_conv3d(tensors[0].bfloat16(), *tensors[1:], **SMALL.options)
-    assert got.dtype == torch.float32
-    expected = group_pointwise_conv3d(tensors[0].bfloat16().float(), *tensors[1:], **SMALL.options)
+        got = group_pointwise_conv3d(*tensors, **SMALL.options)
+    assert got.dtype == torch.bfloat16
+    expected = group_pointwise_conv3d(*(t.bfloat16() for t in tensors), **SMALL.options)
     assert torch.equal(got, expected)
 
 
@@ -237,6 +254,7 @@ def test_it_may_be_called_from_several_threads_at_once():
         ({"groups": 3}, "groups must divide"),
         ({"groups": 0}, "groups must divide"),
         ({"stride": 3}, "stride must be"),
+        ({"out": torch.rand(1, 6, 3, 5, 5)}, "out must be"),
     ],
 )
 def test_a_wrong_argument_is_named(change, message):
@@ -248,7 +266,7 @@ def test_a_wrong_argument_is_named(change, message):
 
 def test_another_dtype_is_refused_by_name():
     x, weight, *_ = SMALL.tensors()
-    with pytest.raises(TypeError, match=r"weight must be float32, got torch\.float64"):
+    with pytest.raises(TypeError, match=r"weight must be torch\.float32 as x, got torch\.float64"):
         group_pointwise_conv3d(x, weight.double(), groups=2)
 
 

@@ -1,0 +1,2 @@
+#define GPLWS_ISA avx512
+#include "up_conv3d_kernel.h"

@@ -1,0 +1,2 @@
+#define GPLWS_ISA baseline
+#include "up_conv3d_kernel.h"

@@ -1,0 +1,117 @@
+"""Transposed 3x3x3 conv that doubles H and W, with the skip connection added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
+from gplws.ops._arguments import (
+    follows_channels_last,
+    require_float,
+    require_out,
+    require_shape,
+    vmap_by_batch,
+)
+
+_NAME = "gplws::up_conv3d"
+_OP = torch.ops.gplws.up_conv3d
+
+
+def up_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    groups: int,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Transposed 3x3x3 conv with stride (1, 2, 2), one channel out per group, plus a residual.
+
+    Equal to ``conv_transpose3d(x, weight, bias, stride=(1, 2, 2), padding=1,
+    output_padding=(0, 1, 1), groups=groups) + residual``, to rounding.
+
+    Args:
+        x: (B, C, N, H, W) float32 or bfloat16; N = frames. Contiguous is fastest on the CPU.
+        weight: (C, 1, 3, 3, 3), dtype of ``x``.
+        bias: (groups,), dtype of ``x``.
+        residual: shape and dtype of the result; added to it.
+        groups: channels of the result; divides C.
+        out: contiguous tensor of the result's shape and dtype to write into; not differentiable.
+
+    Returns:
+        (B, groups, N, 2 H, 2 W), dtype of ``x``, channels_last_3d if ``x`` is, else contiguous;
+        differentiable with respect to all tensors. ``out`` where it is given.
+
+    Raises:
+        ValueError: a shape or ``groups`` does not fit.
+        TypeError: a dtype does not fit.
+    """
+    op = "up_conv3d"
+    require_float(op, x=x, weight=weight, bias=bias, residual=residual)
+    if x.dim() != 5:
+        raise ValueError(f"{op}: x must be (B, C, N, H, W), got shape {tuple(x.shape)}")
+    channels = x.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{op}: groups must divide the {channels} channels of x, got {groups}")
+    require_shape(op, "weight", weight, (channels, 1, 3, 3, 3), "(C, 1, 3, 3, 3)")
+    if bias is not None:
+        require_shape(op, "bias", bias, (groups,), "(groups,)")
+    shape = _output_shape(x, groups)
+    if residual is not None:
+        require_shape(op, "residual", residual, shape, "the shape of the result")
+    if out is None:
+        return _OP.default(x, weight, bias, residual, groups)
+    require_out(op, out, x, shape)
+    _OP.out(x, weight, bias, residual, groups, out)
+    return out
+
+
+def _output_shape(x: Tensor, groups: int) -> tuple[int, ...]:
+    batch, _, frames, height, width = x.shape
+    return (batch, groups, frames, 2 * height, 2 * width)
+
+
+@torch.library.register_fake(_NAME)
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, groups: int
+) -> Tensor:
+    y = x.new_empty(_output_shape(x, groups))
+    if follows_channels_last(x):
+        y = y.contiguous(memory_format=torch.channels_last_3d)
+    return y
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, _, ctx.groups = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    grads = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        None if bias is None else list(bias.shape),
+        [1, 2, 2],
+        [1, 1, 1],
+        [1, 1, 1],
+        True,
+        [0, 1, 1],
+        ctx.groups,
+        [bool(needs[0]), bool(needs[1]), bool(needs[2]) and bias is not None],
+    )
+    return (*grads, grad if needs[3] else None, None)
+
+
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+
+
+@torch.library.register_vmap(_NAME)
+def _vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    return vmap_by_batch(_OP.default, info.batch_size, in_dims, args, tensors=4, batched=(0, 3))
