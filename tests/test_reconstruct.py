@@ -151,13 +151,12 @@ def test_the_reach_of_the_network_is_exact():
     side = 2 * model.reach + 40
     stack = torch.rand(1, 3, 1, side, 8, dtype=torch.float64, requires_grad=True)
     middle = side // 2
-    touched = torch.zeros(side, dtype=torch.bool)
+    farthest = 0
     for row in range(middle, middle + 8):
         grad = torch.autograd.grad(model(stack)[0, 0, row].sum(), stack)[0]
         rows = grad.abs().sum((0, 1, 2, 4)).nonzero().flatten() - row
-        assert rows.abs().max() <= model.reach
-        touched[rows.abs().max()] = True
-    assert touched.nonzero().max() >= model.reach - 8
+        farthest = max(farthest, int(rows.abs().max()))
+    assert model.reach - 8 <= farthest <= model.reach
 
 
 def test_a_saved_reconstruction_says_how_it_was_made(wedge, tmp_path):

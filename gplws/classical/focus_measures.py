@@ -135,10 +135,12 @@ def _check_images(name: str, images: Tensor) -> None:
         raise ValueError(f"{name}: expected (..., H, W), got shape {tuple(images.shape)}")
 
 
-def chunks(images: Tensor) -> Iterator[Tensor]:
-    """Views of (C, H, W) along C that are small enough to be filtered at a time."""
+def chunks(images: Tensor) -> Iterator[slice]:
+    """Ranges of C of (C, H, W) that are small enough to be filtered at a time."""
     limit = _CHUNK_ELEMENTS.get(images.device.type, _CHUNK_ELEMENTS_ACCELERATOR)
-    yield from images.split(max(1, limit // max(1, images.shape[-2] * images.shape[-1])))
+    step = max(1, limit // max(1, images.shape[-2] * images.shape[-1]))
+    for first in range(0, images.shape[0], step):
+        yield slice(first, min(first + step, images.shape[0]))
 
 
 def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -146,4 +148,7 @@ def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     if images.numel() == 0:
         return images.clone()
     flat = images.reshape(-1, *images.shape[-2:])  # (C, H, W)
-    return torch.cat([function(chunk) for chunk in chunks(flat)]).view(images.shape)
+    result = torch.empty_like(flat, memory_format=torch.contiguous_format)
+    for part in chunks(flat):
+        result[part] = function(flat[part])
+    return result.view(images.shape)

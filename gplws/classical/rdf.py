@@ -274,7 +274,9 @@ def _focus_volume(frames: Tensor, statistics: StackStatistics) -> _Search:
     medium = medium_span / (_MEDIUM_DEVIATION * noise + _TINY)
     unrest = _unrest(volumes[1], peak)
     volume = _blend(volumes, _share(fine, _SEARCH_PROMINENCE), _share(medium, _SEARCH_PROMINENCE))
-    volume = _with_consensus(volume, volumes[1] / peak.clamp(min=_TINY))
+    medium_volume = volumes[1]
+    del volumes  # a third of the memory that this takes
+    volume = _with_consensus(volume, medium_volume, peak)
     return _Search(
         response=response,
         volume=volume,
@@ -286,12 +288,21 @@ def _focus_volume(frames: Tensor, statistics: StackStatistics) -> _Search:
     )
 
 
-def _with_consensus(volume: Tensor, votes: Tensor) -> Tensor:
-    """``volume`` (N, H, W) weighted by what the surroundings vote for, the same for each pixel."""
-    parts = [smooth(part, _LEVELS[1], _LEVELS[2]) for part in chunks(votes)]
-    shared = torch.cat(parts)
-    shared = shared / shared.amax(0).clamp(min=_TINY)
-    return volume * (1 + _CONSENSUS * shared) / (1 + _CONSENSUS)
+def _with_consensus(volume: Tensor, responses: Tensor, peak: Tensor) -> Tensor:
+    """``volume`` (N, H, W) weighted by the frames that the surroundings vote for.
+
+    A pixel's votes are its ``responses`` (N, H, W) over their ``peak`` (H, W), so that strong
+    texture has no more say than weak.
+    """
+    scale = peak.clamp(min=_TINY)
+    shared = torch.empty_like(volume)
+    for part in chunks(volume):
+        shared[part] = smooth(responses[part] / scale, _LEVELS[1], _LEVELS[2])
+    weight = _CONSENSUS / shared.amax(0).clamp(min=_TINY)
+    result = torch.empty_like(volume)
+    for part in chunks(volume):
+        result[part] = volume[part] * (1 + weight * shared[part]) / (1 + _CONSENSUS)
+    return result
 
 
 def _unrest(volume: Tensor, peak: Tensor) -> Tensor:
@@ -312,12 +323,13 @@ def _unrest(volume: Tensor, peak: Tensor) -> Tensor:
 
 def _three_windows(response: Tensor) -> list[Tensor]:
     """Responses (N, H, W) aggregated with each of the three windows; each builds on the last."""
-    parts = []
+    windows = [torch.empty_like(response) for _ in _LEVELS]
     for part in chunks(response):
-        fine = smooth(part, 0, _LEVELS[0])
-        medium = smooth(fine, _LEVELS[0], _LEVELS[1])
-        parts.append((fine, medium, smooth(medium, _LEVELS[1], _LEVELS[2])))
-    return [torch.cat(window) for window in zip(*parts, strict=True)]
+        seen, first = response[part], 0
+        for window, last in zip(windows, _LEVELS, strict=True):
+            seen, first = smooth(seen, first, last), last
+            window[part] = seen
+    return windows
 
 
 def _share(prominence: Tensor, half: float) -> Tensor:
@@ -327,7 +339,11 @@ def _share(prominence: Tensor, half: float) -> Tensor:
 
 def _blend(windows: Sequence[Tensor], to_medium: Tensor, to_wide: Tensor) -> Tensor:
     fine, medium, wide = windows
-    return torch.lerp(fine, torch.lerp(medium, wide, to_wide), to_medium)
+    result = torch.empty_like(fine)
+    for part in chunks(fine):
+        wider = torch.lerp(medium[part], wide[part], to_wide)
+        result[part] = torch.lerp(fine[part], wider, to_medium)
+    return result
 
 
 def _search(frames: Tensor, positions: Tensor, statistics: StackStatistics) -> DepthFromFocus:

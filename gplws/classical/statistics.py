@@ -148,7 +148,9 @@ def _measure(frames: Tensor, first: int, last: int) -> StackStatistics:
     rows = slice(first, last)
     n_frames = frames.shape[0]
     response = ring_difference_filter(frames)
-    seen = torch.cat([smooth(part.abs(), 0, _LEVELS)[:, rows] for part in chunks(response)])
+    seen = torch.empty_like(response[:, rows], memory_format=torch.contiguous_format)
+    for part in chunks(response):
+        seen[part] = smooth(response[part].abs(), 0, _LEVELS)[:, rows]
     flicker = torch.zeros(_BINS, dtype=torch.int64, device=frames.device)
     if n_frames >= 3:
         for here in range(1, n_frames - 1):
