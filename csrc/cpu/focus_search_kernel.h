@@ -17,41 +17,49 @@ namespace {
 constexpr float kLogFloor = 1e-6f;  // smallest share of the peak that enters a logarithm
 constexpr float kFlatness = 1e-5f;  // share of its terms below which a curvature is rounding
 
+constexpr int kStrips = 4;  // vectors searched side by side: enough loads in flight
+
 struct Winner {
   Vec peak, runner_up, frame;
 };
 
-GPLWS_INLINE Vec nan_to_lowest(Vec v) { return v == v ? v : broadcast(-INFINITY); }
-
 // Frame n is a peak where v[n] >= v[n-1] and v[n] >= v[n+1]: known one frame later, so the loop
-// judges frame n - 1 when it has read frame n.
-GPLWS_INLINE Winner find_winner(const float* volume, int64_t frames, int64_t frame_stride,
-                                int64_t group_size, int count) {
+// judges frame n - 1 when it has read frame n. `load_frame(n, i)` is vector i of frame n.
+template <int kCount, typename LoadFrame>
+GPLWS_INLINE void find_winners(LoadFrame load_frame, int64_t frames, int64_t group_size,
+                               Winner* winners) {
   const Vec lowest = broadcast(-INFINITY);
-  Winner w{lowest, lowest, broadcast(0.0f)};
-  Vec group_peak = lowest, group_frame = broadcast(0.0f);
-  Vec before = lowest;
-  Vec here = nan_to_lowest(load_first(volume, count));
+  Vec peak[kCount], runner_up[kCount], frame[kCount], group_peak[kCount], group_frame[kCount],
+      before[kCount], here[kCount];
+  for (int i = 0; i < kCount; ++i) {
+    peak[i] = runner_up[i] = group_peak[i] = before[i] = lowest;
+    frame[i] = group_frame[i] = broadcast(0.0f);
+    here[i] = maximum(load_frame(0, i), lowest);  // NaN becomes the lowest
+  }
   int64_t group_end = group_size;
   for (int64_t n = 0; n < frames; ++n) {
-    Vec after = lowest;
-    if (n + 1 < frames) after = nan_to_lowest(load_first(volume + (n + 1) * frame_stride, count));
-    // A frame that only ties with the group's peak does not replace it: the lowest frame wins.
-    const IntVec better = (here > group_peak) & (here >= before) & (here >= after);
-    group_peak = better ? here : group_peak;
-    group_frame = better ? broadcast(static_cast<float>(n)) : group_frame;
-    if (n + 1 == group_end || n + 1 == frames) {
-      const IntVec wins = group_peak > w.peak;
-      w.runner_up = maximum(w.runner_up, minimum(group_peak, w.peak));
-      w.frame = wins ? group_frame : w.frame;
-      w.peak = wins ? group_peak : w.peak;
-      group_peak = lowest;
+    const Vec number = broadcast(static_cast<float>(n));
+    const bool last = n + 1 == frames;
+    for (int i = 0; i < kCount; ++i) {
+      const Vec after = last ? lowest : maximum(load_frame(n + 1, i), lowest);
+      const Vec candidate = here[i] >= maximum(before[i], after) ? here[i] : lowest;
+      // A frame that only ties with the group's peak does not replace it: the lowest frame wins.
+      group_frame[i] = candidate > group_peak[i] ? number : group_frame[i];
+      group_peak[i] = maximum(candidate, group_peak[i]);
+      before[i] = here[i];
+      here[i] = after;
+    }
+    if (n + 1 == group_end || last) {
+      for (int i = 0; i < kCount; ++i) {
+        runner_up[i] = maximum(runner_up[i], minimum(group_peak[i], peak[i]));
+        frame[i] = group_peak[i] > peak[i] ? group_frame[i] : frame[i];
+        peak[i] = maximum(group_peak[i], peak[i]);
+        group_peak[i] = lowest;
+      }
       group_end += group_size;
     }
-    before = here;
-    here = after;
   }
-  return w;
+  for (int i = 0; i < kCount; ++i) winners[i] = Winner{peak[i], runner_up[i], frame[i]};
 }
 
 GPLWS_INLINE Vec clamp01(Vec v) { return minimum(maximum(v, broadcast(0.0f)), broadcast(1.0f)); }
@@ -74,8 +82,8 @@ GPLWS_INLINE Vec confidence(const Winner& w, bool log_scale) {
 }
 
 // Depth by the least-squares parabola around each winner; docs/design.md has the formulas.
-GPLWS_INLINE Vec refine(const FocusSearchParams& p, const float* volume, const float* z,
-                        const Winner& w, int count) {
+static Vec refine(const FocusSearchParams& p, const float* volume, const float* z, const Winner& w,
+                  int count) {
   float frame_lanes[kLanes], z0_lanes[kLanes], scale_lanes[kLanes], low_lanes[kLanes],
       high_lanes[kLanes];
   store(frame_lanes, w.frame);
@@ -140,22 +148,41 @@ GPLWS_INLINE Vec refine(const FocusSearchParams& p, const float* volume, const f
   return minimum(maximum(z0 + scale * vertex, load(low_lanes)), load(high_lanes));
 }
 
+// Results of up to one vector of pixels, from pixel `at` of the flattened (batch, pixels) on.
+GPLWS_INLINE void finish_pixels(const FocusSearchParams& p, const float* volume, const float* z,
+                                const Winner& w, int64_t at, int count) {
+  const IntVec found = w.peak > broadcast(-INFINITY);
+  const Vec depth = found ? refine(p, volume, z, w, count) : broadcast(NAN);
+  store_first(p.depth + at, depth, count);
+  store_first(p.peak + at, w.peak, count);
+  store_first(p.confidence + at, confidence(w, p.log_scale), count);
+  for (int i = 0; i < count; ++i) p.index[at + i] = static_cast<int64_t>(w.frame[i]);
+}
+
 void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
   for (int64_t at = begin; at < end;) {
     const int64_t image = at / p.pixels, pixel = at % p.pixels;
     const int64_t left = (image + 1) * p.pixels < end ? p.pixels - pixel : end - at;
-    const int count = left < kLanes ? static_cast<int>(left) : kLanes;
     const float* volume = p.volume + image * p.frames * p.pixels + pixel;
     const float* z = p.positions + image * p.position_stride;
-
-    const Winner w = find_winner(volume, p.frames, p.pixels, p.group_size, count);
-    const IntVec found = w.peak > broadcast(-INFINITY);
-    const Vec depth = found ? refine(p, volume, z, w, count) : broadcast(NAN);
-    store_first(p.depth + at, depth, count);
-    store_first(p.peak + at, w.peak, count);
-    store_first(p.confidence + at, confidence(w, p.log_scale), count);
-    for (int i = 0; i < count; ++i) p.index[at + i] = static_cast<int64_t>(w.frame[i]);
-    at += count;
+    Winner winners[kStrips];
+    if (left >= kStrips * kLanes) {
+      const auto load_frame = [&](int64_t n, int i) {
+        return load(volume + n * p.pixels + i * kLanes);
+      };
+      find_winners<kStrips>(load_frame, p.frames, p.group_size, winners);
+      for (int i = 0; i < kStrips; ++i)
+        finish_pixels(p, volume + i * kLanes, z, winners[i], at + i * kLanes, kLanes);
+      at += kStrips * kLanes;
+    } else {
+      const int count = left < kLanes ? static_cast<int>(left) : kLanes;
+      const auto load_frame = [&](int64_t n, int) {
+        return load_first(volume + n * p.pixels, count);
+      };
+      find_winners<1>(load_frame, p.frames, p.group_size, winners);
+      finish_pixels(p, volume, z, winners[0], at, count);
+      at += count;
+    }
   }
 }
 

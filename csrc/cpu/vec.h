@@ -166,8 +166,17 @@ GPLWS_INLINE Vec relu(Vec v) {
   return v < zero ? zero : v;
 }
 
+// `b` where either is NaN: one instruction each, which compilers do not find by themselves.
+#if defined(__AVX512F__)
+GPLWS_INLINE Vec minimum(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+GPLWS_INLINE Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+#elif defined(__AVX2__)
+GPLWS_INLINE Vec minimum(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+GPLWS_INLINE Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+#else
 GPLWS_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 GPLWS_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+#endif
 GPLWS_INLINE Vec magnitude(Vec v) { return maximum(v, -v); }
 
 // Natural logarithm of positive normal numbers, within 2 ulp: x = m 2^e with m in
