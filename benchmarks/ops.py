@@ -1,0 +1,198 @@
+"""Each op against stock torch, and against the limits of the machine, on the CPU.
+
+The limits are taken in the same run: arithmetic from a large matrix product and a large dense conv
+(the faster of both), memory from a copy that does not fit into the caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.timing import machine, medians, save, show, take_turns
+from gplws.ops import focus_search, group_pointwise_conv3d, reference, up_conv3d
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def limits(dtype: torch.dtype) -> dict[str, float]:
+    """FLOP per second of a matrix product and of a dense conv, bytes per second of a copy."""
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    x = torch.randn(1, 128, 10, 64, 64).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+    w = torch.randn(128, 128, 3, 3, 3).to(dtype)
+    source = torch.zeros(64 * 2**20)  # 256 MiB
+    target = torch.zeros_like(source)
+    found = medians(
+        take_turns(
+            {
+                "matrix product": lambda: a @ b,
+                "dense conv": lambda: F.conv3d(x, w, padding=1),
+                "copy": lambda: target.copy_(source),
+            }
+        )
+    )
+    return {
+        "matrix_product_flops": 2 * 2048**3 / found["matrix product"],
+        "dense_conv_flops": 2 * x.numel() * 128 * 27 / found["dense conv"],
+        "copy_bytes": 2 * source.numel() * 4 / found["copy"],
+    }
+
+
+class Case:
+    """One shape of one op: candidates that give the same result, and the work they do."""
+
+    def __init__(
+        self, op: str, what: str, flop: float, data: float, candidates: dict[str, Callable[[], Any]]
+    ) -> None:
+        self.op, self.what, self.flop, self.data = op, what, flop, data
+        self.candidates = candidates
+
+
+@torch.inference_mode()
+def conv_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
+    """The layers of the network at ``frames`` x ``side`` x ``side``."""
+    for level, channels in enumerate((12, 24, 48, 96)):
+        size = side >> level
+        x = torch.randn(1, channels, frames, size, size).to(dtype)
+        weight = torch.randn(channels, channels // 4, 3, 3, 3).to(dtype) / channels
+        pointwise = torch.randn(channels, channels, 1, 1, 1).to(dtype) / channels
+        bias = torch.randn(channels).to(dtype)
+        yield _conv_case(f"{channels} channels, 4 groups + pointwise", x, weight, bias, pointwise)
+        if channels < 96:
+            weight = torch.randn(2 * channels, channels, 3, 3, 3).to(dtype) / channels
+            bias = torch.randn(2 * channels).to(dtype)
+            yield _conv_case(f"{channels} -> {2 * channels}, down", x, weight, bias, None)
+
+
+def _conv_case(
+    what: str,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    pointwise: torch.Tensor | None,
+) -> Case:
+    groups = x.shape[1] // weight.shape[1]
+    options: dict[str, Any] = {"groups": groups, "stride": 1 if pointwise is not None else 2}
+    options["relu"] = pointwise is not None
+    arguments = (weight, bias, pointwise, None if pointwise is None else bias)
+    last = x.contiguous(memory_format=torch.channels_last_3d)
+    out = group_pointwise_conv3d(x, *arguments, **options)
+    per_voxel = weight[0].numel() * weight.shape[0] + (
+        0 if pointwise is None else pointwise.numel()
+    )
+    flop = 2 * per_voxel * out[0, 0].numel() * out.shape[0]
+    data = (x.numel() + out.numel()) * x.element_size()
+    return Case(
+        "group_pointwise_conv3d",
+        f"{what}, {x.shape[2]}x{x.shape[3]}x{x.shape[4]}",
+        flop,
+        data,
+        {
+            "gplws": lambda: group_pointwise_conv3d(x, *arguments, **options, out=out),
+            "stock": lambda: reference.group_pointwise_conv3d(x, *arguments, **options),
+            "stock channels_last": lambda: reference.group_pointwise_conv3d(
+                last, *arguments, **options
+            ),
+        },
+    )
+
+
+@torch.inference_mode()
+def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
+    """The way up and the focus search."""
+    for channels in (24, 48, 96):
+        size = side * 6 // channels  # 24 channels come from half the side
+        x = torch.randn(1, channels, frames, size, size).to(dtype)
+        weight = torch.randn(channels, 1, 3, 3, 3).to(dtype)
+        bias = torch.randn(channels // 2).to(dtype)
+        skip = torch.randn(1, channels // 2, frames, 2 * size, 2 * size).to(dtype)
+        out = torch.empty_like(skip)
+        arguments, groups = (x, weight, bias, skip), channels // 2
+        yield Case(
+            "up_conv3d",
+            f"{channels} -> {groups} + skip, {frames}x{2 * size}x{2 * size}",
+            2 * 27 * x.numel(),
+            (x.numel() + 2 * skip.numel()) * x.element_size(),
+            {
+                "gplws": lambda a=arguments, g=groups, o=out: up_conv3d(*a, groups=g, out=o),
+                "stock": lambda a=arguments, g=groups: reference.up_conv3d(*a, groups=g),
+            },
+        )
+    if dtype != torch.float32:
+        return
+    for count in (frames, 10 * frames):
+        volume = torch.rand(1, count, side, side)
+        for refinement in ("none", "gaussian"):
+            yield Case(
+                "focus_search",
+                f"refinement {refinement}, {count}x{side}x{side}",
+                0,
+                volume.numel() * 4 + 20 * side * side,
+                {
+                    "gplws": lambda v=volume, r=refinement: focus_search(v, refinement=r),
+                    "torch.max alone": lambda v=volume: v.max(1),
+                },
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=10)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each row, roughly")
+    parser.add_argument("--out", type=Path, help="folder for the JSON; default: benchmarks/results")
+    options = parser.parse_args()
+    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    rows: list[dict[str, Any]] = []
+    found_limits: dict[str, dict[str, float]] = {}
+    for name, dtype in DTYPES.items():
+        found_limits[name] = limit = limits(dtype)
+        print(f"\n{name}: " + ", ".join(f"{k} {v / 1e9:.0f} G/s" for k, v in limit.items()))
+        arithmetic = max(limit["matrix_product_flops"], limit["dense_conv_flops"])
+        table = []
+        size = (dtype, options.frames, options.side)
+        for case in (*conv_cases(*size), *other_cases(*size)):
+            with torch.inference_mode():
+                times = take_turns(case.candidates, seconds=options.seconds)
+            middle = medians(times)
+            ours = middle["gplws"]
+            best = min(v for k, v in middle.items() if k != "gplws")
+            compute, memory = case.flop / ours / arithmetic, case.data / ours / limit["copy_bytes"]
+            rows.append(
+                {
+                    "dtype": name,
+                    "op": case.op,
+                    "case": case.what,
+                    "flop": case.flop,
+                    "bytes": case.data,
+                    "seconds": times,
+                    "share_of_arithmetic": compute,
+                    "share_of_copy": memory,
+                }
+            )
+            table.append(
+                [
+                    case.op,
+                    case.what,
+                    f"{1e3 * ours:.2f}",
+                    f"{1e3 * best:.2f}",
+                    f"{best / ours:.1f}",
+                    f"{100 * compute:.0f}%" if case.flop else "",
+                    f"{100 * memory:.0f}%",
+                ]
+            )
+        show(
+            ["op", "case", "ms", "best other, ms", "ratio", "of arithmetic", "of copy"],
+            table,
+        )
+    path = save("ops", {"limits": found_limits, "rows": rows}, options.out)
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()

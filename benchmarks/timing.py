@@ -1,0 +1,93 @@
+"""Timing in turns, and what has to be known about a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gplws
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 6.0,
+    rounds: tuple[int, int] = (3, 30),
+) -> dict[str, list[float]]:
+    """Times of each candidate, in seconds; in each round every candidate has one turn.
+
+    Args:
+        candidates: functions without arguments, by name.
+        seconds: how long all of it may take, roughly.
+        rounds: fewest and most rounds.
+
+    Returns:
+        The times, by name, in the order of the rounds.
+    """
+    start = time.perf_counter()
+    for run in candidates.values():  # compiles, fills caches, allocates
+        run()
+    once = time.perf_counter() - start
+    count = max(rounds[0], min(rounds[1], int(seconds / once)))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(count):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Median of each candidate's times."""
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Machine, instruction set, threads, versions and commit of this run."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    build = gplws.build_info()
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_isa": build["cpu_isa"],
+        "avx512_bf16": build["avx512_bf16"],
+        "torch": torch.__version__,
+        "gplws": gplws.__version__,
+        "commit": build["commit"],
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def save(name: str, content: Mapping[str, Any], folder: Path | None = None) -> Path:
+    """Write ``<name>.json`` with the facts of the run."""
+    path = (folder or RESULTS) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"machine": machine(), **content}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table in Markdown."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, ["-" * w for w in widths], *rows):
+        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
+    sys.stdout.flush()
