@@ -13,7 +13,14 @@ from torch import Tensor
 
 import gplws
 from gplws.models.gplws_net import GPLWSNet
-from gplws.ops import FocusSearchResult, Refinement, focus_search, group_pointwise_conv3d, reference
+from gplws.ops import (
+    FocusSearchResult,
+    Refinement,
+    focus_search,
+    group_pointwise_conv3d,
+    reference,
+    up_conv3d,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -71,6 +78,21 @@ def same_bits(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
         torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
         for x, y in zip(a, b, strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "groups"), [((1, 24, 10, 7, 9), 12), ((2, 6, 1, 33, 1), 3), ((1, 4, 3, 20, 65), 4)]
+)
+def test_the_way_up_agrees_with_the_reference(size: tuple[int, ...], groups: int) -> None:
+    batch, channels, frames, height, width = size
+    x, weight, bias = torch.randn(size), torch.randn(channels, 1, 3, 3, 3), torch.randn(groups)
+    skip = torch.randn(batch, groups, frames, 2 * height, 2 * width)
+    tensors = (x, weight, bias, skip)
+    expected = reference.up_conv3d(*(t.double() for t in tensors), groups=groups)
+    assert_conv_close(up_conv3d(*(t.cuda() for t in tensors), groups=groups), expected)
+    misaligned = torch.empty(skip.numel() + 1, device="cuda")[1:].view_as(skip).copy_(skip)
+    got = up_conv3d(x.cuda(), weight.cuda(), bias.cuda(), misaligned, groups=groups)
+    assert_conv_close(got, expected)
 
 
 @pytest.fixture
