@@ -118,10 +118,10 @@ def _parser() -> ArgumentParser:
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add(
         "--mesh",
-        type=list[str] | None,
+        type=list[str] | str | None,
         default=None,
-        metavar="[ply, stl, glb]",
-        help="write these meshes as well; needs the z-step and the pixel size",
+        metavar="ply|stl|glb",
+        help="write a mesh as well, or several: '[ply, glb]'; needs z-step and pixel size",
     )
     add("--memory-mb", type=float, default=1024, help="working memory for the focus volume, MiB")
     add("--overwrite", action="store_true", help="replace the results in a folder that has some")

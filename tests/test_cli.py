@@ -33,7 +33,9 @@ def run(*words):
 
 def test_a_folder_becomes_a_height_map(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run("reconstruct", folder, "-o", out, "--z-step", 2, "--pixel-size", 0.5) == 0
+    calibration = ("--z-step", 2, "--pixel-size", 0.5)
+    assert run("reconstruct", folder, "-o", out, *calibration, "--mesh", "stl") == 0
+    assert (out / "mesh.stl").is_file()
     shown = capsys.readouterr()
     assert str(out / "height.tif") in shown.out and " um" in shown.out
     assert abs(np.nanmedian(tifffile.imread(out / "height.tif")) - 6) < 0.3
@@ -92,7 +94,7 @@ def test_existing_results_are_refused_before_the_work_and_replaced_on_request(
         (["reconstruct", "nowhere"], 1, "nowhere"),
         (["reconstruct", "FOLDER", "--z-step", "-2"], 1, "z_step_um must be positive"),
         (["reconstruct", "FOLDER", "--method", "magic"], 1, "method must be one of"),
-        (["reconstruct", "FOLDER", "--mesh", "[obj]"], 1, "mesh must be among"),
+        (["reconstruct", "FOLDER", "--mesh", "obj"], 1, "mesh must be among"),
         (["reconstruct", "FOLDER", "--mesh", "[ply]"], 1, "z_step_um"),
         (["reconstruct", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
     ],
