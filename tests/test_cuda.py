@@ -10,6 +10,7 @@ import pytest
 import torch
 from conv_cases import CONV_CASES, ConvCase
 from torch import Tensor
+from volumes import random_volume
 
 import gplws
 from gplws.models.gplws_net import GPLWSNet
@@ -206,18 +207,7 @@ def test_the_search_agrees_with_the_float64_reference(
     sizes = [(1, 1, 1, 1), (2, 3, 4, 1), (3, 15, 2, 1), (7, 16, 3, 2), (8, 255, 3, 2)]
     sizes += [(9, 257, 1, 2), (10, 17, 4, 1), (41, 33, 4, 3), (13, 65, 20, 2), (5, 7, 1, 9)]
     for seed, (frames, width, groups, radius) in enumerate(sizes):
-        generator = torch.Generator().manual_seed(seed)
-        volume = torch.rand((2, frames, 3, width), generator=generator)
-        special = torch.rand(volume.shape, generator=generator)
-        if kind == "ties":
-            volume = (volume * 3).round()
-        elif kind == "nan":
-            volume[special < 0.4] = torch.nan
-        elif kind == "infinite":
-            volume[special < 0.2] = -torch.inf
-            volume[special > 0.97] = torch.inf
-        elif kind == "negative":
-            volume -= 0.6
+        volume = random_volume(kind, (2, frames, 3, width), seed)
         expected = reference.focus_search(
             volume.double(),
             groups=groups,

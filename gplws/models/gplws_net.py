@@ -177,6 +177,7 @@ class GPLWSNet(nn.Module):
             and self.config["skip"] == "add"
             and x.device.type == "cpu"
             and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled(x.device.type)
             and not torch.compiler.is_compiling()
         )
 

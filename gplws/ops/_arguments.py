@@ -50,6 +50,12 @@ def require_out(op: str, out: Tensor, x: Tensor, shape: tuple[int, ...]) -> None
         raise ValueError(f"{op}: out must be contiguous")
 
 
+def register_conv_autocast(name: str) -> None:
+    """Autocast for a conv: all tensors become bfloat16 on the CPU, float32 on CUDA."""
+    torch.library.register_autocast(name, "cpu", torch.bfloat16)
+    torch.library.register_autocast(name, "cuda", torch.float32)
+
+
 def follows_channels_last(x: Tensor) -> bool:
     """Whether the result for ``x`` (B, C, N, H, W) is channels_last_3d rather than contiguous."""
     return (

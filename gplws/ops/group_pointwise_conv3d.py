@@ -11,6 +11,7 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
+    register_conv_autocast,
     require_float,
     require_out,
     require_shape,
@@ -231,8 +232,7 @@ def _conv_backward(
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
-torch.library.register_autocast(_NAME, "cpu", torch.bfloat16)
-torch.library.register_autocast(_NAME, "cuda", torch.float32)
+register_conv_autocast(_NAME)
 
 
 @torch.library.register_vmap(_NAME)

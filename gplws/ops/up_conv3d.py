@@ -10,6 +10,7 @@ from torch import Tensor
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops._arguments import (
     follows_channels_last,
+    register_conv_autocast,
     require_float,
     require_out,
     require_shape,
@@ -110,6 +111,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
+register_conv_autocast(_NAME)
 
 
 @torch.library.register_vmap(_NAME)

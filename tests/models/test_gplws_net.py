@@ -67,6 +67,17 @@ def test_bfloat16_agrees_to_its_rounding():
     assert relative_error(got.float(), expected) < 0.05
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_autocast_equals_the_network_in_bfloat16(grad):
+    fused = randomise_bn(GPLWSNet()).fuse()
+    stack = torch.rand(1, 3, 3, 16, 24)
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype=torch.bfloat16):
+        got = fused(stack)
+    with torch.no_grad():
+        expected = fused.bfloat16()(stack.bfloat16())
+    assert torch.equal(got.detach(), expected)
+
+
 def test_the_training_form_learns_in_every_parameter():
     model = GPLWSNet()
     model(torch.rand(2, 3, 4, 16, 16)).square().mean().backward()

@@ -97,6 +97,14 @@ def test_it_compiles_whole_with_dynamic_shapes():
         torch.testing.assert_close(compiled(x), function(x))
 
 
+def test_autocast_computes_in_bfloat16():
+    given = tensors((1, 4, 2, 3, 5), 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = up_conv3d(*given, groups=2)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, up_conv3d(*(t.bfloat16() for t in given), groups=2))
+
+
 @pytest.mark.parametrize("in_dims", [(0, None), (1, None), (0, 0), (None, 0)])
 def test_vmap_equals_a_loop(in_dims):
     x, weight = torch.rand(3, 1, 4, 2, 5, 6), torch.rand(3, 4, 1, 3, 3, 3)
