@@ -31,6 +31,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .samples import frame_index
+
 __all__ = [
     "DemoScene",
     "SimulatedStack",
@@ -382,7 +384,7 @@ def render_focal_stack(
         frames=torch.stack(frames),
         focus_positions_um=focus.to(height.device),
         height_um=height,
-        depth_index=_depth_index(height, focus.to(height.device)),
+        depth_index=frame_index(height, focus.to(height.device)),
         all_in_focus=color.clamp(max=1.0),
     )
 
@@ -409,21 +411,6 @@ def _expose(
     if bit_depth == 8:
         return quantised.to(torch.uint8)
     return (quantised * (65535 / levels)).round().to(torch.uint16)
-
-
-def _depth_index(height_um: Tensor, focus_positions_um: Tensor) -> Tensor:
-    """Surface in frames (H, W) by linear interpolation between focus positions; NaN outside."""
-    count = focus_positions_um.numel()
-    falling = count > 1 and bool(focus_positions_um[1] < focus_positions_um[0])
-    sign = -1.0 if falling else 1.0
-    positions, surface = sign * focus_positions_um, sign * height_um
-    upper = torch.searchsorted(positions, surface.contiguous()).clamp(1, max(count - 1, 1))
-    if count == 1:
-        return torch.where(surface == positions[0], 0.0, torch.nan)
-    lower = upper - 1
-    share = (surface - positions[lower]) / (positions[upper] - positions[lower])
-    inside = (surface >= positions[0]) & (surface <= positions[-1])
-    return torch.where(inside, lower + share, torch.nan)
 
 
 def surface_shading(
