@@ -1,17 +1,26 @@
 // Body of the grouped 3x3x3 conv + pointwise conv, compiled once per ISA (GPLWS_ISA).
 //
 // One vector holds neighbouring pixels of a row. A task walks down the frames of its tile and keeps
-// the three frames that the 3x3x3 window needs in a zero-padded scratch ring, so the inner loop has
-// no border cases:
+// what the 3x3x3 window needs of them in zero-padded scratch, so the inner loop has no border
+// cases:
 //
-//   scratch[slot 3][unit][row][half stride][column]   slot = frame mod 3
+//   scratch[slot][unit][row][half stride][column]
 //
 // A unit is what one 32-bit lane holds of a pixel: a float, or two neighbouring channels in
 // bfloat16, which one instruction multiplies and adds up (see the schemes in
 // group_pointwise_conv3d_schemes.h). With stride 2 the even and the odd columns of a row are stored
-// apart ("halves"), so that every tap reads consecutive units there too. The inner loop is the same
-// for both convs: it sums `taps` x `units` products into a register block of K output channels x V
-// vectors.
+// apart ("halves"), so that every tap reads consecutive units there too.
+//
+// How the slots are used depends on the frames of the result that a step makes:
+//
+//   one    direct: a ring of three frames, slot = frame mod 3; 27 taps.
+//   two    Winograd's minimal filtering along the frames (F(2, 3)): four slots hold differences and
+//          a sum of frames n-1 .. n+2, and 4 x 9 taps give frames n and n+1, where the direct way
+//          needs 54. Rounding grows by about a factor of two.
+//
+// Source: S. Winograd, "Arithmetic Complexity of Computations", SIAM 1980,
+// doi:10.1137/1.9781611970364; A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural
+// Networks", CVPR 2016, doi:10.1109/CVPR.2016.435.
 #include "group_pointwise_conv3d.h"
 
 #include <stdint.h>
@@ -25,12 +34,23 @@ namespace {
 
 #include "group_pointwise_conv3d_schemes.h"
 
-constexpr int kTaps = 27;
-constexpr int kMaxVectors = 8;                  // pixels per row chunk: kMaxVectors * kLanes
-constexpr int64_t kScratchFloats = 160 * 1024;  // 640 KiB: the ring should stay in L2
-constexpr int64_t kMaxTileWidth = 512, kMinTileWidth = 128;
-constexpr int64_t kMinTileHeight = 4;
-constexpr int64_t kMaxTileHeight = 16;
+constexpr int kPlaneTaps = 9;                   // of the window in one frame or slot
+constexpr int kMaxVectors = 8;                  // in a row chunk
+constexpr int64_t kScratchFloats = 240 * 1024;  // 960 KiB: the slots should stay near L2
+constexpr int64_t kMiddleFloats = 12 * 1024;    // 48 KiB of middle results, near L1
+constexpr int64_t kMaxTileWidth = 512, kMinTileWidth = 64;
+constexpr int64_t kMaxTileHeight = 16, kMinTileHeight = 4;
+// Output channels that a register block may have: two results for each in a step of two frames.
+constexpr int kMaxBlock = 12, kMaxPairBlock = kAccumulators / 4;
+
+template <class S>
+constexpr bool kPaired = S::kFramesPerStep == 2;
+template <class S>
+constexpr int kSlots = kPaired<S> ? 4 : 3;
+template <class S>
+constexpr int kTaps = kPaired<S> ? 4 * kPlaneTaps : 3 * kPlaneTaps;
+template <class S>
+constexpr int kConvBlock = kPaired<S> ? kMaxPairBlock : kMaxBlock;
 
 // Sizes in units, that is in 32-bit words.
 struct Geometry {
@@ -38,8 +58,11 @@ struct Geometry {
   int64_t row;          // of scratch, all halves
   int64_t half;
   int64_t unit;  // distance between two units of a pixel
-  int64_t slot;  // of the ring
-  int64_t mid;   // middle result: middle x chunk floats, then the same as units
+  int64_t slot;
+  int64_t chunk;  // pixels of a row that are finished at a time
+  // Where the rest of scratch begins: the middle result (middle x chunk floats a frame), the same
+  // as units, and a row of zeros.
+  int64_t mid, mid_frame, mid_units, zeros, end;
 };
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -56,42 +79,66 @@ Geometry geometry(const GroupPointwiseConv3dParams& p, int64_t tile_height, int6
   g.row = g.half * p.stride;
   g.unit = g.row * ((tile_height - 1) * p.stride + 3);
   g.slot = g.unit * g.group_units * p.groups;
-  g.mid = 0;
-  if (p.pointwise) {
-    g.mid = p.middle;
-    if (S::kChannelsPerUnit > 1) g.mid += ceil_div(p.middle, S::kChannelsPerUnit);
-    g.mid *= kMaxVectors * kLanes;
-  }
+  int64_t vectors = kMaxVectors;
+  while (vectors > 2 && S::kFramesPerStep * p.middle * vectors * kLanes > kMiddleFloats)
+    vectors /= 2;
+  g.chunk = vectors * kLanes;
+  const int64_t packed_units = S::kChannelsPerUnit > 1 ? ceil_div(p.middle, 2) : 0;
+  g.mid = kSlots<S> * g.slot;
+  g.mid_frame = p.pointwise ? p.middle * g.chunk : 0;
+  g.mid_units = g.mid + S::kFramesPerStep * g.mid_frame;
+  g.zeros = g.mid_units + (p.pointwise ? packed_units * g.chunk : 0);
+  g.end = g.zeros + g.row;
   return g;
 }
 
 // Output channels are computed in blocks; a block and its vectors share the accumulators.
-constexpr int vectors_of(int block) {
+constexpr int vectors_of(int block, int accumulators) {
   int v = 1;
-  while (2 * v * block <= kAccumulators && 2 * v <= kMaxVectors) v *= 2;
+  while (2 * v * block <= accumulators && 2 * v <= kMaxVectors) v *= 2;
   return v;
 }
 
-int next_block(int64_t channels) {
+int next_block(int64_t channels, int largest) {
   constexpr int kBlocks[] = {12, 8, 6, 4, 3, 2};
   for (int block : kBlocks)
-    if (channels >= block) return block;
+    if (channels >= block && block <= largest) return block;
   return 1;
 }
 
-// Weights of `rows` output channels, block after block: [block][unit][tap][K].
+// The taps of the conv for one pair of channels: as they are, or for four slots (F(2, 3)): those of
+// m0, m1, m2 and of -m3 in frames n = m0 + m1 + m2 and n+1 = m1 - m2 - m3.
 template <class S>
-float* pack_rows(const float* weight, int64_t rows, int64_t channels, int taps, float* out) {
-  const int64_t units = ceil_div(channels, S::kChannelsPerUnit);
+void transform_taps(const float* w, float* taps) {
+  for (int t = 0; t < kPlaneTaps; ++t) {
+    const float before = w[t], here = w[kPlaneTaps + t], behind = w[2 * kPlaneTaps + t];
+    taps[t] = before;
+    if constexpr (kPaired<S>) {
+      taps[kPlaneTaps + t] = 0.5f * (before + here + behind);
+      taps[2 * kPlaneTaps + t] = 0.5f * (before - here + behind);
+      taps[3 * kPlaneTaps + t] = -behind;
+    } else {
+      taps[kPlaneTaps + t] = here;
+      taps[2 * kPlaneTaps + t] = behind;
+    }
+  }
+}
+
+// Weights of `rows` output channels, block after block: [block][unit][tap][K]. `taps_of(row,
+// channel, taps)` gives those of one pair of channels.
+template <class S, int Taps, class TapsOf>
+float* pack_rows(int64_t rows, int64_t channels, int largest_block, TapsOf taps_of, float* out) {
   for (int64_t k0 = 0; k0 < rows;) {
-    const int block = next_block(rows - k0);
-    for (int64_t u = 0; u < units; ++u)
-      for (int t = 0; t < taps; ++t)
-        for (int k = 0; k < block; ++k) {
-          const int64_t c = u * S::kChannelsPerUnit;
-          const float* w = weight + ((k0 + k) * channels + c) * taps + t;
-          *out++ = S::weight(w[0], c + 1 < channels ? w[taps * (S::kChannelsPerUnit - 1)] : 0.0f);
-        }
+    const int block = next_block(rows - k0, largest_block);
+    for (int64_t c = 0; c < channels; c += S::kChannelsPerUnit) {
+      for (int k = 0; k < block; ++k) {
+        float first[Taps], second[Taps] = {};
+        taps_of(k0 + k, c, first);
+        if (S::kChannelsPerUnit > 1 && c + 1 < channels) taps_of(k0 + k, c + 1, second);
+        for (int t = 0; t < Taps; ++t) out[t * block + k] = S::weight(first[t], second[t]);
+      }
+      out += Taps * block;
+    }
     k0 += block;
   }
   return out;
@@ -101,29 +148,39 @@ template <class S>
 int64_t packed_size(const GroupPointwiseConv3dParams& p) {
   const int64_t units = ceil_div(p.channels / p.groups, S::kChannelsPerUnit);
   const int64_t pointwise_units = ceil_div(p.middle, S::kChannelsPerUnit);
-  return p.middle * units * kTaps + (p.pointwise ? p.channels_out * pointwise_units : 0);
+  return p.middle * units * kTaps<S> + (p.pointwise ? p.channels_out * pointwise_units : 0);
 }
 
 template <class S>
 void pack(const GroupPointwiseConv3dParams& p, const float* weight, const float* pointwise_weight,
           float* packed) {
   const int64_t inputs = p.channels / p.groups, outputs = p.middle / p.groups;
-  for (int64_t g = 0; g < p.groups; ++g)
-    packed = pack_rows<S>(weight + g * outputs * inputs * kTaps, outputs, inputs, kTaps, packed);
-  if (p.pointwise) pack_rows<S>(pointwise_weight, p.channels_out, p.middle, 1, packed);
+  for (int64_t g = 0; g < p.groups; ++g) {
+    const auto taps_of = [&](int64_t row, int64_t channel, float* taps) {
+      const int64_t pair = (g * outputs + row) * inputs + channel;
+      transform_taps<S>(weight + pair * 3 * kPlaneTaps, taps);
+    };
+    packed = pack_rows<S, kTaps<S>>(outputs, inputs, kConvBlock<S>, taps_of, packed);
+  }
+  if (!p.pointwise) return;
+  const auto tap_of = [&](int64_t row, int64_t channel, float* tap) {
+    *tap = pointwise_weight[row * p.middle + channel];
+  };
+  pack_rows<S, 1>(p.channels_out, p.middle, kMaxBlock, tap_of, packed);
 }
 
 template <class S>
 GroupPointwiseConv3dPlan plan(const GroupPointwiseConv3dParams& p, int64_t threads) {
   GroupPointwiseConv3dPlan t;
   const auto fits = [&](int64_t height, int64_t width) {
-    return 3 * geometry<S>(p, height, width).slot <= kScratchFloats;
+    return kSlots<S> * geometry<S>(p, height, width).slot <= kScratchFloats;
   };
-  // Wide tiles, since memory likes long pieces of rows, as long as they are some rows high as well:
-  // the rows above and below are copied for each tile. Equal tiles rather than a narrow rest.
+  // Wide tiles, since memory likes long pieces of rows and whole rows best, as long as they are
+  // some rows high as well: the rows above and below are copied for each tile. Equal tiles rather
+  // than a narrow rest.
   const int64_t wanted_height = min64(kMinTileHeight, p.height_out);
   int64_t widest = kMaxTileWidth;
-  while (widest > kMinTileWidth && !fits(wanted_height, widest)) widest /= 2;
+  while (widest > kMinTileWidth && !fits(wanted_height, min64(widest, p.width_out))) widest /= 2;
   while (widest > kLanes && !fits(1, widest)) widest /= 2;
   t.tile_width = ceil_div(ceil_div(p.width_out, ceil_div(p.width_out, widest)), kLanes) * kLanes;
   t.tile_height = 1;
@@ -134,51 +191,41 @@ GroupPointwiseConv3dPlan plan(const GroupPointwiseConv3dParams& p, int64_t threa
   t.tiles_h = ceil_div(p.height_out, t.tile_height);
   t.tile_height = ceil_div(p.height_out, t.tiles_h);
   // Cutting along the frames costs two extra frames of copying a piece, so only to feed all
-  // threads.
+  // threads; and never between the frames of one step.
   const int64_t tiles = p.batch * t.tiles_h * t.tiles_w;
-  t.tiles_n = min64(p.frames, max64(1, ceil_div(2 * threads, tiles)));
-  t.tile_frames = ceil_div(p.frames, t.tiles_n);
+  const int64_t steps = ceil_div(p.frames, S::kFramesPerStep);
+  t.tiles_n = min64(steps, max64(1, ceil_div(2 * threads, tiles)));
+  t.tile_frames = ceil_div(steps, t.tiles_n) * S::kFramesPerStep;
   t.tiles_n = ceil_div(p.frames, t.tile_frames);
   t.tasks = tiles * t.tiles_n;
   const Geometry g = geometry<S>(p, t.tile_height, t.tile_width);
-  t.scratch_floats = 3 * g.slot + g.mid;
+  t.scratch_floats = g.end;
   return t;
 }
 
-// acc[k][v] += sum over units and taps of w[unit][tap][k] * x[unit][offset(tap) + v].
+// acc[k][v] += w[k] * x[v]: one tap of one unit. What there is less of stays in registers.
 template <class S, int K, int V>
-GPLWS_INLINE void accumulate(const float* x, int64_t unit_stride, int64_t units,
-                             const int64_t* offsets, int taps, const float* w,
-                             int64_t w_unit_stride, Vec (&acc)[K][V]) {
-  for (int64_t u = 0; u < units; ++u) {
-    const float* wt = w;
-    for (int t = 0; t < taps; ++t) {
-      const float* xt = x + offsets[t];
-      if constexpr (K <= V) {
-        Vec wk[K];
+GPLWS_INLINE void accumulate_tap(const float* x, const float* w, Vec (&acc)[K][V]) {
+  if constexpr (K <= V) {
+    Vec wk[K];
 #pragma GCC unroll 16
-        for (int k = 0; k < K; ++k) wk[k] = broadcast(wt[k]);
+    for (int k = 0; k < K; ++k) wk[k] = broadcast(w[k]);
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) {
-          const Vec xv = load_once(xt + v * kLanes);
+    for (int v = 0; v < V; ++v) {
+      const Vec xv = load_once(x + v * kLanes);
 #pragma GCC unroll 16
-          for (int k = 0; k < K; ++k) acc[k][v] = S::multiply_add(wk[k], xv, acc[k][v]);
-        }
-      } else {
-        Vec xv[V];
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) xv[v] = load_once(xt + v * kLanes);
-#pragma GCC unroll 16
-        for (int k = 0; k < K; ++k) {
-          const Vec wk = broadcast(wt[k]);
-#pragma GCC unroll 16
-          for (int v = 0; v < V; ++v) acc[k][v] = S::multiply_add(wk, xv[v], acc[k][v]);
-        }
-      }
-      wt += K;
+      for (int k = 0; k < K; ++k) acc[k][v] = S::multiply_add(wk[k], xv, acc[k][v]);
     }
-    x += unit_stride;
-    w += w_unit_stride;
+  } else {
+    Vec xv[V];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) xv[v] = load_once(x + v * kLanes);
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k) {
+      const Vec wk = broadcast(w[k]);
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) acc[k][v] = S::multiply_add(wk, xv[v], acc[k][v]);
+    }
   }
 }
 
@@ -186,18 +233,21 @@ GPLWS_INLINE void accumulate(const float* x, int64_t unit_stride, int64_t units,
 template <class Value>
 struct Output {
   Value* y;
-  int64_t channel_stride;
+  int64_t channel_stride, frame_stride;
   const float* bias;      // null: none
   const Value* residual;  // null: none; strides of y
   bool relu, residual_relu;
+  bool stream;  // store past the caches; y is aligned
 };
 
-// The input of one of the convs: units of neighbouring pixels, and the weights that go with them.
+// The input of one of the convs: units of neighbouring pixels, and the taps that are used of the
+// packed ones.
 struct Input {
   const float* x;
   int64_t unit_stride, units;
   const int64_t* offsets;  // of each tap that is used
   int taps, skipped_taps, packed_taps;
+  int64_t slot_stride;  // for steps of two frames, whose taps are the same in all slots
 };
 
 template <class Value, typename Residual>
@@ -218,7 +268,40 @@ __attribute__((noinline)) void finish_partly(Vec v, const Output<Value>& out, in
   store_first(out.y + at, finish(v, out, residual), count);
 }
 
-// Not inlined: in the middle of a larger function the compiler runs out of registers.
+// Finishes and stores a block, `frame` frames behind where `out` points.
+template <int K, int V, class Value>
+GPLWS_INLINE void finish_block(const Vec (&acc)[K][V], const Output<Value>& out, int64_t frame,
+                               int64_t pixels) {
+  const int64_t start = frame * out.frame_stride;
+  if (pixels >= V * kLanes) {
+#pragma GCC unroll 16
+    for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) {
+        const int64_t at = start + k * out.channel_stride + v * kLanes;
+        const Vec value = finish(acc[k][v], out, [&] { return load(out.residual + at); });
+        if (out.stream)
+          stream(out.y + at, value);
+        else
+          store(out.y + at, value);
+      }
+    }
+    return;
+  }
+  // The end of a row: the last vector is only partly used. Unrolled as well, since a loop over
+  // `acc` would force it into memory from the start.
+#pragma GCC unroll 16
+  for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) {
+      const int64_t at = start + k * out.channel_stride + v * kLanes;
+      finish_partly(acc[k][v], out, at, pixels - v * kLanes);
+    }
+  }
+}
+
+// One frame of the result. Not inlined: in the middle of a larger function the compiler runs out of
+// registers.
 template <class S, int K, int V, class Value>
 __attribute__((noinline)) void conv_block(const Input& in, const float* w, const Output<Value>& out,
                                           int64_t pixels) {
@@ -229,54 +312,92 @@ __attribute__((noinline)) void conv_block(const Input& in, const float* w, const
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[k][v] = b;
   }
-  accumulate<S, K, V>(in.x, in.unit_stride, in.units, in.offsets, in.taps, w + in.skipped_taps * K,
-                      in.packed_taps * K, acc);
-  if (pixels >= V * kLanes) {
-#pragma GCC unroll 16
-    for (int k = 0; k < K; ++k) {
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) {
-        const int64_t at = k * out.channel_stride + v * kLanes;
-        store(out.y + at, finish(acc[k][v], out, [&] { return load(out.residual + at); }));
-      }
-    }
-    return;
+  const float* x = in.x;
+  w += in.skipped_taps * K;
+  for (int64_t u = 0; u < in.units; ++u) {
+    for (int t = 0; t < in.taps; ++t) accumulate_tap<S>(x + in.offsets[t], w + t * K, acc);
+    x += in.unit_stride;
+    w += in.packed_taps * K;
   }
-  // The end of a row: the last vector is only partly used. Unrolled as well, since a loop over
-  // `acc` would force it into memory from the start.
+  finish_block(acc, out, 0, pixels);
+}
+
+// Two frames of the result from four slots.
+template <class S, int K, int V, class Value>
+__attribute__((noinline)) void pair_block(const Input& in, const float* w, const Output<Value>& out,
+                                          int64_t pixels) {
+  // First m1 and m2, which both frames need: their sum and difference; then m0 and -m3 on top.
+  Vec here[K][V], next[K][V];
 #pragma GCC unroll 16
   for (int k = 0; k < K; ++k) {
+    const Vec b = broadcast(out.bias ? out.bias[k] : 0.0f);
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v)
-      finish_partly(acc[k][v], out, k * out.channel_stride + v * kLanes, pixels - v * kLanes);
+    for (int v = 0; v < V; ++v) {
+      here[k][v] = b;
+      next[k][v] = Vec{};
+    }
   }
+  for (int outer = 0; outer < 2; ++outer) {
+    if (outer) {
+#pragma GCC unroll 16
+      for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) {
+          const Vec sum = here[k][v] + next[k][v];
+          next[k][v] = here[k][v] - next[k][v];
+          here[k][v] = sum;
+        }
+      }
+    }
+    const int first = outer ? 0 : 1, second = outer ? 3 : 2;
+    const float* x = in.x;
+    const float* w_unit = w;
+    for (int64_t u = 0; u < in.units; ++u) {
+      const float* w_first = w_unit + first * kPlaneTaps * K;
+      const float* w_second = w_unit + second * kPlaneTaps * K;
+      for (int t = 0; t < kPlaneTaps; ++t) {
+        const float* xt = x + in.offsets[t];
+        accumulate_tap<S>(xt + first * in.slot_stride, w_first, here);
+        accumulate_tap<S>(xt + second * in.slot_stride, w_second, next);
+        w_first += K;
+        w_second += K;
+      }
+      x += in.unit_stride;
+      w_unit += kTaps<S> * K;
+    }
+  }
+  finish_block(here, out, 0, pixels);
+  finish_block(next, out, 1, pixels);
 }
 
 // One block of K output channels over a row chunk of `pixels` pixels: V vectors at a time, then the
 // rest in halves.
-template <class S, int K, class Value, int V = vectors_of(K)>
+template <class S, int Frames, int K, class Value, int V = vectors_of(K, kAccumulators / Frames)>
 void conv_row(Input in, const float* w, Output<Value> out, int64_t pixels) {
   while (pixels > (V - 1) * kLanes) {
-    conv_block<S, K, V>(in, w, out, pixels);
+    if constexpr (Frames == 2)
+      pair_block<S, K, V>(in, w, out, pixels);
+    else
+      conv_block<S, K, V>(in, w, out, pixels);
     in.x += V * kLanes;
     out.y += V * kLanes;
     if (out.residual) out.residual += V * kLanes;
     pixels -= V * kLanes;
   }
   if constexpr (V > 1) {
-    if (pixels > 0) conv_row<S, K, Value, V / 2>(in, w, out, pixels);
+    if (pixels > 0) conv_row<S, Frames, K, Value, V / 2>(in, w, out, pixels);
   }
 }
 
 // `rows` output channels, block after block, in the order of `pack_rows`.
-template <class S, class Value>
+template <class S, int Frames, int LargestBlock, class Value>
 void conv_rows(const Input& in, const float* w, int64_t rows, Output<Value> out, int64_t pixels) {
   for (int64_t k0 = 0; k0 < rows;) {
-    const int block = next_block(rows - k0);
+    const int block = next_block(rows - k0, LargestBlock);
     switch (block) {
-#define GPLWS_BLOCK(K)                  \
-  case K:                               \
-    conv_row<S, K>(in, w, out, pixels); \
+#define GPLWS_BLOCK(K)                                                           \
+  case K:                                                                        \
+    if constexpr (K <= LargestBlock) conv_row<S, Frames, K>(in, w, out, pixels); \
     break;
       GPLWS_BLOCK(1)
       GPLWS_BLOCK(2)
@@ -300,154 +421,242 @@ struct Tile {
   int64_t image, h0, w0, height, width;  // of the output
 };
 
-// Copies one row of units, zero outside the image, into its halves of scratch. A half starts one
-// vector left of the tile; tiles start at multiples of a vector.
+// Part of a row of the image: begins at a tile's first column, which is column `first` of `width`.
 template <class Rows>
-void copy_row(const Rows& rows, int64_t row_width, int64_t w0, int64_t stride, int64_t half,
-              float* dst) {
-  const Vec zero = {};
-  const auto units = [&](int64_t column) {
-    const int64_t left = row_width - column;
-    if (column < 0 || left <= 0) return zero;
+struct RowPart {
+  Rows rows;
+  int64_t first, width;
+
+  Vec units(int64_t column) const { return rows.units(column, kLanes); }
+  // Zero outside the image.
+  Vec padded_units(int64_t column) const {
+    const int64_t left = width - first - column;
+    if (first + column < 0 || left <= 0) return Vec{};
     return rows.units(column, left < kLanes ? static_cast<int>(left) : kLanes);
-  };
-  for (int64_t i = 0; i < half; i += kLanes) {
-    const int64_t column = (w0 - kLanes + i) * stride;
-    const Vec first = units(column);
-    if (stride == 1) {
-      store(dst + i, first);
-    } else {
-      const Vec second = units(column + kLanes);
-      store(dst + i, even_lanes(first, second));
-      store(dst + half + i, odd_lanes(first, second));
-    }
+  }
+};
+
+// Stores what two neighbouring vectors of units (with stride 1: one) hold at column i of a row.
+template <int Stride>
+GPLWS_INLINE void store_units(float* row, int64_t half, int64_t i, const Vec (&v)[Stride]) {
+  if constexpr (Stride == 1) {
+    store(row + i, v[0]);
+  } else {
+    store(row + i, even_lanes(v[0], v[1]));
+    store(row + half + i, odd_lanes(v[0], v[1]));
   }
 }
 
+// A row of one frame as it is, or of four frames n-1 .. n+2 as d0 - d2, d1 + d2, d2 - d1, d1 - d3
+// in four slots. `units(frame, column)` loads.
+template <int Stride, int Frames, class Units>
+GPLWS_INLINE void transform(float* dst, int64_t half, int64_t slot, int64_t i, int64_t column,
+                            Units units) {
+  Vec d[Frames][Stride];
+#pragma GCC unroll 4
+  for (int f = 0; f < Frames; ++f)
+#pragma GCC unroll 2
+    for (int s = 0; s < Stride; ++s) d[f][s] = units(f, column + s * kLanes);
+  if constexpr (Frames == 1) {
+    store_units<Stride>(dst, half, i, d[0]);
+  } else {
+    Vec m[4][Stride];
+#pragma GCC unroll 2
+    for (int s = 0; s < Stride; ++s) {
+      m[0][s] = d[0][s] - d[2][s];
+      m[1][s] = d[1][s] + d[2][s];
+      m[2][s] = d[2][s] - d[1][s];
+      m[3][s] = d[1][s] - d[3][s];
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) store_units<Stride>(dst + j * slot, half, i, m[j]);
+  }
+}
+
+// All that a tile needs of one row of one or four frames. A half starts one vector left of the
+// tile; tiles start at multiples of a vector.
+template <int Stride, class Rows, int Frames>
+void transform_row(const RowPart<Rows> (&rows)[Frames], int64_t half, int64_t slot, float* dst) {
+  const auto column_of = [&](int64_t i) { return (i - kLanes) * Stride; };
+  const auto padded = [&](int f, int64_t column) { return rows[f].padded_units(column); };
+  const auto whole = [&](int f, int64_t column) { return rows[f].units(column); };
+  int64_t i = 0;
+  if (rows[0].first == 0) {
+    transform<Stride, Frames>(dst, half, slot, i, column_of(i), padded);
+    i += kLanes;
+  }
+  const int64_t last = rows[0].width - rows[0].first - Stride * kLanes;
+  for (; i < half && column_of(i) <= last; i += kLanes)
+    transform<Stride, Frames>(dst, half, slot, i, column_of(i), whole);
+  for (; i < half; i += kLanes) transform<Stride, Frames>(dst, half, slot, i, column_of(i), padded);
+}
+
+// Fills the row at `dst` from a row of the image: of one frame, or of four frames from `frame` on
+// for the four slots. `plane` is frame 0 of the unit's first channel.
+template <class S, class Rows>
+void fill_row(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& tile,
+              const typename S::Value* plane, int64_t frame, int64_t h,
+              const typename S::Value* zeros, float* dst) {
+  const int64_t first = tile.w0 * p.stride;
+  RowPart<Rows> rows[kPaired<S> ? 4 : 1];
+  for (auto& row : rows) {
+    const bool inside = frame >= 0 && frame < p.frames && h >= 0 && h < p.height;
+    const auto* start = inside ? plane + (frame * p.height + h) * p.width + first : zeros;
+    row = {{start, inside ? start + p.frames * p.height * p.width : zeros}, first, p.width};
+    ++frame;
+  }
+  if (p.stride == 1)
+    transform_row<1>(rows, g.half, g.slot, dst);
+  else
+    transform_row<2>(rows, g.half, g.slot, dst);
+}
+
+// Fills one slot of the ring with `frame`, or all four with the frames from `frame` on.
 template <class S>
-void copy_frame(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& tile,
-                int64_t frame, float* slot) {
+void fill(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& tile, int64_t frame,
+          const float* zero_row, float* slot) {
+  using Value = typename S::Value;
+  using Rows = typename S::Rows;
+  using LastRow = typename S::LastRow;
   const int64_t height = (tile.height - 1) * p.stride + 3;
   const int64_t inputs = p.channels / p.groups, channel = p.frames * p.height * p.width;
-  const auto* image = static_cast<const typename S::Value*>(p.x) +
-                      (tile.image * p.channels * p.frames + frame) * p.height * p.width;
+  const auto* image = static_cast<const Value*>(p.x) + tile.image * p.channels * channel;
+  // Rows are read from one vector before the tile on.
+  const auto* zeros = reinterpret_cast<const Value*>(zero_row) + kLanes * p.stride;
   for (int64_t group = 0; group < p.groups; ++group)
     for (int64_t u = 0; u < g.group_units; ++u) {
       const int64_t c = u * S::kChannelsPerUnit;
       const auto* plane = image + (group * inputs + c) * channel;
       const bool whole = c + S::kChannelsPerUnit <= inputs;
-      float* unit = slot + (group * g.group_units + u) * g.unit;
-      for (int64_t r = 0; r < height; ++r) {
+      float* dst = slot + (group * g.group_units + u) * g.unit;
+      for (int64_t r = 0; r < height; ++r, dst += g.row) {
         const int64_t h = tile.h0 * p.stride - 1 + r;
-        float* dst = unit + r * g.row;
-        if (h < 0 || h >= p.height) {
-          memset(dst, 0, g.row * sizeof(*dst));
-          continue;
-        }
-        const auto* row = plane + h * p.width;
         if (whole)
-          copy_row(typename S::Rows{row, row + channel}, p.width, tile.w0, p.stride, g.half, dst);
+          fill_row<S, Rows>(p, g, tile, plane, frame, h, zeros, dst);
         else
-          copy_row(typename S::LastRow{row}, p.width, tile.w0, p.stride, g.half, dst);
+          fill_row<S, LastRow>(p, g, tile, plane, frame, h, zeros, dst);
       }
     }
 }
 
-// Asks for the part of a frame that copy_frame will read two frames from now: the rows that belong
-// to output row r, of one group. Row pieces of a tile are too short for the hardware's prefetcher.
+// Offsets of the taps relative to a row's first used column: of all slots, those of the ring in the
+// order of the frames around frame n.
 template <class S>
-void prefetch_rows(const GroupPointwiseConv3dParams& p, const Tile& tile, int64_t frame,
-                   int64_t group, int64_t r) {
-  const int64_t inputs = p.channels / p.groups, channel = p.frames * p.height * p.width;
-  const auto* image = static_cast<const typename S::Value*>(p.x) +
-                      (tile.image * p.channels * p.frames + frame) * p.height * p.width;
-  const int64_t first = tile.w0 * p.stride;
-  const int64_t columns = min64(tile.width * p.stride + 1, p.width - first);
-  constexpr int64_t kLine = 64 / sizeof(typename S::Value);
-  for (int64_t c = group * inputs; c < (group + 1) * inputs; ++c)
-    for (int64_t s = 0; s < p.stride; ++s) {
-      const int64_t h = min64((tile.h0 + r) * p.stride + s + 1, p.height - 1);
-      const auto* row = image + c * channel + h * p.width + first;
-      for (int64_t i = 0; i < columns; i += kLine) __builtin_prefetch(row + i, 0, 2);
-    }
-}
-
-// Offsets of the 27 taps for output frame n, relative to a row's first used column.
 void tap_offsets(const GroupPointwiseConv3dParams& p, const Geometry& g, int64_t n,
                  int64_t* offsets) {
-  for (int kn = 0; kn < 3; ++kn)
+  for (int j = 0; j < kSlots<S>; ++j) {
+    const int64_t slot = kPaired<S> ? j : (n + j + 2) % 3;
     for (int kh = 0; kh < 3; ++kh)
       for (int kw = 0; kw < 3; ++kw) {
         int64_t column = kw - 1;
         if (p.stride == 2) column = kw == 1 ? 0 : g.half - (kw == 0 ? 1 : 0);
-        *offsets++ = ((n + kn + 2) % 3) * g.slot + kh * g.row + column;
+        *offsets++ = slot * g.slot + kh * g.row + column;
       }
+  }
+}
+
+// The convs of one tile, for frames n .. n + Frames - 1 of the result, whose slots are filled.
+template <class S, int Frames>
+void run_frames(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& tile, int64_t n,
+                float* scratch) {
+  using Value = typename S::Value;
+  const int64_t outputs = p.middle / p.groups;
+  const int64_t plane = p.height_out * p.width_out, volume = p.frames * plane;
+  float* mid = scratch + g.mid;
+  float* mid_units = scratch + g.mid_units;
+  const float* pointwise = p.packed + p.middle * g.group_units * kTaps<S>;
+  const int64_t here = 0;
+
+  // Past the caches where vectors of the result are aligned: otherwise each line would be read
+  // from memory before it is overwritten.
+  const bool stream =
+      reinterpret_cast<uintptr_t>(p.y) % GPLWS_VEC_BYTES == 0 && p.width_out % kLanes == 0;
+  int64_t offsets[kTaps<S>];
+  tap_offsets<S>(p, g, n, offsets);
+  // Directly: frames outside the stack are zero, their taps are left out. A single frame of a step
+  // of two is m0 + m1 + m2.
+  const int skipped = !kPaired<S> && n == 0 ? kPlaneTaps : 0;
+  const int left_out = !kPaired<S> && n == p.frames - 1 ? kPlaneTaps : 0;
+  const int taps = 3 * kPlaneTaps - skipped - left_out;
+
+  for (int64_t r = 0; r < tile.height; ++r)
+    for (int64_t w = 0; w < tile.width; w += g.chunk) {
+      const int64_t pixels = min64(g.chunk, tile.width - w);
+      const float* x = scratch + r * p.stride * g.row + kLanes + w;
+      const int64_t at = tile.image * p.channels_out * volume + n * plane +
+                         (tile.h0 + r) * p.width_out + tile.w0 + w;
+      const Output<Value> last{static_cast<Value*>(p.y) + at,
+                               volume,
+                               plane,
+                               p.pointwise ? p.pointwise_bias : p.bias,
+                               p.residual ? static_cast<const Value*>(p.residual) + at : nullptr,
+                               p.pointwise ? p.pointwise_relu : p.relu,
+                               p.residual_relu,
+                               stream};
+      for (int64_t group = 0; group < p.groups; ++group) {
+        const int64_t k0 = group * outputs;
+        const Input input{x + group * g.group_units * g.unit,
+                          g.unit,
+                          g.group_units,
+                          offsets + skipped,
+                          taps,
+                          skipped,
+                          kTaps<S>,
+                          g.slot};
+        const float* w_group = p.packed + k0 * g.group_units * kTaps<S>;
+        const float* bias = p.bias ? p.bias + k0 : nullptr;
+        if (p.pointwise) {
+          const Output<float> out{
+              mid + k0 * g.chunk, g.chunk, g.mid_frame, bias, nullptr, p.relu, false, false};
+          conv_rows<S, Frames, kConvBlock<S>>(input, w_group, outputs, out, pixels);
+        } else {
+          Output<Value> out = last;
+          out.y += k0 * volume;
+          out.bias = bias;
+          if (out.residual) out.residual += k0 * volume;
+          conv_rows<S, Frames, kConvBlock<S>>(input, w_group, outputs, out, pixels);
+        }
+      }
+      if (!p.pointwise) continue;
+      for (int64_t f = 0; f < Frames; ++f) {
+        float* middle = mid + f * g.mid_frame;
+        S::pack_middle(middle, p.middle, g.chunk, pixels, mid_units);
+        const Input input{S::kChannelsPerUnit > 1 ? mid_units : middle,
+                          g.chunk,
+                          ceil_div(p.middle, S::kChannelsPerUnit),
+                          &here,
+                          1,
+                          0,
+                          1,
+                          0};
+        Output<Value> out = last;
+        out.y += f * plane;
+        if (out.residual) out.residual += f * plane;
+        conv_rows<S, 1, kMaxBlock>(input, pointwise, p.channels_out, out, pixels);
+      }
+    }
 }
 
 template <class S>
 void run_tile(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& tile, int64_t n0,
               int64_t n1, float* scratch) {
-  using Value = typename S::Value;
-  const int64_t outputs = p.middle / p.groups;
-  const int64_t plane = p.height_out * p.width_out, volume = p.frames * plane;
-  const int64_t chunk = kMaxVectors * kLanes;
-  const int64_t pointwise_units = ceil_div(p.middle, S::kChannelsPerUnit);
-  float* mid = scratch + 3 * g.slot;
-  float* mid_units = S::kChannelsPerUnit > 1 ? mid + p.middle * chunk : mid;
-  const float* pointwise = p.packed + p.middle * g.group_units * kTaps;
-  const int64_t here = 0;
-  const Input mid_input{mid_units, chunk, pointwise_units, &here, 1, 0, 1};
-
-  for (int64_t n = max64(n0 - 1, 0); n < min64(n0 + 1, p.frames); ++n)
-    copy_frame<S>(p, g, tile, n, scratch + (n % 3) * g.slot);
-  for (int64_t n = n0; n < n1; ++n) {
-    if (n + 1 < p.frames) copy_frame<S>(p, g, tile, n + 1, scratch + ((n + 1) % 3) * g.slot);
-    int64_t offsets[kTaps];
-    tap_offsets(p, g, n, offsets);
-    // Frames outside the stack are zero: their taps are left out.
-    const int skipped = n == 0 ? 9 : 0;
-    const int taps = kTaps - skipped - (n == p.frames - 1 ? 9 : 0);
-
-    for (int64_t r = 0; r < tile.height; ++r)
-      for (int64_t w = 0; w < tile.width; w += chunk) {
-        const int64_t pixels = min64(chunk, tile.width - w);
-        const float* x = scratch + r * p.stride * g.row + kLanes + w;
-        const int64_t at = tile.image * p.channels_out * volume + n * plane +
-                           (tile.h0 + r) * p.width_out + tile.w0 + w;
-        const Output<Value> last{static_cast<Value*>(p.y) + at,
-                                 volume,
-                                 p.pointwise ? p.pointwise_bias : p.bias,
-                                 p.residual ? static_cast<const Value*>(p.residual) + at : nullptr,
-                                 p.pointwise ? p.pointwise_relu : p.relu,
-                                 p.residual_relu};
-        for (int64_t group = 0; group < p.groups; ++group) {
-          const int64_t k0 = group * outputs;
-          if (w == 0 && n + 2 < p.frames) prefetch_rows<S>(p, tile, n + 2, group, r);
-          const Input input{x + group * g.group_units * g.unit,
-                            g.unit,
-                            g.group_units,
-                            offsets + skipped,
-                            taps,
-                            skipped,
-                            kTaps};
-          const float* w_group = p.packed + k0 * g.group_units * kTaps;
-          const float* bias = p.bias ? p.bias + k0 : nullptr;
-          if (p.pointwise) {
-            const Output<float> out{mid + k0 * chunk, chunk, bias, nullptr, p.relu, false};
-            conv_rows<S>(input, w_group, outputs, out, pixels);
-          } else {
-            Output<Value> out = last;
-            out.y += k0 * volume;
-            out.bias = bias;
-            if (out.residual) out.residual += k0 * volume;
-            conv_rows<S>(input, w_group, outputs, out, pixels);
-          }
-        }
-        if (p.pointwise) {
-          S::pack_middle(mid, p.middle, chunk, pixels, mid_units);
-          conv_rows<S>(mid_input, pointwise, p.channels_out, last, pixels);
-        }
-      }
+  if constexpr (kPaired<S>) {
+    for (int64_t n = n0; n < n1; n += 2) {
+      fill<S>(p, g, tile, n - 1, scratch + g.zeros, scratch);
+      if (n + 1 < n1)
+        run_frames<S, 2>(p, g, tile, n, scratch);
+      else
+        run_frames<S, 1>(p, g, tile, n, scratch);
+    }
+  } else {
+    const auto fill_ring = [&](int64_t n) {
+      fill<S>(p, g, tile, n, scratch + g.zeros, scratch + n % 3 * g.slot);
+    };
+    for (int64_t n = max64(n0 - 1, 0); n < min64(n0 + 1, p.frames); ++n) fill_ring(n);
+    for (int64_t n = n0; n < n1; ++n) {
+      if (n + 1 < p.frames) fill_ring(n + 1);
+      run_frames<S, 1>(p, g, tile, n, scratch);
+    }
   }
 }
 
@@ -455,6 +664,7 @@ template <class S>
 void run(const GroupPointwiseConv3dParams& p, const GroupPointwiseConv3dPlan& plan, int64_t begin,
          int64_t end, float* scratch) {
   const Geometry g = geometry<S>(p, plan.tile_height, plan.tile_width);
+  memset(scratch + g.zeros, 0, (g.end - g.zeros) * sizeof(*scratch));
   for (int64_t task = begin; task < end; ++task) {
     int64_t i = task;
     const int64_t tn = i % plan.tiles_n;
@@ -471,6 +681,7 @@ void run(const GroupPointwiseConv3dParams& p, const GroupPointwiseConv3dPlan& pl
     const int64_t n0 = tn * plan.tile_frames;
     run_tile<S>(p, g, tile, n0, min64(n0 + plan.tile_frames, p.frames), scratch);
   }
+  finish_streaming();
 }
 
 template <class S>

@@ -2,7 +2,9 @@
 // group_pointwise_conv3d_kernel.h.
 //
 // A scheme has the Value that tensors hold, the channels that share a 32-bit unit of scratch, and
-//   Rows::units        a vector of units from neighbouring columns; behind `count` of them, zeros
+//   kFramesPerStep     frames of the result that are made together (see the kernel)
+//   Rows               a row of a unit's first channel and of the next one;
+//   Rows::units        a vector of units from neighbouring columns, behind `count` of them zeros
 //   LastRow            the same for the last unit of an odd number of channels
 //   weight(a, b)       the weights of a unit's channels, as one 32-bit word
 //   multiply_add       accumulator + products of the unit's channels, in float32
@@ -11,14 +13,14 @@
 // float32 throughout.
 struct Float32 {
   using Value = float;
+  static constexpr int kFramesPerStep = 2;
   static constexpr int kChannelsPerUnit = 1;
-  struct LastRow {
+  struct Rows {
     const float* row;
+    const float* next_channel;
     Vec units(int64_t column, int count) const { return load_first(row + column, count); }
   };
-  struct Rows : LastRow {
-    Rows(const float* row, const float*) : LastRow{row} {}
-  };
+  using LastRow = Rows;
   static float weight(float a, float) { return a; }
   GPLWS_INLINE Vec multiply_add(Vec w, Vec x, Vec sum) { return sum + w * x; }
   static void pack_middle(const float*, int64_t, int64_t, int64_t, float*) {}
@@ -27,14 +29,14 @@ struct Float32 {
 // bfloat16 in memory, computed in float32: for machines that cannot multiply bfloat16.
 struct Widened {
   using Value = BFloat16;
+  static constexpr int kFramesPerStep = 2;
   static constexpr int kChannelsPerUnit = 1;
-  struct LastRow {
+  struct Rows {
     const BFloat16* row;
+    const BFloat16* next_channel;
     Vec units(int64_t column, int count) const { return load_first(row + column, count); }
   };
-  struct Rows : LastRow {
-    Rows(const BFloat16* row, const BFloat16*) : LastRow{row} {}
-  };
+  using LastRow = Rows;
   static float weight(float a, float) { return a; }
   GPLWS_INLINE Vec multiply_add(Vec w, Vec x, Vec sum) { return sum + w * x; }
   // The middle result is rounded to bfloat16, as it is where it is stored as such.
@@ -51,6 +53,7 @@ struct Widened {
 // Pairs of bfloat16 channels, multiplied and added up by one instruction.
 struct Pairs {
   using Value = BFloat16;
+  static constexpr int kFramesPerStep = 1;  // differences of frames would be rounded to bfloat16
   static constexpr int kChannelsPerUnit = 2;
   struct Rows {
     const BFloat16* first;
@@ -61,6 +64,7 @@ struct Pairs {
   };
   struct LastRow {
     const BFloat16* row;
+    const BFloat16* none;
     Vec units(int64_t column, int count) const {
       return pair(load_half_first(row + column, count), HalfVec{});
     }

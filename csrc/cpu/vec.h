@@ -43,6 +43,20 @@ GPLWS_INLINE Vec load_once(const float* p) {
 
 GPLWS_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
+// A store past the caches, to an address that is a multiple of the vector's size; other threads see
+// it after finish_streaming().
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+GPLWS_INLINE void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
+#else
+GPLWS_INLINE void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }
+#endif
+GPLWS_INLINE void finish_streaming() { _mm_sfence(); }
+#else
+GPLWS_INLINE void stream(float* p, Vec v) { store(p, v); }
+GPLWS_INLINE void finish_streaming() {}
+#endif
+
 // x - 0 is x for every x, so this is a plain broadcast; a loop over the lanes is not recognised.
 GPLWS_INLINE Vec broadcast(float s) { return s - Vec{}; }
 
@@ -103,6 +117,14 @@ GPLWS_INLINE Vec load(const BFloat16* p) {
 
 GPLWS_INLINE void store(BFloat16* p, Vec v) { *reinterpret_cast<UnalignedHalfVec*>(p) = narrow(v); }
 
+#if defined(__AVX512F__)
+GPLWS_INLINE void stream(BFloat16* p, Vec v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(narrow(v)));
+}
+#else
+GPLWS_INLINE void stream(BFloat16* p, Vec v) { store(p, v); }
+#endif
+
 // The first `count` lanes from memory, zero behind them.
 GPLWS_INLINE HalfVec load_half_first(const BFloat16* p, int count) {
   if (count >= kLanes) return *reinterpret_cast<const UnalignedHalfVec*>(p);
@@ -160,12 +182,6 @@ GPLWS_INLINE Vec interleave_low(Vec a, Vec b) { return __builtin_shufflevector(a
 GPLWS_INLINE Vec interleave_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
 #endif
 
-// NaN in `v` stays NaN, as in torch.relu.
-GPLWS_INLINE Vec relu(Vec v) {
-  const Vec zero = {};
-  return v < zero ? zero : v;
-}
-
 // `b` where either is NaN: one instruction each, which compilers do not find by themselves.
 #if defined(__AVX512F__)
 GPLWS_INLINE Vec minimum(Vec a, Vec b) { return _mm512_min_ps(a, b); }
@@ -177,6 +193,8 @@ GPLWS_INLINE Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 GPLWS_INLINE Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 GPLWS_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 #endif
+// NaN stays NaN, as in torch.relu.
+GPLWS_INLINE Vec relu(Vec v) { return maximum(Vec{}, v); }
 GPLWS_INLINE Vec magnitude(Vec v) { return maximum(v, -v); }
 
 // Natural logarithm of positive normal numbers, within 2 ulp: x = m 2^e with m in
