@@ -2,6 +2,7 @@
 
 from gplws.models.aifdepthnet import AiFDepthNet
 from gplws.models.ddffnet import DDFFNet
+from gplws.models.defocusnet import DefocusNet
 from gplws.models.dfvnet import DFVNet, FVNet
 from gplws.models.gplws_net import GPLWSNet
 from gplws.models.registry import WeightsError, load_model, model_names, save_weights
@@ -10,6 +11,7 @@ __all__ = [
     "AiFDepthNet",
     "DDFFNet",
     "DFVNet",
+    "DefocusNet",
     "FVNet",
     "GPLWSNet",
     "WeightsError",
