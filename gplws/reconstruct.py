@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -224,7 +224,6 @@ class _Prediction(Protocol):
     def confidence(self) -> Tensor: ...  # 0..1, NaN where the network gives none
 
 
-@runtime_checkable
 class _Predicts(Protocol):
     """A network that reads its depth itself."""
 
@@ -255,7 +254,12 @@ class _NetworkEngine:
         self.name = name
         self.parameters: dict[str, Any] = {"network": type(model).__name__}
         model = model.to(device).eval()
-        self._reader = model if isinstance(model, _Predicts) else _ReadByFocusSearch(model, name)
+        # Asked of the class: what torch.compile returns passes on attributes of the module inside,
+        # and with them its forward that is not compiled.
+        reads_itself = callable(getattr(type(model), "predict", None))
+        self._reader: _Predicts = (
+            cast(_Predicts, model) if reads_itself else _ReadByFocusSearch(model, name)
+        )
         # A network of unknown reach sees the whole image at once.
         self.reach: int | None = getattr(model, "reach", None)
         self.alignment: int = getattr(model, "coarsest", 1)

@@ -138,6 +138,20 @@ def test_a_network_is_a_method(wedge):
     assert result.metadata["method"] == "GPLWSNet"
 
 
+def test_a_compiled_network_runs_compiled(wedge):
+    calls = []
+
+    def count(graph, inputs):
+        calls.append(len(inputs))
+        return graph.forward
+
+    model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).fuse()
+    expected = gplws.reconstruct(wedge[0][:5], method=model)
+    result = gplws.reconstruct(wedge[0][:5], method=torch.compile(model, backend=count))
+    assert calls
+    assert np.allclose(result.height, expected.height, atol=1e-4)
+
+
 @pytest.mark.parametrize("network", [FVNet, DFVNet, AiFDepthNet, DDFFNet, DefocusNet])
 def test_a_peer_network_is_a_method(wedge, network, tmp_path):
     frames, _ = wedge
