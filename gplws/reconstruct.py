@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class Reconstruction:
         height: (H, W) float32 in ``units``, up is positive; NaN where invalid.
         units: "um", or "frames" where the focus positions are unknown.
         depth_index: (H, W) float32, frame number in best focus, sub-frame; NaN where invalid.
-        confidence: (H, W) float32 in 0..1.
+        confidence: (H, W) float32 in 0..1; NaN where the method gives none.
         valid: (H, W) bool; False where nothing comes into focus.
         all_in_focus: (H, W) or (H, W, 3), dtype of the source: each pixel from its sharpest frame.
         pixel_size_um: side of a pixel, um, or None.
@@ -93,8 +93,9 @@ def reconstruct(
             sinks (the first frame shows the top in focus). Up is positive in the height map.
         axes: one letter per axis of the array or file, such as "ZYX", where it is ambiguous.
         method: "auto", the name of a classical method ("rdf"), the name of a network with weights
-            ("gplws"), or a network: a module that maps (1, 1, N, H, W) float32 in 0..1 to a focus
-            volume (1, N, H, W) of logits.
+            ("gplws"), or a network: a module with ``predict(stack, focus_positions)`` like those of
+            :mod:`gplws.models`, or one that maps (1, 1, N, H, W) float32 in 0..1 to a focus volume
+            (1, N, H, W) of logits.
         device: "auto" (the device of a tensor; else a GPU with compiled kernels, else the CPU), or
             any torch device.
         memory_mb: working memory that the focus volume may take, MiB; larger images are cut into
@@ -212,11 +213,53 @@ class _ClassicalEngine:
         return _Band(found.depth, found.index, found.confidence, found.valid)
 
 
+class _Prediction(Protocol):
+    """What a network says of each pixel, (1, H, W) each."""
+
+    @property
+    def depth(self) -> Tensor: ...  # unit of the positions given to the network
+    @property
+    def index(self) -> Any: ...  # int64, frame in best focus; named tuples hide a method by it
+    @property
+    def confidence(self) -> Tensor: ...  # 0..1, NaN where the network gives none
+
+
+class _Predicts(Protocol):
+    """A network that reads its depth itself."""
+
+    def predict(self, stack: Tensor, focus_positions: Tensor) -> _Prediction:
+        """Depth of a stack (1, 1, N, H, W) with positions (N,)."""
+
+
+class _ReadByFocusSearch:
+    """Any other network: it maps a stack to a focus volume of logits, read by focus search."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self._model, self._name = model, name
+
+    def predict(self, stack: Tensor, focus_positions: Tensor) -> _Prediction:
+        volume = self._model(stack)
+        expected = (1, *stack.shape[2:])
+        if not isinstance(volume, Tensor) or tuple(volume.shape) != expected:
+            got = tuple(volume.shape) if isinstance(volume, Tensor) else type(volume).__name__
+            raise ValueError(
+                f"method: {self._name} must return a focus volume (1, N, H, W) = {expected}, "
+                f"got {got}"
+            )
+        return focus_search(volume.float(), focus_positions, log_scale=True)
+
+
 class _NetworkEngine:
     def __init__(self, model: nn.Module, name: str, device: torch.device) -> None:
         self.name = name
         self.parameters: dict[str, Any] = {"network": type(model).__name__}
-        self._model = model.to(device).eval()
+        model = model.to(device).eval()
+        # Asked of the class: what torch.compile returns passes on attributes of the module inside,
+        # and with them its forward that is not compiled.
+        reads_itself = callable(getattr(type(model), "predict", None))
+        self._reader: _Predicts = (
+            cast(_Predicts, model) if reads_itself else _ReadByFocusSearch(model, name)
+        )
         # A network of unknown reach sees the whole image at once.
         self.reach: int | None = getattr(model, "reach", None)
         self.alignment: int = getattr(model, "coarsest", 1)
@@ -226,16 +269,8 @@ class _NetworkEngine:
         pass
 
     def search(self, band: Tensor, positions: Tensor) -> _Band:
-        volume = self._model(band[None, None])
-        expected = (1, *band.shape)
-        if not isinstance(volume, Tensor) or tuple(volume.shape) != expected:
-            got = tuple(volume.shape) if isinstance(volume, Tensor) else type(volume).__name__
-            raise ValueError(
-                f"method: {self.name} must return a focus volume (1, N, H, W) = {expected}, "
-                f"got {got}"
-            )
-        found = focus_search(volume.float(), positions, log_scale=True)
-        depth, index, _, confidence = (t[0] for t in found)
+        found = self._reader.predict(band[None, None], positions)
+        depth, index, confidence = found.depth[0], found.index[0], found.confidence[0]
         return _Band(depth, index, confidence, depth.isfinite())
 
 

@@ -10,7 +10,7 @@ from networks import randomise_bn
 import gplws
 from gplws.data import FocalStack, render_focal_stack
 from gplws.io import read_stack
-from gplws.models import GPLWSNet
+from gplws.models import AiFDepthNet, DDFFNet, DefocusNet, DFVNet, FVNet, GPLWSNet
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,52 @@ def test_a_network_is_a_method(wedge):
     result = gplws.reconstruct(frames[:5], method=model.fuse(), z_step_um=3.0)
     assert result.height.shape == height.shape and result.valid.all()
     assert result.metadata["method"] == "GPLWSNet"
+
+
+def test_a_compiled_network_runs_compiled(wedge):
+    calls = []
+
+    def count(graph, inputs):
+        calls.append(len(inputs))
+        return graph.forward
+
+    model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).fuse()
+    expected = gplws.reconstruct(wedge[0][:5], method=model)
+    result = gplws.reconstruct(wedge[0][:5], method=torch.compile(model, backend=count))
+    assert calls
+    assert np.allclose(result.height, expected.height, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", [FVNet, DFVNet, AiFDepthNet, DDFFNet, DefocusNet])
+def test_a_peer_network_is_a_method(wedge, network, tmp_path):
+    frames, _ = wedge
+    frames = frames[:10, :40, :50]
+    model = network()
+    positions = np.cumsum(np.arange(1.0, 11.0))
+    result = gplws.reconstruct(frames, method=model, focus_positions_um=positions)
+    assert result.metadata["method"] == network.__name__ and result.valid.all()
+    assert result.height.min() >= 1 and result.height.max() <= 55
+    stack = torch.from_numpy(frames / np.float32(255))[None, None]
+    found = model.predict(stack, torch.tensor(positions, dtype=torch.float32))
+    assert np.allclose(result.height, found.depth[0], atol=1e-4)
+    assert np.allclose(np.interp(result.depth_index, np.arange(10), positions), result.height)
+    assert np.array_equal(
+        result.all_in_focus, np.take_along_axis(frames, found.index.numpy(), 0)[0]
+    )
+    regresses = network in (DDFFNet, DefocusNet)
+    assert np.isnan(result.confidence).all() == regresses
+    info = json.loads((result.save(tmp_path / "out") / "info.json").read_text())
+    assert info["method"] == network.__name__
+
+
+def test_a_network_with_a_fixed_number_of_frames_says_so(wedge):
+    with pytest.raises(ValueError, match=r"N = 5 frames.* got N = 14"):
+        gplws.reconstruct(wedge[0], method=DDFFNet(n_frames=5))
+
+
+def test_a_peer_by_name_needs_weights(wedge):
+    with pytest.raises(ValueError, match="no trained weights ship for 'dfvnet'"):
+        gplws.reconstruct(wedge[0], method="dfvnet")
 
 
 def test_a_network_sees_enough_of_the_neighbouring_bands():

@@ -40,7 +40,7 @@ class Reconstructed(Protocol):
         height: (H, W) float32, in ``units``, NaN where invalid.
         units: "um" or "frames".
         depth_index: (H, W) float32, frames, NaN where invalid.
-        confidence: (H, W) float32 in 0..1.
+        confidence: (H, W) float32 in 0..1; NaN where the method gives none.
         valid: (H, W) bool.
         all_in_focus: (H, W) or (H, W, 3), dtype of the source.
         pixel_size_um: side of a pixel, um, or None.

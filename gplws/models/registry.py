@@ -1,23 +1,40 @@
 """Networks by name, and their weights on disk.
 
 Weights are safetensors files in training form. Their metadata names the network and its
-configuration, so that a file rebuilds its network, and a foreign file is told apart.
+configuration, so that a file rebuilds its network, and a foreign file is told apart. Checkpoints
+that others publish (torch files with a state dict) say neither: they fit or they do not.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from gplws.models.aifdepthnet import AiFDepthNet
+from gplws.models.ddffnet import DDFFNet
+from gplws.models.defocusnet import DefocusNet
+from gplws.models.dfvnet import DFVNet, FVNet
 from gplws.models.gplws_net import GPLWSNet
+from gplws.models.peer import PeerNetwork
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {"gplws": GPLWSNet}
+_NETWORKS: dict[str, type[GPLWSNet] | type[PeerNetwork]] = {
+    "gplws": GPLWSNet,
+    "fvnet": FVNet,
+    "dfvnet": DFVNet,
+    "aifdepthnet": AiFDepthNet,
+    "ddffnet": DDFFNet,
+    "defocusnet": DefocusNet,
+}
 _SHIPPED = Path(__file__).with_name("weights")
+_STATE_KEYS = ("state_dict", "model_state_dict", "model")  # where checkpoints keep the weights
+_PARALLEL = "module."  # what torch.nn.DataParallel puts before each name
 
 
 class WeightsError(ValueError):
@@ -26,7 +43,7 @@ class WeightsError(ValueError):
 
 def model_names() -> tuple[str, ...]:
     """Names that :func:`load_model` knows."""
-    return tuple(_BUILDERS)
+    return tuple(_NETWORKS)
 
 
 def save_weights(model: nn.Module, path: str | Path, *, name: str = "gplws") -> None:
@@ -42,12 +59,14 @@ def save_weights(model: nn.Module, path: str | Path, *, name: str = "gplws") -> 
     """
     from safetensors.torch import save_file
 
-    expected = type(_build(name, {}))
+    expected = _network(name)
     if type(model) is not expected:
         raise ValueError(f"model must be a {expected.__name__}, got {type(model).__name__}")
-    config: dict[str, Any] = model.config  # type: ignore[assignment]
+    config: dict[str, Any] = model.config
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    if state.keys() != _build(name, config).state_dict().keys():
+    with torch.device("meta"):  # the names alone
+        names = expected(**config).state_dict().keys()
+    if state.keys() != names:
         raise ValueError(
             "model must be in training form: save it before fuse() or reparameterise()"
         )
@@ -71,10 +90,13 @@ def load_model(
 
     Args:
         name: one of :func:`model_names`.
-        weights: safetensors file written by :func:`save_weights`; default: the one that ships with
-            the package. Nothing is ever downloaded.
+        weights: safetensors file written by :func:`save_weights`, or a published checkpoint: a
+            torch file (.pth, .tar, ...) that is a state dict or has one under "state_dict", with or
+            without "module." before the names. It is read without running code from it. Default:
+            the file that ships with the package. Nothing is ever downloaded.
         device: where the model goes.
-        fused: return the inference form on the kernels; False: the training form in eval mode.
+        fused: return the inference form on the kernels, where the network has one; False: the
+            training form in eval mode.
 
     Returns:
         The model in eval mode.
@@ -83,18 +105,52 @@ def load_model(
         ValueError: ``name`` is unknown.
         WeightsError: no weights ship for ``name``, or the file is missing, damaged, or belongs to
             another network; the message names the file.
-    """
-    from safetensors import SafetensorError, safe_open
 
-    _build(name, {})  # an unknown name is an error before any file is read
+    Example:
+        >>> load_model("dfvnet", weights="DFF-DFV.tar")  # doctest: +SKIP
+    """
+    network = _network(name)  # an unknown name is an error before any file is read
     path = Path(weights) if weights is not None else _SHIPPED / f"{name}.safetensors"
     if not path.is_file():
         if weights is None:
             raise WeightsError(
                 f"no trained weights ship for {name!r} in this version: "
                 f"pass weights=PATH of a file written by gplws.models.save_weights"
+                + (", or of a published checkpoint" if issubclass(network, PeerNetwork) else "")
             )
         raise WeightsError(f"weights: no such file: {path}")
+    if _is_safetensors(path):
+        state, config = _read_safetensors(path, name)
+    else:
+        state = _read_checkpoint(path)
+        config = network.config_of_weights(state) if issubclass(network, PeerNetwork) else {}
+    try:
+        model = network(**config)
+        model.load_state_dict(state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"weights: {path} does not fit {name!r}: {error}") from error
+    model.eval()
+    if fused and isinstance(model, GPLWSNet):
+        return model.fuse().to(device)
+    return model.to(device)
+
+
+def _network(name: str) -> type[GPLWSNet] | type[PeerNetwork]:
+    if name not in _NETWORKS:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(_NETWORKS)}")
+    return _NETWORKS[name]
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)  # the length of the JSON header, then its first character
+    return path.suffix == ".safetensors" or head[8:] == b"{"
+
+
+def _read_safetensors(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and configuration of a file of :func:`save_weights`."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
@@ -107,17 +163,34 @@ def load_model(
             f"not to {name!r}"
         )
     try:
-        model = _build(name, json.loads(metadata["config"]))
-        model.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"weights: {path} does not fit {name!r}: {error}") from error
-    model.eval()
-    if fused and isinstance(model, GPLWSNet):
-        model = model.fuse()
-    return model.to(device)
+        config = json.loads(metadata["config"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"weights: {path} has no readable configuration: {error}") from error
+    return state, config
 
 
-def _build(name: str, config: dict[str, Any]) -> nn.Module:
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(_BUILDERS)}")
-    return _BUILDERS[name](**config)
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """State dict of a torch file."""
+    # Beside the weights there are often numpy numbers, such as the best score.
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = [np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    try:
+        with torch.serialization.safe_globals([*numbers, *((scalar, name) for name in names)]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no checkpoint can fail in any way
+        foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        reason: object = error
+        if foreign:
+            reason = f"it holds {foreign[1]}, and only tensors and numbers are read"
+        raise WeightsError(f"weights: {path} cannot be read: {reason}") from error
+    for key in _STATE_KEYS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    ):
+        raise WeightsError(
+            f"weights: {path} holds no state dict, itself or under {' or '.join(_STATE_KEYS)}"
+        )
+    return {key.removeprefix(_PARALLEL): value for key, value in found.items()}

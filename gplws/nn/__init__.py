@@ -10,7 +10,7 @@ from gplws.nn.blocks import (
     reparameterise,
 )
 from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
-from gplws.nn.readout import expected_depth
+from gplws.nn.readout import batch_positions, expected_depth, expected_depth_and_deviation
 from gplws.nn.workspace import Workspace, WorkspacePool
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "UpConv3d",
     "Workspace",
     "WorkspacePool",
+    "batch_positions",
     "expected_depth",
+    "expected_depth_and_deviation",
     "fold_bn",
     "fuse",
     "reparameterise",

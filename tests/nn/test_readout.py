@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gplws.nn import expected_depth
+from gplws.nn import expected_depth, expected_depth_and_deviation
 
 
 def test_a_sharp_volume_reads_as_its_frame():
@@ -21,6 +21,22 @@ def test_an_even_volume_reads_as_the_mean_and_is_differentiable():
     torch.testing.assert_close(depth.flatten(), torch.tensor([1.5, 25.0]))
     depth.sum().backward()
     assert volume.grad.abs().sum() > 0
+
+
+def test_the_deviation_is_that_of_the_distribution_over_the_frames():
+    probability = torch.tensor([0.1, 0.2, 0.4, 0.3]).view(1, 4, 1, 1)
+    positions = torch.tensor([0.0, 1.0, 4.0, 9.0])
+    depth, std = expected_depth_and_deviation(probability.log(), positions)
+    torch.testing.assert_close(depth.item(), 4.5)
+    torch.testing.assert_close(std.item(), (30.9 - 4.5**2) ** 0.5)
+
+
+def test_a_deviation_of_zero_has_a_gradient_of_zero():
+    volume = torch.tensor([200.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    _, std = expected_depth_and_deviation(volume)
+    assert std.item() < 1e-18
+    std.sum().backward()
+    assert torch.equal(volume.grad, torch.zeros_like(volume))
 
 
 def test_wrong_positions_are_named():
