@@ -7,6 +7,7 @@ from .files import DatasetError, DepthDataset, read_depth_map
 from .folder_stacks import FolderStacks
 from .light_field import LightField4D, refocus
 from .micro3d import Micro3D
+from .middlebury import MiddleburyPairs
 
 __all__ = [
     "DDFF12",
@@ -17,6 +18,7 @@ __all__ = [
     "FolderStacks",
     "LightField4D",
     "Micro3D",
+    "MiddleburyPairs",
     "MiddleburyStacks",
     "read_depth_map",
     "refocus",
