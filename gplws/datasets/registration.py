@@ -12,7 +12,7 @@ against the other and the unknown zero of both.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -176,7 +176,7 @@ def register_height_map(
         reference_pixel_um=reference_pixel,
         measured_pixel_um=measured_pixel,
     )
-    return Registration(**{**vars(found), "overlap": float(np.isfinite(aligned).mean())})
+    return replace(found, overlap=float(np.isfinite(aligned).mean()))
 
 
 def align_height_map(
