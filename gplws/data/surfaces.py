@@ -1,9 +1,9 @@
 """Procedural surfaces: what microscopes and macro lenses look at, drawn from a seed.
 
-Every kind is a function of a shape and a `Draw` and returns a `Surface`: a relief of heights 0..1 and
-the *region* that its features cover, with which textures, brightness and relief go together, as they
-do where a hole is dark or a pad is shiny. Lengths are pixels; where slopes must be right (spheres,
-cones, flanks) heights come in pixels first and are then scaled to 0..1, so their shape is kept.
+Every kind is a function of a shape and a `Draw` and returns a `Surface`: a relief of heights 0..1
+and the *region* that its features cover, so that texture and brightness can go with the relief, as
+they do where a hole is dark or a pad is shiny. Lengths are pixels; where slopes must be right
+(spheres, cones, flanks) heights come in pixels first and are then scaled to 0..1.
 """
 
 from __future__ import annotations
