@@ -179,6 +179,8 @@ class StackSettings:
         }
 
 
+# Growth of the blur radius over an occlusion group, pixels, below which more groups do not pay.
+_GROUP_PX = 2.5
 _UNIFORM = ("wavelength_um", "residual_blur_px", "exposure", "jpeg_quality")
 
 
@@ -271,7 +273,8 @@ class StackGenerator:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         draw = Draw(self.seed, step, device=self.device)
         geometry = draw_geometry(self.settings, frames, draw)
-        margin = math.ceil(geometry.widest_px) + 4
+        # Scenes are periodic; half the blur beside the window keeps their seam at a distance.
+        margin = math.ceil(0.5 * geometry.widest_px) + 4
         shape = (fast_length(height + margin), fast_length(width + margin))
         top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
         window = (slice(top, top + height), slice(left, left + width))
@@ -287,7 +290,7 @@ class StackGenerator:
             geometry.lens,
             window=window,
             layer_spacing_px=self.settings.layer_spacing_px,
-            occlusion_groups=self.settings.occlusion_groups,
+            occlusion_groups=self._groups(geometry.widest_px),
             shift_px=shift,
             magnification=magnification,
         )
@@ -325,6 +328,11 @@ class StackGenerator:
         while True:
             yield self.batch(step, batch_size, frames, crop)
             step += 1
+
+    def _groups(self, widest_px: float) -> int | None:
+        """Occlusion groups: fewer where what shines through is blurred by a few pixels at most."""
+        most = self.settings.occlusion_groups
+        return None if most is None else min(most, max(2, math.ceil(widest_px / _GROUP_PX)))
 
     def _scene(
         self, shape: tuple[int, int], geometry: Geometry, draw: Draw

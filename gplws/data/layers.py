@@ -92,53 +92,51 @@ def render_layers(
     groups = [(int(part[0]), int(part[-1]) + 1) for part in parts]
 
     sampling = _Sampling((rows, columns), window, shift_px, magnification, height_um.device)
-    closest = (
-        (focus[:, None, None, None] - height_um[..., window[0], window[1]]).abs().argmin(0)
-    )  # (B, H, W)
+    seen = height_um[..., window[0], window[1]]
+    closest = (focus[:, None, None, None] - seen).abs().argmin(0)  # (B, H, W)
     own_layer = place[..., window[0], window[1]].round()
-    target = (batch, 1, frames, *closest.shape[1:])
-    image = height_um.new_zeros((batch, channels, *target[2:]))
+    target = (frames, batch, 1, *seen.shape[1:])
+    image = height_um.new_zeros((frames, batch, channels, *target[3:]))
     plain = torch.zeros_like(image)  # all layers, as if none hid another
     resolved = height_um.new_zeros(target)
     plain_weight = torch.zeros_like(resolved)
     reached = torch.zeros_like(resolved)  # share of the light cone that has met the surface
     visibility = height_um.new_zeros(closest.shape)
     frequency = radial_frequency((rows, columns), height_um.device)
+    # Once for the real and once for the imaginary part of each element.
+    frequency = frequency.repeat_interleave(2, -1)  # (P, 2 F)
     for first, stop in groups:
-        sources = _sources(place, radiance, first, stop)  # (k, B, C + 1, P, Q)
-        spectra = _planes(torch.fft.rfft2(sources), 1)  # (k, 2, B, C + 1, P, F)
+        spectra = _real(torch.fft.rfft2(_sources(place, radiance, first, stop)))
         last = stop == count
-        solid_spectrum = None if last else _planes(torch.fft.rfft2((stop - place).clamp(0, 1)))
+        solid_spectrum = None if last else _real(torch.fft.rfft2((stop - place).clamp(0, 1)))
         chunk = max(1, _CHUNK_ELEMENTS // ((stop - first) * frequency.numel()))
         for start in range(0, frames, chunk):
             some = slice(start, min(start + chunk, frames))
-            transfer = _transfers(lens, focus[some], nodes[first:stop], frequency)  # (n, k, P, F)
+            transfer = _transfers(lens, focus[some], nodes[first:stop], frequency)  # (n, k, P, 2 F)
             blurred = sampling.image(_mixed(transfer, spectra), some)  # (n, B, C + 1, H, W)
             # Sharp edges of masks ring a little below zero; light may, as it is not divided by.
             weight = blurred[:, :, -1:].clamp(min=0)
-            light = torch.where(weight > 0, blurred[:, :, :-1], 0.0)
-            weight = weight.permute(1, 2, 0, 3, 4)  # (B, 1, n, H, W)
-            light = light.permute(1, 2, 0, 3, 4)  # (B, C, n, H, W)
-            before = reached[:, :, some]
+            light = blurred[:, :, :-1] * (weight > 0)
+            before = reached[some]  # (n, B, 1, H, W)
             if solid_spectrum is None:
                 met = torch.ones_like(before)
             else:
-                solid = sampling.image(transfer[:, -1, None] * solid_spectrum[:, None], some)
-                met = torch.maximum(solid.transpose(0, 1)[:, None].clamp(max=1), before)
+                solid = sampling.image(transfer[:, -1, None, None] * solid_spectrum[:, None], some)
+                met = torch.maximum(solid.clamp_(max=1), before)
             gained = met - before
             share = gained / (weight + _COVERAGE_FLOOR)
-            image[:, :, some] += share * light
-            resolved[:, :, some] += share * weight
-            plain[:, :, some] += light
-            plain_weight[:, :, some] += weight
-            reached[:, :, some] = met
+            image[some].addcmul_(share, light)
+            resolved[some].addcmul_(share, weight)
+            plain[some] += light
+            plain_weight[some] += weight
+            reached[some] = met
             inside = (closest >= some.start) & (closest < some.stop)
             inside &= (own_layer >= first) & (own_layer < stop)
             frame = (closest - some.start).clamp(0, some.stop - some.start - 1)
-            seen = gained[:, 0].gather(1, frame[:, None])[:, 0]  # (B, H, W)
-            visibility = torch.where(inside, seen, visibility)
-    image += (1 - resolved) * plain / plain_weight.clamp(min=1e-6)
-    return RenderedLayers(image.clamp_(min=0), visibility)
+            through = gained[:, :, 0].gather(0, frame[None])[0]  # (B, H, W)
+            visibility = torch.where(inside, through, visibility)
+    image.addcmul_(1 - resolved, plain / plain_weight.clamp(min=1e-6)).clamp_(min=0)
+    return RenderedLayers(image.permute(1, 2, 0, 3, 4).contiguous(), visibility)
 
 
 def _check(
@@ -172,19 +170,20 @@ def _sources(place: Tensor, radiance: Tensor, first: int, stop: int) -> Tensor:
     return torch.cat([members * radiance, members], 2)
 
 
-def _planes(spectrum: Tensor, axis: int = 0) -> Tensor:
-    """Real and imaginary part as planes of their own, in a new axis."""
-    return torch.stack([spectrum.real, spectrum.imag], axis)
+def _real(spectrum: Tensor) -> Tensor:
+    """View (..., 2 F) of a spectrum (..., F): real and imaginary parts take turns."""
+    return torch.view_as_real(spectrum).flatten(-2)
 
 
 def _transfers(lens: Lens, focus: Tensor, nodes: Tensor, frequency: Tensor) -> Tensor:
-    """Transfer function of each layer in each frame, (n, k, P, F)."""
-    defocus = (focus[:, None] - nodes).abs()  # (n, k)
-    # Distances that repeat, as between evenly spaced planes, are worked out once.
-    step_um = 1 / (16 * lens.radius_px_per_um)
-    steps, which = (defocus / step_um).round().flatten().unique(return_inverse=True)
-    return lens.transfer_on_grid(steps * step_um, frequency)[which].view(
-        *defocus.shape, *frequency.shape
+    """Transfer function of each layer in each frame, (n, k, P, Q), at frequencies (P, Q)."""
+    radius_px = (focus[:, None] - nodes).abs() * lens.radius_px_per_um  # (n, k)
+    # Blur radii within 1/16 pixel near focus, or 3% far from it, share one transfer function.
+    steps = (32 * torch.asinh(radius_px / 2)).round().flatten()
+    steps, which = steps.unique(return_inverse=True)
+    defocus_um = 2 * torch.sinh(steps / 32) / lens.radius_px_per_um
+    return lens.transfer_on_grid(defocus_um, frequency)[which].view(
+        *radius_px.shape, *frequency.shape
     )
 
 
@@ -192,16 +191,16 @@ def _mixed(transfer: Tensor, spectra: Tensor) -> Tensor:
     """Sum of the layers of a group in each frame.
 
     Args:
-        transfer: (n, k, P, F).
-        spectra: (k, 2, B, C + 1, P, F).
+        transfer: (n, k, P, 2 F).
+        spectra: (k, B, C + 1, P, 2 F).
 
     Returns:
-        (2, n, B, C + 1, P, F): real and imaginary parts.
+        (n, B, C + 1, P, 2 F).
     """
-    wide = transfer[None, :, :, None, None]  # (1, n, k, 1, 1, P, F)
-    total = wide[:, :, 0] * spectra[0][:, None]
+    wide = transfer[:, :, None, None]  # (n, k, 1, 1, P, 2 F)
+    total = wide[:, 0] * spectra[0]
     for k in range(1, spectra.shape[0]):
-        total.addcmul_(wide[:, :, k], spectra[k][:, None])
+        total.addcmul_(wide[:, k], spectra[k])
     return total
 
 
@@ -257,20 +256,16 @@ class _Sampling:
             self._waves.append(torch.polar(factor.expand_as(angle), angle))  # (N, B, H, P or F)
 
     def image(self, spectrum: Tensor, frames: slice) -> Tensor:
-        """Pixels (n, B, ..., H, W) of a spectrum (2, n, B, ..., P, F) of these frames."""
-        full = torch.complex(spectrum[0], spectrum[1])
+        """Pixels (n, B, C, H, W) of a spectrum (n, B, C, P, 2 F) of these frames."""
+        full = torch.view_as_complex(spectrum.unflatten(-1, (-1, 2)))
         rows, columns = self._window
         if self._waves is not None:
-            down, right = (wave[frames] for wave in self._waves)
-            if full.ndim == 5:
-                down, right = down[:, :, None], right[:, :, None]
+            down, right = (wave[frames, :, None] for wave in self._waves)
             half = down @ full  # (n, B, ..., H, F)
             # The real part of a product, without the imaginary part.
             return half.real @ right.real.mT - half.imag @ right.imag.mT
         if self._phases is not None:
-            down, right = (phase[frames] for phase in self._phases)
-            if full.ndim == 5:
-                down, right = down[:, :, None], right[:, :, None]
+            down, right = (phase[frames, :, None] for phase in self._phases)
             full = full * down[..., None] * right[..., None, :]
         half = torch.fft.ifft(full, dim=-2)[..., rows, :]
         return torch.fft.irfft(half, n=self._size[1], dim=-1)[..., columns]

@@ -192,8 +192,8 @@ def wave_transfer(
     # Slope of the phase at the edge of the pupil, and so the number of fringes in the overlap.
     edge_slope = sine * sine / math.sqrt(1 - sine * sine)
     fringes = float(waves.max()) * edge_slope / (2 * math.pi) if waves.numel() else 0.0
-    nodes_x, weights_x = _gauss(24 + math.ceil(4 * fringes), shift.device)
-    nodes_y, weights_y = _gauss(1 if paraxial else 12 + math.ceil(2 * fringes), shift.device)
+    nodes_x, weights_x = _gauss(24 + math.ceil(2 * fringes), shift.device)
+    nodes_y, weights_y = _gauss(1 if paraxial else 12 + math.ceil(fringes), shift.device)
     # One quarter of the overlap: x from 0 to 1 - shift / 2, y from 0 to the pupil's edge. The
     # square in u takes the infinite slope out of the edge.
     half = shift[:, None] / 2  # (S, 1)

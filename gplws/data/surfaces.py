@@ -137,9 +137,7 @@ def steps(shape: Shape, draw: Draw) -> Surface:
     stairs = draw.chance(0.4)
     region = torch.zeros_like(height)
     for k in range(count):
-        edge = (
-            extent * draw.uniform(-1, 1) if not stairs else extent * (2 * (k + 1) / (count + 1) - 1)
-        )
+        edge = extent * (2 * (k + 1) / (count + 1) - 1 if stairs else draw.uniform(-1, 1))
         rise = 1.0 if stairs else draw.uniform(-1, 1)
         ramp = ((distance - edge) / flank + 0.5).clamp(0, 1)
         height = height + rise * ramp

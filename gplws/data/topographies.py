@@ -104,7 +104,7 @@ def read_textures(paths: Iterable[str | Path]) -> list[Tensor]:
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if picture is None or picture.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"{path}: expected a picture of 8 or 16 bits")
-        scale = np.iinfo(picture.dtype).max
+        scale = 255 if picture.dtype == np.uint8 else 65535
         rgb = np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1), np.float32) / scale
         pictures.append(torch.from_numpy(rgb))
     return pictures
