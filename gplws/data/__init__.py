@@ -3,6 +3,7 @@
 from .focal_stack import FocalStack
 from .generator import StackGenerator, StackSettings
 from .samples import DepthSample, collate
+from .scenes import SceneSettings, simulate_stack
 from .simulator import DemoScene, SimulatedStack, demo_scene, render_focal_stack
 from .topographies import Topography, read_textures, read_topographies, read_topography
 
@@ -10,6 +11,7 @@ __all__ = [
     "DemoScene",
     "DepthSample",
     "FocalStack",
+    "SceneSettings",
     "SimulatedStack",
     "StackGenerator",
     "StackSettings",
@@ -20,4 +22,5 @@ __all__ = [
     "read_topographies",
     "read_topography",
     "render_focal_stack",
+    "simulate_stack",
 ]

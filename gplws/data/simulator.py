@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .lighting import shade, slopes
 from .optics import Lens, PointSpread, fast_length
 from .randomness import radial_frequency
 from .samples import frame_index
@@ -126,7 +127,7 @@ def _check_scene(height_um: Tensor, albedo: Tensor, focus_positions_um: Tensor) 
         raise ValueError("focus_positions_um: expected strictly rising or falling positions")
 
 
-def _mirrored(size: int, before: int, total: int, device: torch.device) -> Tensor:
+def mirrored_indices(size: int, before: int, total: int, device: torch.device) -> Tensor:
     """Source indices that extend an axis to ``total`` by mirroring, ``before`` ahead of index 0."""
     index = torch.arange(total, device=device) - before
     period = 2 * size
@@ -293,8 +294,8 @@ def render_focal_stack(
     airy_px = 0.61 * wavelength_um / numerical_aperture / pixel_size_um
     margin = math.ceil(1.1 * farthest_um / um_per_px_of_radius + 2 * airy_px) + 2
     padded = (fast_length(size[0] + 2 * margin), fast_length(size[1] + 2 * margin))
-    row_source = _mirrored(size[0], margin, padded[0], height.device)
-    column_source = _mirrored(size[1], margin, padded[1], height.device)
+    row_source = mirrored_indices(size[0], margin, padded[0], height.device)
+    column_source = mirrored_indices(size[1], margin, padded[1], height.device)
     padded_height = height[row_source][:, column_source]
     padded_color = channels_first[:, row_source][:, :, column_source]
     crop = (slice(margin, margin + size[0]), slice(margin, margin + size[1]))
@@ -374,12 +375,11 @@ def surface_shading(
     norm = math.sqrt(sum(component * component for component in light))
     if norm == 0:
         raise ValueError(f"light: expected a direction, got {light}")
-    if height_um.ndim != 2 or min(height_um.shape) < 2:
-        raise ValueError(f"height_um: expected at least 2 x 2, got {tuple(height_um.shape)}")
-    down, right = torch.gradient(height_um.to(torch.float32), spacing=pixel_size_um)
-    facing = (light[2] - light[0] * right - light[1] * down) / norm
-    facing = facing / torch.sqrt(1 + right**2 + down**2)
-    return ambient + (1 - ambient) * facing.clamp(min=0)
+    if height_um.ndim != 2:
+        raise ValueError(f"height_um: expected (H, W), got {tuple(height_um.shape)}")
+    down, right = slopes(height_um.to(torch.float32), pixel_size_um)
+    towards = (light[1] / norm, light[0] / norm, light[2] / norm)  # (down, right, up)
+    return shade(down, right, [towards], ambient=ambient).diffuse
 
 
 class DemoScene(NamedTuple):
