@@ -104,7 +104,7 @@ class StackSettings:
     roughness: Range = (0.0005, 0.04)
     textures: tuple[str, ...] | None = None
     picture_share: float = 0.35
-    texture_contrast: Range = (0.03, 1.0)
+    texture_contrast: Range = (0.015, 1.0)
     two_materials: float = 0.5
     strong_materials: float = 0.5
     lights: tuple[str, ...] = ("coaxial", "ring", "oblique")

@@ -102,6 +102,7 @@ def render_layers(
     plain_weight = torch.zeros_like(resolved)
     reached = torch.zeros_like(resolved)  # share of the light cone that has met the surface
     visibility = height_um.new_zeros(closest.shape)
+    widest_um = max(highest - float(focus.min()), float(focus.max()) - lowest)
     frequency = radial_frequency((rows, columns), height_um.device)
     # Once for the real and once for the imaginary part of each element.
     frequency = frequency.repeat_interleave(2, -1)  # (P, 2 F)
@@ -112,7 +113,8 @@ def render_layers(
         chunk = max(1, _CHUNK_ELEMENTS // ((stop - first) * frequency.numel()))
         for start in range(0, frames, chunk):
             some = slice(start, min(start + chunk, frames))
-            transfer = _transfers(lens, focus[some], nodes[first:stop], frequency)  # (n, k, P, 2 F)
+            defocus = (focus[some, None] - nodes[first:stop]).abs()  # (n, k)
+            transfer = _transfers(lens, defocus, widest_um, frequency)  # (n, k, P, 2 F)
             blurred = sampling.image(_mixed(transfer, spectra), some)  # (n, B, C + 1, H, W)
             # Sharp edges of masks ring a little below zero; light may, as it is not divided by.
             weight = blurred[:, :, -1:].clamp(min=0)
@@ -175,16 +177,15 @@ def _real(spectrum: Tensor) -> Tensor:
     return torch.view_as_real(spectrum).flatten(-2)
 
 
-def _transfers(lens: Lens, focus: Tensor, nodes: Tensor, frequency: Tensor) -> Tensor:
+def _transfers(lens: Lens, defocus_um: Tensor, widest_um: float, frequency: Tensor) -> Tensor:
     """Transfer function of each layer in each frame, (n, k, P, Q), at frequencies (P, Q)."""
-    radius_px = (focus[:, None] - nodes).abs() * lens.radius_px_per_um  # (n, k)
+    radius_px = defocus_um * lens.radius_px_per_um  # (n, k)
     # Blur radii within 1/16 pixel near focus, or 3% far from it, share one transfer function.
     steps = (32 * torch.asinh(radius_px / 2)).round().flatten()
     steps, which = steps.unique(return_inverse=True)
-    defocus_um = 2 * torch.sinh(steps / 32) / lens.radius_px_per_um
-    return lens.transfer_on_grid(defocus_um, frequency)[which].view(
-        *radius_px.shape, *frequency.shape
-    )
+    distinct_um = 2 * torch.sinh(steps / 32) / lens.radius_px_per_um
+    transfer = lens.transfer_on_grid(distinct_um, frequency, widest_um=widest_um)
+    return transfer[which].view(*radius_px.shape, *frequency.shape)
 
 
 def _mixed(transfer: Tensor, spectra: Tensor) -> Tensor:

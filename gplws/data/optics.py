@@ -119,20 +119,32 @@ class Lens:
             transfer = transfer * torch.exp(-2 * (width * frequency) ** 2)
         return transfer
 
-    def transfer_on_grid(self, defocus_um: Tensor, frequency: Tensor) -> Tensor:
+    def transfer_on_grid(
+        self,
+        defocus_um: Tensor,
+        frequency: Tensor,
+        *,
+        widest_um: float | None = None,
+        samples_per_turn: int = 24,
+    ) -> Tensor:
         """Transfer functions on the frequencies of an image, through a table over the radius.
 
         Args:
             defocus_um: (R,) distances between surface and focal plane, um.
             frequency: (P, Q) radial frequencies, cycles per pixel.
+            widest_um: largest defocus that the table is made for; with the same one, results do not
+                depend on what else is in ``defocus_um``. None: the largest there.
+            samples_per_turn: entries per oscillation of the widest blur; 24 are right to 0.002.
 
         Returns:
             (R, P, Q) float32.
         """
-        widest_px = float(defocus_um.abs().max()) * self.radius_px_per_um
+        if widest_um is None:
+            widest_um = float(defocus_um.abs().max())
+        widest_px = widest_um * self.radius_px_per_um
         highest = float(frequency.max())
-        # The disk's transfer function oscillates once per 1 / radius: 24 samples for each period.
-        count = 256 + math.ceil(24 * widest_px * highest)
+        # The disk's transfer function oscillates once per 1 / radius.
+        count = 256 + math.ceil(samples_per_turn * widest_px * highest)
         samples = torch.linspace(0, highest, count, device=frequency.device)
         table = self.transfer(defocus_um, samples).T.contiguous()  # (S, R): rows are copied whole
         place = frequency.flatten() * ((count - 1) / highest)

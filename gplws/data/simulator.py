@@ -302,7 +302,9 @@ def render_focal_stack(
     radii_px = _layer_radii(farthest_um / um_per_px_of_radius)
     radii_um = [radius * um_per_px_of_radius for radius in radii_px]
     transfer = lens.transfer_on_grid(
-        torch.tensor(radii_um, device=height.device), radial_frequency(padded, height.device)
+        torch.tensor(radii_um, device=height.device),
+        radial_frequency(padded, height.device),
+        samples_per_turn=96,
     )
 
     generator = torch.Generator().manual_seed(seed)
