@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "focus_search.h"
+#include "scratch.h"
 
 namespace gplws {
 namespace {
@@ -24,7 +25,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume
   const Tensor dense_positions = torch::stable::contiguous(focus_positions);
   cpu::FocusSearchParams p{};
   p.volume = dense_volume.const_data_ptr<float>();
-  p.positions = dense_positions.const_data_ptr<float>();
   p.depth = depth.mutable_data_ptr<float>();
   p.index = index.mutable_data_ptr<int64_t>();
   p.peak = peak.mutable_data_ptr<float>();
@@ -32,11 +32,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume
   p.batch = s.batch;
   p.frames = s.frames;
   p.pixels = s.height * s.width;
-  p.position_stride = s.position_stride;
+  p.table_size = cpu::focus_table_size(s.frames);
+  p.table_stride = s.position_stride == 0 ? 0 : cpu::kFocusTables * p.table_size;
   p.group_size = s.group_size;
   p.radius = s.radius;
   p.refinement = static_cast<cpu::Refinement>(refinement);
   p.log_scale = log_scale;
+
+  const int64_t images = s.position_stride == 0 ? 1 : s.batch;
+  const Scratch tables(images * cpu::kFocusTables * p.table_size);
+  p.tables = tables.data();
+  p.regular = true;
+  for (int64_t i = 0; i < images; ++i) {
+    p.regular &= cpu::fill_focus_tables(
+        dense_positions.const_data_ptr<float>() + i * s.frames, s.frames,
+        tables.data() + i * cpu::kFocusTables * p.table_size);
+  }
 
   // A piece of work worth a thread: some 64 Ki values.
   const int64_t grain = (1 << 16) / s.frames + 1;
