@@ -8,12 +8,12 @@ enum class Refinement : int { kNone = 0, kParabola = 1, kGaussian = 2 };
 
 // All tensors contiguous; `pixels` = height x width.
 struct FocusSearchParams {
-  const float* volume;     // (batch, frames, pixels)
-  const float* tables;     // of each image, or of all; see fill_focus_tables
-  float* depth;            // (batch, pixels)
-  int64_t* index;          // (batch, pixels)
-  float* peak;             // (batch, pixels)
-  float* confidence;       // (batch, pixels)
+  const float* volume;  // (batch, frames, pixels)
+  const float* tables;  // of each image, or of all; see fill_focus_tables
+  float* depth;         // (batch, pixels)
+  int64_t* index;       // (batch, pixels)
+  float* peak;          // (batch, pixels)
+  float* confidence;    // (batch, pixels)
   int64_t batch, frames, pixels;
   int64_t table_size;    // entries of one table
   int64_t table_stride;  // between the tables of two images; 0: shared

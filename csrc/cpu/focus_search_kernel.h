@@ -1,8 +1,8 @@
 // Body of the focus search, compiled once per ISA (GPLWS_ISA).
 //
-// One vector holds neighbouring pixels and walks down the frames. A stack of many frames would be as
-// many streams from memory, all of them a multiple of a page apart; so a run of pixels walks down a
-// few frames at a time, keeps its state in L1 and prefetches the frames that come next.
+// One vector holds neighbouring pixels and walks down the frames. A stack of many frames would be
+// as many streams from memory, all of them a multiple of a page apart; so a run of pixels walks
+// down a few frames at a time, keeps its state in L1 and prefetches the frames that come next.
 #include "focus_search.h"
 
 #include <math.h>
@@ -22,14 +22,8 @@ constexpr int kStrips = 2;  // vectors side by side, as many as the registers ho
 #else
 constexpr int kStrips = 1;
 #endif
-#ifndef RUN
-#define RUN 512
-#endif
-#ifndef BLOCK
-#define BLOCK 16
-#endif
-constexpr int kRunPixels = RUN;  // whose state fits into L1
-constexpr int kBlockFrames = BLOCK;
+constexpr int kRunPixels = 512;   // their state is kept in L1
+constexpr int kBlockFrames = 16;  // streams that a run reads at once
 
 // How the depth comes from the winner.
 enum class Fit { kNone, kThreeFrames, kWindow };
@@ -128,7 +122,7 @@ GPLWS_INLINE Vec relative(Vec y, Vec y0, Refinement refinement) {
 }
 
 // Values at `frame` of a table of FocusSearchParams::tables.
-GPLWS_INLINE Vec look_up(const float* table, IntVec frame, int64_t frames) {
+GPLWS_INLINE Vec look_up(const float* table, IntVec frame, [[maybe_unused]] int64_t frames) {
 #if defined(__AVX512F__)
   if (frames <= 2 * kLanes)
     return _mm512_permutex2var_ps(load(table), reinterpret_cast<__m512i>(frame),
@@ -144,8 +138,7 @@ GPLWS_INLINE Vec fit_three_frames(const FocusSearchParams& p, const float* table
   const Vec z0 = look_up(tables, w.frame, p.frames);
   const Vec half_gap = look_up(tables + p.table_size, w.frame, p.frames);
   const Vec ratio = look_up(tables + 2 * p.table_size, w.frame, p.frames);
-  const IntVec whole =
-      (w.left > lowest) & (w.right > lowest) & (w.peak < broadcast(INFINITY));
+  const IntVec whole = (w.left > lowest) & (w.right > lowest) & (w.peak < broadcast(INFINITY));
   const Vec left = ratio * relative(w.left, w.peak, p.refinement);
   const Vec sum = left + relative(w.right, w.peak, p.refinement);
   const IntVec bends = whole & (sum < zero);
@@ -243,10 +236,10 @@ void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
       block.group_end = (block.first / p.group_size + 1) * p.group_size;
       const bool ends = block.last == p.frames;
       // What comes next: the next frames of these pixels, or the first frames of the next pixels.
-      const int64_t ahead = ends ? kRunPixels : block.last * p.pixels;
-      const int64_t ahead_last =
-          ends ? (run + kRunPixels <= left ? block.first + block_start(1) : 0)
-               : block.first + (block_start(b + 2 > blocks ? blocks : b + 2) - block.last);
+      const int64_t ahead = ends ? run : block.last * p.pixels;
+      const int64_t ahead_frames = !ends             ? block_start(b + 2) - block.last
+                                   : 2 * run <= left ? block_start(1)
+                                                     : 0;
       int64_t done = 0;
       for (; done + kStripPixels <= run; done += kStripPixels) {
         const float* strip = volume + done;
@@ -254,10 +247,8 @@ void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
           return load(strip + n * p.pixels + i * kLanes);
         };
         const auto fetch_ahead = [&](int64_t n, int i) {
-#ifndef NOPF
-          if (n < ahead_last)
+          if (n - block.first < ahead_frames)
             __builtin_prefetch(strip + ahead + (n - block.first) * p.pixels + i * kLanes, 0, 2);
-#endif
         };
         Walk* w = state + done / kLanes;
         walk<kNeighbours, kStrips>(w, block, p.frames, p.group_size, load_frame, fetch_ahead);

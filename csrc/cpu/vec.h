@@ -229,8 +229,8 @@ GPLWS_INLINE Mask greater(Mask where, Vec a, Vec b) {
 }
 GPLWS_INLINE Vec select(Mask where, Vec yes, Vec no) { return _mm512_mask_mov_ps(no, where, yes); }
 GPLWS_INLINE IntVec select(Mask where, IntVec yes, IntVec no) {
-  return reinterpret_cast<IntVec>(_mm512_mask_mov_epi32(reinterpret_cast<__m512i>(no), where,
-                                                        reinterpret_cast<__m512i>(yes)));
+  return reinterpret_cast<IntVec>(
+      _mm512_mask_mov_epi32(reinterpret_cast<__m512i>(no), where, reinterpret_cast<__m512i>(yes)));
 }
 // The higher of both, `b` where `a` is NaN or masked out.
 GPLWS_INLINE Vec maximum_where(Mask where, Vec a, Vec b) {

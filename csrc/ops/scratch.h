@@ -20,7 +20,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  float* data() const { return data_; }
+  float* data() { return data_; }
 
  private:
   static constexpr size_t kAlignment = 64;
