@@ -2,7 +2,7 @@
 //
 // One vector holds neighbouring pixels and walks down the frames. A stack of many frames would be
 // as many streams from memory, all of them a multiple of a page apart; so a run of pixels walks
-// down a few frames at a time, keeps its state in L1 and prefetches the frames that come next.
+// down a few frames at a time, keeps its state in cache and prefetches the frames that come next.
 #include "focus_search.h"
 
 #include <math.h>
@@ -22,7 +22,7 @@ constexpr int kStrips = 2;  // vectors side by side, as many as the registers ho
 #else
 constexpr int kStrips = 1;
 #endif
-constexpr int kRunPixels = 512;   // their state is kept in L1
+constexpr int kRunPixels = 1024;  // long pieces for the memory, whose frames still fit into L2
 constexpr int kBlockFrames = 16;  // streams that a run reads at once
 
 // How the depth comes from the winner.

@@ -135,7 +135,7 @@ def test_long_stacks_of_wide_images_agree_with_the_reference(kind, frames):
 
 
 @pytest.mark.parametrize("frames", [10, 40])
-@pytest.mark.parametrize("ratio", [1.0, 1.2, 15.0, 300.0])
+@pytest.mark.parametrize("ratio", [1.0, 1.2, 15.0, 40.0])
 @pytest.mark.parametrize("falling", [False, True])
 def test_gaps_of_any_ratio_agree_with_the_reference(frames, ratio, falling):
     gaps = torch.where(torch.arange(frames) % 3 == 0, 0.1 * ratio, 0.1)
