@@ -1,8 +1,8 @@
 // Body of the focus search, compiled once per ISA (GPLWS_ISA).
 //
-// One vector holds neighbouring pixels and walks down the frames; frame numbers are kept as floats
-// (exact up to 2^24 frames), so that a comparison selects response and number alike. The fit then
-// gathers the frames around each pixel's winner, which are still in cache.
+// One vector holds neighbouring pixels and walks down the frames. A stack of many frames would be
+// as many streams from memory, all of them a multiple of a page apart; so a run of pixels walks
+// down a few frames at a time, keeps its state in cache and prefetches the frames that come next.
 #include "focus_search.h"
 
 #include <math.h>
@@ -17,116 +17,163 @@ namespace {
 constexpr float kLogFloor = 1e-6f;  // smallest share of the peak that enters a logarithm
 constexpr float kFlatness = 1e-5f;  // share of its terms below which a curvature is rounding
 
-constexpr int kStrips = 4;  // vectors searched side by side: enough loads in flight
+#if defined(__AVX512F__)
+constexpr int kStrips = 2;  // vectors side by side, as many as the registers hold the state of
+#else
+constexpr int kStrips = 1;
+#endif
+constexpr int kRunPixels = 1024;  // long pieces for the memory, whose frames still fit into L2
+constexpr int kBlockFrames = 16;  // streams that a run reads at once
 
-struct Winner {
-  Vec peak, runner_up, frame;
+// How the depth comes from the winner.
+enum class Fit { kNone, kThreeFrames, kWindow };
+
+// One vector of pixels between two frames: frame `here` is judged once `after` is known.
+struct Walk {
+  Vec before, here;
+  Vec group_peak;  // highest peak of the group that is being walked
+  Vec settled;     // highest peak of the groups before
+  Vec runner_up;
+  Vec peak;  // the winner so far, its frame and the responses beside it
+  IntVec frame;
+  Vec left, right;
 };
 
-// Frame n is a peak where v[n] >= v[n-1] and v[n] >= v[n+1]: known one frame later, so the loop
-// judges frame n - 1 when it has read frame n. `load_frame(n, i)` is vector i of frame n.
-template <int kCount, typename LoadFrame>
-GPLWS_INLINE void find_winners(LoadFrame load_frame, int64_t frames, int64_t group_size,
-                               Winner* winners) {
-  const Vec lowest = broadcast(-INFINITY);
-  Vec peak[kCount], runner_up[kCount], frame[kCount], group_peak[kCount], group_frame[kCount],
-      before[kCount], here[kCount];
-  for (int i = 0; i < kCount; ++i) {
-    peak[i] = runner_up[i] = group_peak[i] = before[i] = lowest;
-    frame[i] = group_frame[i] = broadcast(0.0f);
-    here[i] = maximum(load_frame(0, i), lowest);  // NaN becomes the lowest
+// A frame is a peak where it is no lower than both neighbours. A comparison with NaN neither makes
+// a peak of the NaN nor keeps its neighbour from being one; the lowest frame wins ties.
+template <bool kNeighbours>
+GPLWS_INLINE void judge(Walk& w, Vec after, IntVec number) {
+  const Mask top = not_less(not_less(w.here, w.before), w.here, after);
+  const Mask best = greater(top, w.here, w.peak);
+  w.group_peak = maximum_where(top, w.here, w.group_peak);
+  w.peak = select(best, w.here, w.peak);
+  w.frame = select(best, number, w.frame);
+  if (kNeighbours) {
+    w.left = select(best, w.before, w.left);
+    w.right = select(best, after, w.right);
   }
-  int64_t group_end = group_size;
-  for (int64_t n = 0; n < frames; ++n) {
-    const Vec number = broadcast(static_cast<float>(n));
+  w.before = w.here;
+  w.here = after;
+}
+
+struct Block {
+  int64_t first, last;  // frames [first, last)
+  int64_t group_end;    // of the group that holds `first`
+};
+
+// Walks down a block of frames, from frame `first` on; `load_frame(n, i)` is vector i of frame n,
+// `fetch_ahead(n, i)` asks for what the walk needs a block later.
+template <bool kNeighbours, int kCount, typename LoadFrame, typename FetchAhead>
+GPLWS_INLINE void walk(Walk* state, const Block& block, int64_t frames, int64_t group_size,
+                       LoadFrame load_frame, FetchAhead fetch_ahead) {
+  const Vec lowest = broadcast(-INFINITY);
+  Walk w[kCount];
+  for (int i = 0; i < kCount; ++i) {
+    if (block.first > 0) {
+      w[i] = state[i];
+    } else {
+      w[i].before = w[i].group_peak = w[i].settled = w[i].runner_up = w[i].peak = lowest;
+      w[i].left = w[i].right = lowest;
+      w[i].frame = IntVec{};
+      w[i].here = load_frame(0, i);
+    }
+  }
+  int64_t group_end = block.group_end;
+  for (int64_t n = block.first; n < block.last; ++n) {
     const bool last = n + 1 == frames;
+    const IntVec number = IntVec{} + static_cast<int32_t>(n);
     for (int i = 0; i < kCount; ++i) {
-      const Vec after = last ? lowest : maximum(load_frame(n + 1, i), lowest);
-      const Vec candidate = here[i] >= maximum(before[i], after) ? here[i] : lowest;
-      // A frame that only ties with the group's peak does not replace it: the lowest frame wins.
-      group_frame[i] = candidate > group_peak[i] ? number : group_frame[i];
-      group_peak[i] = maximum(candidate, group_peak[i]);
-      before[i] = here[i];
-      here[i] = after;
+      fetch_ahead(n, i);
+      judge<kNeighbours>(w[i], last ? lowest : load_frame(n + 1, i), number);
     }
     if (n + 1 == group_end || last) {
       for (int i = 0; i < kCount; ++i) {
-        runner_up[i] = maximum(runner_up[i], minimum(group_peak[i], peak[i]));
-        frame[i] = group_peak[i] > peak[i] ? group_frame[i] : frame[i];
-        peak[i] = maximum(group_peak[i], peak[i]);
-        group_peak[i] = lowest;
+        w[i].runner_up = maximum(w[i].runner_up, minimum(w[i].group_peak, w[i].settled));
+        w[i].settled = w[i].peak;
+        w[i].group_peak = lowest;
       }
       group_end += group_size;
     }
   }
-  for (int i = 0; i < kCount; ++i) winners[i] = Winner{peak[i], runner_up[i], frame[i]};
+  for (int i = 0; i < kCount; ++i) state[i] = w[i];
 }
 
 GPLWS_INLINE Vec clamp01(Vec v) { return minimum(maximum(v, broadcast(0.0f)), broadcast(1.0f)); }
 
-GPLWS_INLINE Vec confidence(const Winner& w, bool log_scale) {
+GPLWS_INLINE Vec confidence(const Walk& w, bool log_scale) {
   const Vec zero = broadcast(0.0f), one = broadcast(1.0f);
   const IntVec finite = (w.peak < broadcast(INFINITY)) & (w.peak > broadcast(-INFINITY));
-  Vec c;
   if (log_scale) {
-    float lanes[kLanes];
-    store(lanes, finite ? w.runner_up - w.peak : zero);
-    for (int i = 0; i < kLanes; ++i) lanes[i] = 1.0f - expf(lanes[i]);
-    c = clamp01(load(lanes));
-  } else {
-    const IntVec positive = w.peak > zero;
-    const Vec safe = positive ? w.peak : one;
-    c = positive ? clamp01(one - maximum(w.runner_up, zero) / safe) : zero;
+    const Vec c = one - exp_negative(finite ? w.runner_up - w.peak : zero);
+    return finite ? c : zero;
   }
-  return finite ? c : zero;
+  const IntVec rated = finite & (w.peak > zero);
+  const Vec c = one - maximum(w.runner_up, zero) / (rated ? w.peak : one);
+  return rated ? clamp01(c) : zero;
+}
+
+// Response on the scale that the parabola is fitted in, relative to the peak.
+GPLWS_INLINE Vec relative(Vec y, Vec y0, Refinement refinement) {
+  const Vec linear = y - y0;
+  if (refinement != Refinement::kGaussian) return linear;
+  const IntVec logs = y0 > broadcast(0.0f);
+  const Vec safe = logs ? y0 : broadcast(1.0f);
+  return logs ? log_positive(maximum(y, broadcast(kLogFloor) * safe) / safe) : linear;
+}
+
+// Values at `frame` of a table of FocusSearchParams::tables.
+GPLWS_INLINE Vec look_up(const float* table, IntVec frame, [[maybe_unused]] int64_t frames) {
+#if defined(__AVX512F__)
+  if (frames <= 2 * kLanes)
+    return _mm512_permutex2var_ps(load(table), reinterpret_cast<__m512i>(frame),
+                                  load(table + kLanes));
+#endif
+  return gather(table, frame);
+}
+
+// Depth by the parabola through three frames, which meets them exactly. With y = 0 at the winner
+// and y <= 0 beside it, its vertex divides the two gaps as the weighted responses do.
+GPLWS_INLINE Vec fit_three_frames(const FocusSearchParams& p, const float* tables, const Walk& w) {
+  const Vec zero = broadcast(0.0f), one = broadcast(1.0f), lowest = broadcast(-INFINITY);
+  const Vec z0 = look_up(tables, w.frame, p.frames);
+  const Vec half_gap = look_up(tables + p.table_size, w.frame, p.frames);
+  const Vec ratio = look_up(tables + 2 * p.table_size, w.frame, p.frames);
+  const IntVec whole = (w.left > lowest) & (w.right > lowest) & (w.peak < broadcast(INFINITY));
+  const Vec left = ratio * relative(w.left, w.peak, p.refinement);
+  const Vec sum = left + relative(w.right, w.peak, p.refinement);
+  const IntVec bends = whole & (sum < zero);
+  const Vec vertex = left / (bends ? sum : one) * (ratio + one) - one;
+  return z0 + (bends ? half_gap * vertex : zero);
 }
 
 // Depth by the least-squares parabola around each winner; docs/design.md has the formulas.
-static Vec refine(const FocusSearchParams& p, const float* volume, const float* z, const Winner& w,
-                  int count) {
-  float frame_lanes[kLanes], z0_lanes[kLanes], scale_lanes[kLanes], low_lanes[kLanes],
-      high_lanes[kLanes];
-  store(frame_lanes, w.frame);
-  const int64_t last_frame = p.frames - 1;
-  for (int i = 0; i < kLanes; ++i) {
-    const int64_t f = static_cast<int64_t>(frame_lanes[i]);
-    z0_lanes[i] = z[f];
-    const int64_t first = f > p.radius ? f - p.radius : 0;
-    const int64_t last = f + p.radius < last_frame ? f + p.radius : last_frame;
-    const float range = fabsf(z[last] - z[first]);
-    scale_lanes[i] = range > 0 ? range / static_cast<float>(last - first) : 1.0f;
-    const float before = z[f > 0 ? f - 1 : 0], after = z[f < last_frame ? f + 1 : last_frame];
-    low_lanes[i] = before < after ? before : after;
-    high_lanes[i] = before < after ? after : before;
-  }
-  const Vec z0 = load(z0_lanes), scale = load(scale_lanes);
-  if (p.refinement == Refinement::kNone) return z0;
-
+static Vec fit_window(const FocusSearchParams& p, const float* volume, const float* z,
+                      const Walk& w, int count) {
   const Vec zero = broadcast(0.0f), one = broadcast(1.0f);
+  const int32_t last_frame = static_cast<int32_t>(p.frames - 1);
+  const int32_t radius = static_cast<int32_t>(p.radius);
+  const auto clamped = [&](int32_t d) {
+    const IntVec f = w.frame + d;
+    const IntVec from_first = f < 0 ? IntVec{} : f;
+    return from_first > last_frame ? IntVec{} + last_frame : from_first;
+  };
+  const IntVec first = clamped(-radius), last = clamped(radius);
+  const Vec z0 = gather(z, w.frame);
+  const Vec range = magnitude(gather(z, last) - gather(z, first));
+  const IntVec spread = range > zero;
+  const Vec scale =
+      spread ? range / __builtin_convertvector(spread ? last - first : IntVec{} + 1, Vec) : one;
+
   const IntVec finite_peak = (w.peak < broadcast(INFINITY)) & (w.peak > broadcast(-INFINITY));
   const Vec y0 = finite_peak ? w.peak : zero;
-  const IntVec logs = p.refinement == Refinement::kGaussian ? y0 > zero : zero > zero;
-  const Vec safe = logs ? y0 : one;
   Vec n = zero, t1 = zero, t2 = zero, t3 = zero, t4 = zero, s0 = zero, s1 = zero, s2 = zero;
-  for (int64_t d = -p.radius; d <= p.radius; ++d) {
-    float y_lanes[kLanes], z_lanes[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      const int64_t f = static_cast<int64_t>(frame_lanes[i]) + d;
-      const bool exists = f >= 0 && f <= last_frame && i < count;
-      y_lanes[i] = exists ? volume[f * p.pixels + i] : INFINITY;
-      z_lanes[i] = exists ? z[f] : 0.0f;
-    }
-    Vec y = load(y_lanes);
-    const IntVec inside = (y < broadcast(INFINITY)) & (y > broadcast(-INFINITY));
-    const Vec t = inside ? (load(z_lanes) - z0) / scale : zero;
-    const Vec linear = y - y0;
-    if (p.refinement == Refinement::kGaussian) {
-      const Vec floored = maximum(inside ? y : zero, broadcast(kLogFloor) * safe);
-      y = logs ? log_positive(floored / safe) : linear;
-    } else {
-      y = linear;
-    }
-    y = inside ? y : zero;
+  for (int32_t d = -radius; d <= radius; ++d) {
+    const IntVec frame = clamped(d);
+    const Vec response = gather_rows(volume, frame, p.pixels, count);
+    const IntVec inside = (frame == w.frame + d) & (response < broadcast(INFINITY)) &
+                          (response > broadcast(-INFINITY));
+    const Vec t = inside ? (gather(z, frame) - z0) / scale : zero;
+    const Vec y = inside ? relative(inside ? response : zero, y0, p.refinement) : zero;
     const Vec tt = t * t;
     n += inside ? one : zero;
     t1 += t;
@@ -145,50 +192,97 @@ static Vec refine(const FocusSearchParams& p, const float* volume, const float* 
   const Vec flat = broadcast(-kFlatness) * (magnitude(a0) + magnitude(a1) + magnitude(a2));
   const IntVec bends = (n > broadcast(2.5f)) & (a < flat) & finite_peak;
   const Vec vertex = bends ? b / (broadcast(-2.0f) * (bends ? a : -one)) : zero;
-  return minimum(maximum(z0 + scale * vertex, load(low_lanes)), load(high_lanes));
+  const Vec before = gather(z, clamped(-1)), after = gather(z, clamped(1));
+  return minimum(maximum(z0 + scale * vertex, minimum(before, after)), maximum(before, after));
 }
 
 // Results of up to one vector of pixels, from pixel `at` of the flattened (batch, pixels) on.
-GPLWS_INLINE void finish_pixels(const FocusSearchParams& p, const float* volume, const float* z,
-                                const Winner& w, int64_t at, int count) {
+template <Fit kFit>
+GPLWS_INLINE void finish(const FocusSearchParams& p, int64_t image, const float* volume,
+                         const Walk& w, int64_t at, int count) {
+  const float* tables = p.tables + image * p.table_stride;
+  Vec depth;
+  if constexpr (kFit == Fit::kNone) {
+    depth = look_up(tables, w.frame, p.frames);
+  } else if constexpr (kFit == Fit::kThreeFrames) {
+    depth = fit_three_frames(p, tables, w);
+  } else {
+    depth = fit_window(p, volume, tables, w, count);
+  }
   const IntVec found = w.peak > broadcast(-INFINITY);
-  const Vec depth = found ? refine(p, volume, z, w, count) : broadcast(NAN);
-  store_first(p.depth + at, depth, count);
+  store_first(p.depth + at, found ? depth : broadcast(NAN), count);
   store_first(p.peak + at, w.peak, count);
   store_first(p.confidence + at, confidence(w, p.log_scale), count);
-  for (int i = 0; i < count; ++i) p.index[at + i] = static_cast<int64_t>(w.frame[i]);
+  store_first(p.index + at, w.frame, count);
 }
 
+template <Fit kFit>
 void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
+  constexpr bool kNeighbours = kFit == Fit::kThreeFrames;
+  constexpr int kStripPixels = kStrips * kLanes;
+  Walk state[kRunPixels / kLanes];
+  const int64_t blocks = (p.frames + kBlockFrames - 1) / kBlockFrames;
   for (int64_t at = begin; at < end;) {
     const int64_t image = at / p.pixels, pixel = at % p.pixels;
-    const int64_t left = (image + 1) * p.pixels < end ? p.pixels - pixel : end - at;
+    const int64_t left = end - at < p.pixels - pixel ? end - at : p.pixels - pixel;
+    const int64_t here = kRunPixels - pixel % kRunPixels;
+    const int64_t run = here < left ? here : left;
     const float* volume = p.volume + image * p.frames * p.pixels + pixel;
-    const float* z = p.positions + image * p.position_stride;
-    Winner winners[kStrips];
-    if (left >= kStrips * kLanes) {
-      const auto load_frame = [&](int64_t n, int i) {
-        return load(volume + n * p.pixels + i * kLanes);
-      };
-      find_winners<kStrips>(load_frame, p.frames, p.group_size, winners);
-      for (int i = 0; i < kStrips; ++i)
-        finish_pixels(p, volume + i * kLanes, z, winners[i], at + i * kLanes, kLanes);
-      at += kStrips * kLanes;
-    } else {
-      const int count = left < kLanes ? static_cast<int>(left) : kLanes;
-      const auto load_frame = [&](int64_t n, int) {
-        return load_first(volume + n * p.pixels, count);
-      };
-      find_winners<1>(load_frame, p.frames, p.group_size, winners);
-      finish_pixels(p, volume, z, winners[0], at, count);
-      at += count;
+    const auto block_start = [&](int64_t b) { return b * p.frames / blocks; };
+    for (int64_t b = 0; b < blocks; ++b) {
+      Block block;
+      block.first = block_start(b);
+      block.last = block_start(b + 1);
+      block.group_end = (block.first / p.group_size + 1) * p.group_size;
+      const bool ends = block.last == p.frames;
+      // What comes next: the next frames of these pixels, or the first frames of the next pixels.
+      const int64_t ahead = ends ? run : block.last * p.pixels;
+      const int64_t ahead_frames = !ends             ? block_start(b + 2) - block.last
+                                   : 2 * run <= left ? block_start(1)
+                                                     : 0;
+      int64_t done = 0;
+      for (; done + kStripPixels <= run; done += kStripPixels) {
+        const float* strip = volume + done;
+        const auto load_frame = [&](int64_t n, int i) {
+          return load(strip + n * p.pixels + i * kLanes);
+        };
+        const auto fetch_ahead = [&](int64_t n, int i) {
+          if (n - block.first < ahead_frames)
+            __builtin_prefetch(strip + ahead + (n - block.first) * p.pixels + i * kLanes, 0, 2);
+        };
+        Walk* w = state + done / kLanes;
+        walk<kNeighbours, kStrips>(w, block, p.frames, p.group_size, load_frame, fetch_ahead);
+        if (!ends) continue;
+        for (int i = 0; i < kStrips; ++i)
+          finish<kFit>(p, image, strip + i * kLanes, w[i], at + done + i * kLanes, kLanes);
+      }
+      for (; done < run; done += kLanes) {
+        const int count = run - done < kLanes ? static_cast<int>(run - done) : kLanes;
+        const auto load_frame = [&](int64_t n, int) {
+          return load_first(volume + done + n * p.pixels, count);
+        };
+        Walk* w = state + done / kLanes;
+        walk<kNeighbours, 1>(w, block, p.frames, p.group_size, load_frame, [](int64_t, int) {});
+        if (ends) finish<kFit>(p, image, volume + done, *w, at + done, count);
+      }
     }
+    at += run;
+  }
+}
+
+void run(const FocusSearchParams& p, int64_t begin, int64_t end) {
+  if (p.refinement == Refinement::kNone) {
+    search<Fit::kNone>(p, begin, end);
+  } else if (p.radius == 1 && p.regular) {
+    search<Fit::kThreeFrames>(p, begin, end);
+  } else {
+    search<Fit::kWindow>(p, begin, end);
   }
 }
 
 }  // namespace
 
 extern const FocusSearchTable kFocusSearch;
-const FocusSearchTable kFocusSearch{search};
+const FocusSearchTable kFocusSearch{run};
 
 }  // namespace gplws::cpu::GPLWS_ISA

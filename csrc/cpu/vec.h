@@ -217,3 +217,80 @@ GPLWS_INLINE Vec log_positive(Vec x) {
   return e * broadcast(0.693359375f) +
          (e * broadcast(-2.12194440e-4f) + (t - s * (t - q * series)));
 }
+
+// exp of x <= 0, within 2 ulp, 0 below the normal numbers: x = k log(2) + r with |r| <= log(2) / 2.
+GPLWS_INLINE Vec exp_negative(Vec x) {
+  const Vec bounded = maximum(x, broadcast(-87.3f));
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec k = (bounded * broadcast(1.44269504f) + magic) - magic;
+  const Vec r = (bounded - k * broadcast(0.693359375f)) + k * broadcast(2.12194440e-4f);
+  Vec series = broadcast(1.0f / 720);
+  series = series * r + broadcast(1.0f / 120);
+  series = series * r + broadcast(1.0f / 24);
+  series = series * r + broadcast(1.0f / 6);
+  series = series * r + broadcast(0.5f);
+  series = series * r + broadcast(1.0f);
+  series = series * r + broadcast(1.0f);
+  const IntVec power = (__builtin_convertvector(k, IntVec) + 127) << 23;
+  return x < bounded ? Vec{} : series * reinterpret_cast<Vec>(power);
+}
+
+// Comparisons lane by lane, in the registers that the ISA has for them.
+#if defined(__AVX512F__)
+typedef __mmask16 Mask;
+GPLWS_INLINE Mask not_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+GPLWS_INLINE Mask not_less(Mask where, Vec a, Vec b) {
+  return _mm512_mask_cmp_ps_mask(where, a, b, _CMP_NLT_UQ);
+}
+GPLWS_INLINE Mask greater(Mask where, Vec a, Vec b) {
+  return _mm512_mask_cmp_ps_mask(where, a, b, _CMP_GT_OQ);
+}
+GPLWS_INLINE Vec select(Mask where, Vec yes, Vec no) { return _mm512_mask_mov_ps(no, where, yes); }
+GPLWS_INLINE IntVec select(Mask where, IntVec yes, IntVec no) {
+  return reinterpret_cast<IntVec>(
+      _mm512_mask_mov_epi32(reinterpret_cast<__m512i>(no), where, reinterpret_cast<__m512i>(yes)));
+}
+// The higher of both, `b` where `a` is NaN or masked out.
+GPLWS_INLINE Vec maximum_where(Mask where, Vec a, Vec b) {
+  return _mm512_mask_max_ps(b, where, a, b);
+}
+#else
+typedef IntVec Mask;
+GPLWS_INLINE Mask not_less(Vec a, Vec b) { return ~(a < b); }
+GPLWS_INLINE Mask not_less(Mask where, Vec a, Vec b) { return where & ~(a < b); }
+GPLWS_INLINE Mask greater(Mask where, Vec a, Vec b) { return where & (a > b); }
+GPLWS_INLINE Vec select(Mask where, Vec yes, Vec no) { return where ? yes : no; }
+GPLWS_INLINE IntVec select(Mask where, IntVec yes, IntVec no) { return where ? yes : no; }
+GPLWS_INLINE Vec maximum_where(Mask where, Vec a, Vec b) { return where ? maximum(a, b) : b; }
+#endif
+
+// table[at[i]] in lane i.
+GPLWS_INLINE Vec gather(const float* table, IntVec at) {
+#if defined(__AVX512F__)
+  return _mm512_i32gather_ps(reinterpret_cast<__m512i>(at), table, 4);
+#elif defined(__AVX2__)
+  return _mm256_i32gather_ps(table, reinterpret_cast<__m256i>(at), 4);
+#else
+  Vec v;
+  for (int i = 0; i < kLanes; ++i) v[i] = table[at[i]];
+  return v;
+#endif
+}
+
+// p[row[i] * stride + i] in lane i < count, 0 behind them.
+GPLWS_INLINE Vec gather_rows(const float* p, IntVec row, int64_t stride, int count) {
+  float lanes[kLanes] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = p[row[i] * stride + i];
+  return load(lanes);
+}
+
+// Stores the first `count` lanes as 64-bit integers.
+GPLWS_INLINE void store_first(int64_t* p, IntVec v, int count) {
+  int32_t lanes[kLanes];
+  __builtin_memcpy(lanes, &v, sizeof(v));
+  if (count >= kLanes) {
+    for (int i = 0; i < kLanes; ++i) p[i] = lanes[i];
+  } else {
+    for (int i = 0; i < count; ++i) p[i] = lanes[i];
+  }
+}

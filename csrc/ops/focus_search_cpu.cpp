@@ -5,9 +5,48 @@
 #include <tuple>
 
 #include "focus_search.h"
+#include "scratch.h"
 
 namespace gplws {
 namespace {
+
+void search(const Tensor& volume, const Tensor& focus_positions, const FocusSearchSizes& s,
+            int64_t refinement, bool log_scale, Tensor& depth, Tensor& index, Tensor& peak,
+            Tensor& confidence) {
+  const Tensor dense_volume = torch::stable::contiguous(volume);
+  const Tensor dense_positions = torch::stable::contiguous(focus_positions);
+  cpu::FocusSearchParams p{};
+  p.volume = dense_volume.const_data_ptr<float>();
+  p.depth = depth.mutable_data_ptr<float>();
+  p.index = index.mutable_data_ptr<int64_t>();
+  p.peak = peak.mutable_data_ptr<float>();
+  p.confidence = confidence.mutable_data_ptr<float>();
+  p.batch = s.batch;
+  p.frames = s.frames;
+  p.pixels = s.height * s.width;
+  p.group_size = s.group_size;
+  p.radius = s.radius;
+  p.refinement = static_cast<cpu::Refinement>(refinement);
+  p.log_scale = log_scale;
+
+  const int64_t images = s.position_stride == 0 ? 1 : s.batch;
+  p.table_size = cpu::focus_table_size(s.frames);
+  const int64_t table_floats = cpu::kFocusTables * p.table_size;
+  p.table_stride = s.position_stride == 0 ? 0 : table_floats;
+  Scratch tables(images * table_floats);
+  p.tables = tables.data();
+  p.regular = true;
+  for (int64_t i = 0; i < images; ++i) {
+    const float* positions = dense_positions.const_data_ptr<float>() + i * s.frames;
+    p.regular &= cpu::fill_focus_tables(positions, s.frames, tables.data() + i * table_floats);
+  }
+
+  // A piece of work worth a thread: some 64 Ki values.
+  const int64_t grain = (1 << 16) / s.frames + 1;
+  const cpu::FocusSearchKernel kernel = cpu::focus_search_kernel();
+  torch::stable::parallel_for(0, depth.numel(), grain,
+                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume,
                                                             const Tensor& focus_positions,
@@ -19,35 +58,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume
   Tensor index = torch::stable::new_empty(volume, s.output(), ScalarType::Long);
   Tensor peak = torch::stable::new_empty(volume, s.output());
   Tensor confidence = torch::stable::new_empty(volume, s.output());
-
-  const Tensor dense_volume = torch::stable::contiguous(volume);
-  const Tensor dense_positions = torch::stable::contiguous(focus_positions);
-  cpu::FocusSearchParams p{};
-  p.volume = dense_volume.const_data_ptr<float>();
-  p.positions = dense_positions.const_data_ptr<float>();
-  p.depth = depth.mutable_data_ptr<float>();
-  p.index = index.mutable_data_ptr<int64_t>();
-  p.peak = peak.mutable_data_ptr<float>();
-  p.confidence = confidence.mutable_data_ptr<float>();
-  p.batch = s.batch;
-  p.frames = s.frames;
-  p.pixels = s.height * s.width;
-  p.position_stride = s.position_stride;
-  p.group_size = s.group_size;
-  p.radius = s.radius;
-  p.refinement = static_cast<cpu::Refinement>(refinement);
-  p.log_scale = log_scale;
-
-  // A piece of work worth a thread: some 64 Ki values.
-  const int64_t grain = (1 << 16) / s.frames + 1;
-  const cpu::FocusSearchKernel kernel = cpu::focus_search_kernel();
-  torch::stable::parallel_for(0, depth.numel(), grain,
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  search(volume, focus_positions, s, refinement, log_scale, depth, index, peak, confidence);
   return {depth, index, peak, confidence};
+}
+
+void check_result(const char* name, const Tensor& out, ScalarType dtype, const Tensor& volume,
+                  const FocusSearchSizes& s) {
+  STD_TORCH_CHECK(out.scalar_type() == dtype && same_device(out, volume) && out.dim() == 3 &&
+                      out.size(0) == s.batch && out.size(1) == s.height && out.size(2) == s.width &&
+                      is_dense(out, {2, 1, 0}),
+                  "focus_search: out.", name, " must be a contiguous (B, H, W) of its dtype");
+}
+
+void focus_search_out_cpu(const Tensor& volume, const Tensor& focus_positions, int64_t groups,
+                          int64_t refinement, int64_t radius, bool log_scale, Tensor depth,
+                          Tensor index, Tensor peak, Tensor confidence) {
+  const FocusSearchSizes s =
+      check_focus_search(volume, focus_positions, groups, refinement, radius);
+  check_result("depth", depth, ScalarType::Float, volume, s);
+  check_result("index", index, ScalarType::Long, volume, s);
+  check_result("peak", peak, ScalarType::Float, volume, s);
+  check_result("confidence", confidence, ScalarType::Float, volume, s);
+  search(volume, focus_positions, s, refinement, log_scale, depth, index, peak, confidence);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(gplws, CPU, m) { m.impl("focus_search", TORCH_BOX(&focus_search_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(gplws, CPU, m) {
+  m.impl("focus_search", TORCH_BOX(&focus_search_cpu));
+  m.impl("focus_search.out", TORCH_BOX(&focus_search_out_cpu));
+}
 
 }  // namespace gplws

@@ -17,4 +17,8 @@ STABLE_TORCH_LIBRARY(gplws, m) {
   m.def(
       "focus_search(Tensor volume, Tensor focus_positions, int groups, int refinement, int radius, "
       "bool log_scale) -> (Tensor depth, Tensor index, Tensor peak, Tensor confidence)");
+  m.def(
+      "focus_search.out(Tensor volume, Tensor focus_positions, int groups, int refinement, "
+      "int radius, bool log_scale, Tensor(a!) depth, Tensor(b!) index, Tensor(c!) peak, "
+      "Tensor(d!) confidence) -> ()");
 }

@@ -41,13 +41,15 @@ def require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], me
         )
 
 
-def require_out(op: str, out: Tensor, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise unless ``out`` can take a result of this shape and of the dtype of ``x``."""
-    require_shape(op, "out", out, shape, "the shape of the result")
-    if out.dtype != x.dtype:
-        raise TypeError(f"{op}: out must be {x.dtype} as x, got {out.dtype}")
+def require_out(
+    op: str, out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, name: str = "out"
+) -> None:
+    """Raise unless ``out`` can take a result of this shape and dtype."""
+    require_shape(op, name, out, shape, "the shape of the result")
+    if out.dtype != dtype:
+        raise TypeError(f"{op}: {name} must be {dtype} as the result, got {out.dtype}")
     if not out.is_contiguous():
-        raise ValueError(f"{op}: out must be contiguous")
+        raise ValueError(f"{op}: {name} must be contiguous")
 
 
 def register_conv_autocast(name: str) -> None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
-from gplws.ops._arguments import require_float32
+from gplws.ops._arguments import require_float32, require_out
 from gplws.ops.reference import FocusSearchResult, Refinement, refine_depth
 
 _NAME = "gplws::focus_search"
-_OP = torch.ops.gplws.focus_search.default
+_OP = torch.ops.gplws.focus_search
 _REFINEMENTS: tuple[Refinement, ...] = get_args(Refinement)  # the op takes the place in this tuple
 
 
@@ -24,6 +24,7 @@ def focus_search(
     refinement: Refinement = "parabola",
     radius: int = 1,
     log_scale: bool = False,
+    out: FocusSearchResult | None = None,
 ) -> FocusSearchResult:
     """Find where each pixel is in focus: global maximum over the frames, refined below one frame.
 
@@ -44,6 +45,8 @@ def focus_search(
             average out noise where the peak is several frames wide.
         log_scale: ``volume`` holds logarithms, such as a network's logits; it changes the
             confidence only, and makes "parabola" a Gaussian fit.
+        out: contiguous results of an earlier search of the same size on the CPU, to write into: at
+            few frames, fresh memory costs more than the search; not differentiable.
 
     Returns:
         depth: (B, H, W) float32, unit of ``focus_positions``; NaN where all frames are NaN or -inf;
@@ -56,7 +59,7 @@ def focus_search(
 
     Raises:
         ValueError: a shape, ``groups``, ``radius`` or ``refinement`` does not fit.
-        TypeError: ``volume`` is not float32.
+        TypeError: ``volume`` is not float32, or a tensor of ``out`` is not of its result's dtype.
 
     Source:
         The group query of GPLWS-Net, Journal of Software, 2024, section 2. Three-point Gaussian
@@ -88,7 +91,7 @@ def focus_search(
             f"{op}: focus_positions must be (N,) or (B, N) with N = {frames}, "
             f"got shape {tuple(focus_positions.shape)}"
         )
-    depth, index, peak, confidence = _OP(
+    arguments = (
         volume,
         focus_positions.to(volume.device, torch.float32),
         groups,
@@ -96,7 +99,14 @@ def focus_search(
         radius,
         log_scale,
     )
-    return FocusSearchResult(depth, index, peak, confidence)
+    if out is None:
+        return FocusSearchResult(*_OP.default(*arguments))
+    shape = (batch, *volume.shape[2:])
+    for name, result in out._asdict().items():
+        dtype = torch.int64 if name == "index" else torch.float32
+        require_out(op, result, shape, dtype, name=f"out.{name}")
+    _OP.out(*arguments, *out)
+    return out
 
 
 @torch.library.register_fake(_NAME)
@@ -170,7 +180,7 @@ def _vmap(
         positions = positions.flatten(0, 1)
     elif positions.dim() == 2:
         positions = positions.repeat(size, 1)
-    results = _OP(volume.flatten(0, 1), positions, *options)
+    results = _OP.default(volume.flatten(0, 1), positions, *options)
     return tuple(r.unflatten(0, (size, -1)) for r in results), (0,) * 4
 
 

@@ -134,7 +134,7 @@ def group_pointwise_conv3d(
     )
     if out is None:
         return _OP.default(*arguments)
-    require_out(op, out, x, shape)
+    require_out(op, out, shape, x.dtype)
     _OP.out(*arguments, out)
     return out
 

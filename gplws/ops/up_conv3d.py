@@ -66,7 +66,7 @@ def up_conv3d(
         require_shape(op, "residual", residual, shape, "the shape of the result")
     if out is None:
         return _OP.default(x, weight, bias, residual, groups)
-    require_out(op, out, x, shape)
+    require_out(op, out, shape, x.dtype)
     _OP.out(x, weight, bias, residual, groups, out)
     return out
 

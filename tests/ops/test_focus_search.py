@@ -6,6 +6,7 @@ import torch
 from volumes import random_volume
 
 from gplws.ops import focus_search, reference
+from gplws.ops.reference import FocusSearchResult
 
 DEPTH = {"rtol": 0, "atol": 2e-3}  # frames; a nearly flat fit magnifies rounding
 REFINEMENTS = ("none", "parabola", "gaussian")
@@ -119,6 +120,63 @@ def test_all_nan_gives_nan_depth_and_no_confidence():
     assert found.depth[..., 3].isnan().all() and (found.index[..., 3] == 0).all()
     assert (found.peak[..., 3] == -torch.inf).all() and (found.confidence[..., 3] == 0).all()
     assert found.depth[..., :3].isfinite().all() and found.depth[..., 4:].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "nan"])
+@pytest.mark.parametrize("frames", [16, 17, 31, 33, 100])
+def test_long_stacks_of_wide_images_agree_with_the_reference(kind, frames):
+    """Frames are walked a few at a time and pixels in runs: across the seams of both."""
+    volume = random_volume(kind, (2, frames, 1, 1100), frames)
+    for refinement in REFINEMENTS:
+        options = {"groups": 7, "refinement": refinement}
+        assert_agrees(
+            focus_search(volume, **options), reference.focus_search(volume.double(), **options)
+        )
+
+
+@pytest.mark.parametrize("frames", [10, 40])
+@pytest.mark.parametrize("ratio", [1.0, 1.2, 15.0, 40.0])
+@pytest.mark.parametrize("falling", [False, True])
+def test_gaps_of_any_ratio_agree_with_the_reference(frames, ratio, falling):
+    gaps = torch.where(torch.arange(frames) % 3 == 0, 0.1 * ratio, 0.1)
+    positions = gaps.cumsum(0)
+    positions = positions.flip(0) if falling else positions
+    volume = random_volume("plain", (1, frames, 20, 30), 4)
+    for refinement in REFINEMENTS:
+        got = focus_search(volume, positions, refinement=refinement)
+        expected = reference.focus_search(
+            volume.double(), positions.double(), refinement=refinement
+        )
+        assert torch.equal(got.index, expected.index)
+        # From a ratio of 16 on, three frames too are fitted by Cramer's rule in float32.
+        atol = 2e-5 if ratio < 16 else 2e-3 * gaps.max().item()
+        torch.testing.assert_close(got.depth.double(), expected.depth, rtol=1e-6, atol=atol)
+
+
+def test_out_takes_the_results():
+    volume = random_volume("plain", (2, 9, 50, 70), 1)
+    expected = focus_search(volume)
+    out = FocusSearchResult(*(torch.full_like(t, 7) for t in expected))
+    assert focus_search(volume, out=out) is out
+    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "error", "message"),
+    [
+        ("depth", torch.rand(1, 4, 6), ValueError, "out.depth must be"),
+        ("index", torch.rand(1, 4, 5), TypeError, "out.index must be torch.int64"),
+        ("peak", torch.rand(1, 4, 5).double(), TypeError, "out.peak must be torch.float32"),
+        ("confidence", torch.rand(1, 5, 4).mT, ValueError, "out.confidence must be contiguous"),
+    ],
+)
+def test_an_out_that_does_not_fit_is_named(name, tensor, error, message):
+    volume = torch.rand(1, 3, 4, 5)
+    out = focus_search(volume)._replace(**{name: tensor})
+    with pytest.raises(error, match=message):
+        focus_search(volume, out=out)
+    with pytest.raises(RuntimeError, match=f"out.{name} must be"):
+        torch.ops.gplws.focus_search.out(volume, torch.arange(3.0), 4, 1, 1, False, *out)
 
 
 def test_strided_volumes_and_threads_do_not_change_a_bit():
