@@ -95,7 +95,8 @@ class BuildExt(build_ext):
         sanitizers = toolchain.sanitizers()
         if sanitizers:
             print(f"gplws: instrumented by {', '.join(sanitizers)}: for tests only")
-        folder = ROOT / "build" / "-".join(["native", target, *sanitizers])
+        kind = "-".join(["instrumented", *sanitizers]) if sanitizers else "native"
+        folder = ROOT / "build" / f"{kind}-{target}"
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _write_if_changed(folder / "build_facts.h", self._facts_header(torch, cuda))
