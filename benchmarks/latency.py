@@ -2,8 +2,8 @@
 
 Shapes: Figure 1 of the paper (10 frames of 128 to 1024 pixels squared), its Table 7, 5 to 100
 frames of 256 pixels squared, and 10 frames of 256 to 2048 pixels squared. The engines get the same
-network with BN folded; their results are compared with the kernels' before they are timed. Published
-networks (--networks) run on stock torch, in either memory format, and on OpenVINO.
+network with BN folded; their results are compared with the kernels' before they are timed.
+Published networks (--networks) run on stock torch, in either memory format, and on OpenVINO.
 
 Each shape is written to the JSON as soon as it is measured; --resume goes on from there.
 """

@@ -28,11 +28,8 @@ def random_gplws() -> models.GPLWSNet:
 
 def random_peer(name: str, n_frames: int) -> nn.Module:
     """A peer as a module that maps a stack (B, 3, N, H, W) to depth (B, H, W)."""
-    classes = {
-        n.lower(): getattr(models, n) for n in dir(models) if inspect.isclass(vars(models)[n])
-    }
     torch.manual_seed(0)
-    network = classes[name]
+    network = next(c for n, c in vars(models).items() if inspect.isclass(c) and n.lower() == name)
     # The weights of some are for one number of frames.
     takes_frames = "n_frames" in inspect.signature(network).parameters
     return _Depth(_with_statistics(network(n_frames=n_frames) if takes_frames else network()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def section(folder: Path | None = None) -> str:
     memory = load("memory", folder)
     if memory:
         parts.append(_memory_sentence(memory))
-    return "\n\n".join(parts)
+    # Neither tables nor shapes are broken.
+    wrap = textwrap.TextWrapper(100, break_on_hyphens=False, break_long_words=False)
+    return "\n\n".join(p if p.startswith("|") else wrap.fill(p) for p in parts)
 
 
 def _words(machine: dict[str, Any]) -> str:
@@ -98,7 +101,7 @@ def _cell(seconds: float | None, ours: float) -> str:
 
 
 def _table(lines: list[list[str]]) -> str:
-    header, *body = ("| " + " | ".join(line) + " |" for line in lines)
+    header, *body = ("| " + " | ".join(line).lstrip() + " |" for line in lines)
     return "\n".join([header, "|---" * len(lines[0]) + "|", *body])
 
 
