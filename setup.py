@@ -7,6 +7,8 @@ The metadata is in pyproject.toml, the work in build_tools/. Environment variabl
     CUDA_HOME               where nvcc lives; default: PATH, then /usr/local/cuda*
     CXX, CXXFLAGS, LDFLAGS  C++ compiler and extra flags
     MAX_JOBS                number of parallel compile jobs
+    GPLWS_SANITIZE          address,undefined: CPU kernels that watch themselves, for
+                            build_tools/check_sanitizers.py
     GPLWS_TORCH_DIR         the torch package whose headers to build with
 """
 

@@ -1,8 +1,11 @@
 """Seconds for one stack on the CPU: the network on the kernels, on stock torch, on other engines.
 
-Shapes: Figure 1 of the paper (10 frames of 128 to 1024 pixels squared), its Table 7, and 5 to 100
-frames of 256 pixels squared. The engines get the same network with BN folded; their results are
-compared with the kernels' before they are timed.
+Shapes: Figure 1 of the paper (10 frames of 128 to 1024 pixels squared), its Table 7, 5 to 100
+frames of 256 pixels squared, and 10 frames of 256 to 2048 pixels squared. The engines get the same
+network with BN folded; their results are compared with the kernels' before they are timed.
+Published networks (--networks) run on stock torch, in either memory format, and on OpenVINO.
+
+Each shape is written to the JSON as soon as it is measured; --resume goes on from there.
 """
 
 from __future__ import annotations
@@ -15,35 +18,30 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import machine, medians, save, take_turns
-from gplws.models import GPLWSNet
+from benchmarks import plots
+from benchmarks.networks import NETWORKS, in_channels_last, is_registered, random_gplws, random_peer
+from benchmarks.summary import flatness, medians, voxels
+from benchmarks.timing import machine, resumed_rows, save, show, take_turns
 
 SHAPES = {
     "one": [(10, 512, 512)],
     "figure 1": [(10, s, s) for s in (128, 256, 512, 1024)],
     "table 7": [(5, 256, 256), (10, 512, 512), (15, 540, 960), (10, 600, 800)],
     "frames": [(n, 256, 256) for n in (5, 10, 20, 50, 100)],
+    "sizes": [(10, s, s) for s in (256, 512, 1024, 2048)],
 }
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the largest logit
-MOST_VOXELS_OF_OTHERS = 8e6  # beyond, the slow candidates take minutes
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the largest result
+MOST_VOXELS_OF_OTHERS = 1.1e7  # beyond, the slow candidates take minutes and many GB
+ENGINES = ("compile", "onnxruntime", "openvino")
 
-
-def network() -> GPLWSNet:
-    """The paper's configuration with random but lively weights and statistics."""
-    torch.manual_seed(0)
-    model = GPLWSNet()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm3d):
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
-    return model.eval()
+Candidate = Callable[[], Any]
 
 
 def available() -> list[str]:
@@ -55,27 +53,55 @@ def available() -> list[str]:
 
 
 class Engines:
-    """The same network for each engine, built once for a shape."""
+    """One network for each engine, built once for a precision and a number of frames."""
 
-    def __init__(self, precision: str, engines: list[str]) -> None:
-        self.precision, self.engines = precision, engines
-        self.dtype = dtype = getattr(torch, precision)
-        model = network()
-        folded = model.reparameterise()
-        self.kernels = model.fuse().to(dtype)
-        self.contiguous = folded.to(dtype)
-        self.last = network().reparameterise().to(dtype, memory_format=torch.channels_last_3d)
+    def __init__(self, network: str, precision: str, engines: list[str], n_frames: int) -> None:
+        self.precision = precision
+        self.dtype: torch.dtype = getattr(torch, precision)
+        self.kernels: nn.Module | None = None
+        if network == "gplws":
+            self.kernels = random_gplws().fuse().to(self.dtype)
+            self.engines = list(engines)
+            self._build: Callable[[], nn.Module] = lambda: random_gplws().reparameterise()
+        else:
+            self.engines = [engine for engine in engines if engine == "openvino"]
+            self._build = lambda: random_peer(network, n_frames)
+        self.contiguous = self._build().to(self.dtype)
+        self.last = in_channels_last(self._build().to(self.dtype))
 
-    def candidates(self, stack: Tensor) -> dict[str, Callable[[], Any]]:
-        """Functions that compute the focus volume of ``stack``, by name."""
-        stack = stack.to(self.dtype)
+    def candidates(self, stack: Tensor) -> tuple[dict[str, Candidate], dict[str, str]]:
+        """Functions that run the network on ``stack`` by name, and why others are left out."""
+        found: dict[str, Candidate] = {}
+        left_out: dict[str, str] = {}
+        expected: Tensor | None = None
+        for name, build in self._builders(stack.to(self.dtype)):
+            if name != "gplws" and stack[0, 0].numel() > MOST_VOXELS_OF_OTHERS:
+                left_out[name] = "too large"
+                continue
+            # Exporters and engines fail in many ways; the others shall be measured all the same.
+            try:
+                run = build()
+                got = torch.as_tensor(run()).float()
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                left_out[name] = f"{type(error).__name__}: {reason}"
+                continue
+            expected = got if expected is None else expected
+            error_share = (got.view_as(expected) - expected).abs().max() / expected.abs().max()
+            if error_share > TOLERANCE[self.precision]:
+                left_out[name] = f"result differs by {error_share:.2g} of the largest value"
+                continue
+            found[name] = run
+        return found, left_out
+
+    def _builders(self, stack: Tensor) -> Iterator[tuple[str, Callable[[], Candidate]]]:
         last = stack.contiguous(memory_format=torch.channels_last_3d)
-        found: dict[str, Callable[[], Any]] = {"gplws": lambda: self.kernels(stack)}
-        if stack[0, 0].numel() > MOST_VOXELS_OF_OTHERS:
-            return found
-        found["eager"] = lambda: self.contiguous(stack)
-        found["eager channels_last"] = lambda: self.last(last)
-        builders = {
+        kernels = self.kernels
+        if kernels is not None:
+            yield "gplws", lambda: lambda: kernels(stack)
+        yield "eager", lambda: lambda: self.contiguous(stack)
+        yield "eager channels_last", lambda: lambda: self.last(last)
+        builders: dict[str, Callable[[], Candidate]] = {
             "compile": lambda: self._compiled(last),
             "onnxruntime": lambda: self._onnxruntime(stack),
             "openvino": lambda: self._openvino(stack),
@@ -83,22 +109,14 @@ class Engines:
         for engine in self.engines:
             if engine == "onnxruntime" and self.precision != "float32":
                 continue  # its CPU kernels have no bfloat16 conv
-            found[engine] = builders[engine]()
-        expected = found["gplws"]().float()
-        for name, run in found.items():
-            got = torch.as_tensor(run()).float().view_as(expected)
-            error = ((got - expected).abs().max() / expected.abs().max()).item()
-            if error > TOLERANCE[self.precision]:
-                raise RuntimeError(f"{name} differs from gplws by {error:.2g} at {stack.shape}")
-        return found
+            yield engine, builders[engine]
 
-    def _compiled(self, last: Tensor) -> Callable[[], Any]:
+    def _compiled(self, last: Tensor) -> Candidate:
         torch._dynamo.reset()
         compiled = torch.compile(self.last, dynamic=False)
         return lambda: compiled(last)
 
     def _onnx(self, stack: Tensor) -> bytes:
-        plain = network().reparameterise()
         with (
             tempfile.TemporaryDirectory() as folder,
             contextlib.redirect_stdout(io.StringIO()),
@@ -106,10 +124,12 @@ class Engines:
         ):
             warnings.simplefilter("ignore")
             path = Path(folder) / "network.onnx"
-            torch.onnx.export(plain, (stack.float(),), path, dynamo=True, external_data=False)
+            torch.onnx.export(
+                self._build(), (stack.float(),), path, dynamo=True, external_data=False
+            )
             return path.read_bytes()
 
-    def _onnxruntime(self, stack: Tensor) -> Callable[[], Any]:
+    def _onnxruntime(self, stack: Tensor) -> Candidate:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -120,7 +140,7 @@ class Engines:
         feed = {session.get_inputs()[0].name: stack.float().numpy()}
         return lambda: session.run(None, feed)[0]
 
-    def _openvino(self, stack: Tensor) -> Callable[[], Any]:
+    def _openvino(self, stack: Tensor) -> Candidate:
         import openvino
 
         core = openvino.Core()
@@ -138,40 +158,110 @@ class Engines:
         return lambda: request.infer([feed])[compiled.output(0)]
 
 
+def measure(
+    network: str, precision: str, size: tuple[int, int, int], engines: list[str], seconds: float
+) -> dict[str, Any]:
+    """One row: the times of each candidate, and what was left out and why."""
+    torch.manual_seed(1)
+    stack = torch.rand(1, 3, *size)
+    with torch.inference_mode():
+        built = Engines(network, precision, engines, size[0])
+        candidates, left_out = built.candidates(stack)
+        times = take_turns(candidates, seconds=seconds) if candidates else {}
+    shape = "x".join(map(str, size))
+    row = {"network": network, "precision": precision, "shape": shape, "seconds": times}
+    return {**row, "left_out": left_out}
+
+
+def describe(row: dict[str, Any], ours: float | None) -> str:
+    """One line for a row; ratios are to ``ours``, the seconds of gplws for the same work."""
+    found = medians(row["seconds"])
+    columns = [
+        f"{name} {seconds:.3f}" + (f" ({seconds / ours:.1f})" if ours else "")
+        for name, seconds in found.items()
+    ]
+    columns += [f"{name}: {reason}" for name, reason in row["left_out"].items()]
+    return f"| {row['network']} | {row['precision']} | {row['shape']} | {' | '.join(columns)} |"
+
+
+def seconds_of_gplws(rows: list[dict[str, Any]], like: dict[str, Any]) -> float | None:
+    """Median of the kernels for the precision and shape of a row."""
+    for row in rows:
+        same = all(row[key] == like[key] for key in ("precision", "shape"))
+        if same and row["network"] == "gplws" and "gplws" in row["seconds"]:
+            return medians(row["seconds"])["gplws"]
+    return None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--shapes", nargs="+", choices=SHAPES, default=["figure 1", "table 7", "frames"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    every = [title for title in SHAPES if title != "one"]
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=every)
     parser.add_argument("--precision", nargs="+", choices=list(TOLERANCE), default=list(TOLERANCE))
-    parser.add_argument("--engines", nargs="*", default=available(), help="beside eager torch")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["gplws"])
+    parser.add_argument(
+        "--engines", nargs="*", choices=ENGINES, default=available(), help="beside eager torch"
+    )
     parser.add_argument("--seconds", type=float, default=40.0, help="for each row, roughly")
-    parser.add_argument("--out", type=Path, help="folder for the JSON; default: benchmarks/results")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
+    parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     print(", ".join(f"{k} {v}" for k, v in machine().items()))
-    missing = {"compile", "onnxruntime", "openvino"} - set(options.engines)
-    if missing:
-        print(f"left out: {', '.join(sorted(missing))}")
-    rows: list[dict[str, Any]] = []
-    for precision in options.precision:
-        engines = Engines(precision, options.engines)
-        for title in options.shapes:
-            print(f"\n{title}, {precision}: seconds (times the kernels)")
-            for frames, height, width in SHAPES[title]:
-                stack = torch.rand(1, 3, frames, height, width)
-                with torch.inference_mode():
-                    times = take_turns(engines.candidates(stack), seconds=options.seconds)
-                shape = f"{frames}x{height}x{width}"
-                rows.append({"precision": precision, "shape": shape, "seconds": times})
-                save("latency", {"rows": rows}, options.out)  # a long run may be stopped
-                found = medians(times)
-                ours = found["gplws"]
-                columns = [f"{name} {t:.3f} ({t / ours:.1f})" for name, t in found.items()]
-                voxels = frames * height * width
-                print(f"| {shape} | {1e9 * ours / voxels:.0f} ns/voxel | {' | '.join(columns)} |")
+    absent = [engine for engine in ENGINES if engine not in options.engines]
+    absent += [network for network in options.networks if not is_registered(network)]
+    if absent:
+        print(f"left out: {', '.join(absent)}")
+
+    rows = resumed_rows("latency", options.out) if options.resume else []
+    done = {(row["network"], row["precision"], row["shape"]) for row in rows}
+    # Every shape once, in the order of the sets.
+    sizes = list(dict.fromkeys(size for title in options.shapes for size in SHAPES[title]))
+    for network in filter(is_registered, options.networks):
+        for precision in options.precision:
+            for size in sizes:
+                if (network, precision, "x".join(map(str, size))) in done:
+                    continue
+                row = measure(network, precision, size, options.engines, options.seconds)
+                rows.append(row)
+                write(rows, options.out)
+                print(describe(row, seconds_of_gplws(rows, row)))
                 sys.stdout.flush()
-    print(f"\n{save('latency', {'rows': rows}, options.out)}")
+    path = write(rows, options.out)
+    report(rows)
+    plots.latency(path)
+    print(f"\n{path}")
+
+
+def write(rows: list[dict[str, Any]], folder: Path | None) -> Path:
+    """The rows and what follows from them, as JSON."""
+    return save("latency", {"rows": rows, "flatness": flatness(rows)}, folder)
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Cost per voxel of each shape, and how far it strays from the median."""
+    print("\ncost per voxel of gplws, ns")
+    table = [
+        [row["precision"], row["shape"], f"{1e9 * ours / voxels(row['shape']):.0f}"]
+        for row in rows
+        if (ours := medians(row["seconds"]).get("gplws")) is not None
+    ]
+    show(["precision", "shape", "ns"], table)
+    print("\nlargest deviation of the cost per voxel from its median")
+    found = flatness(rows)
+    show(
+        ["network", "engine", "precision", "over", "median, ns", "deviation"],
+        [
+            [
+                *(f[key] for key in ("network", "engine", "precision", "over")),
+                f"{f['median_ns_per_voxel']:.0f}",
+                f"{100 * f['largest_deviation']:.0f}%",
+            ]
+            for f in found
+        ],
+    )
 
 
 if __name__ == "__main__":

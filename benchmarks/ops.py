@@ -14,7 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import machine, medians, save, show, take_turns
+from benchmarks import plots
+from benchmarks.summary import medians
+from benchmarks.timing import machine, save, show, take_turns
 from gplws.ops import focus_search, group_pointwise_conv3d, reference, up_conv3d
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -197,6 +199,7 @@ def main() -> None:
             table,
         )
     path = save("ops", {"limits": found_limits, "rows": rows}, options.out)
+    plots.ops(path)
     print(f"\n{path}")
 
 

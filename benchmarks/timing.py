@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,7 @@ from typing import Any
 import torch
 
 import gplws
-
-RESULTS = Path(__file__).with_name("results")
+from benchmarks.summary import RESULTS, load
 
 
 def take_turns(
@@ -49,11 +47,6 @@ def take_turns(
     return times
 
 
-def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Median of each candidate's times."""
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def machine() -> dict[str, Any]:
     """Machine, instruction set, threads, versions and commit of this run."""
     processor = platform.processor() or platform.machine()
@@ -81,8 +74,27 @@ def save(name: str, content: Mapping[str, Any], folder: Path | None = None) -> P
     path = (folder or RESULTS) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": machine(), **content}, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
+    partial = path.with_suffix(".partial")  # a long run may be stopped at any time
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
     return path
+
+
+def resumed_rows(name: str, folder: Path | None = None) -> list[dict[str, Any]]:
+    """Rows of an earlier run that was stopped; none where there was none.
+
+    Raises:
+        SystemExit: that run was made on another machine, with other versions or another commit.
+    """
+    before = load(name, folder)
+    if before is None:
+        return []
+    now, then = machine(), before["machine"]
+    differing = [key for key in now if key != "date" and now[key] != then.get(key)]
+    if differing:
+        changes = ", ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in differing)
+        raise SystemExit(f"{name}.json cannot be resumed: {changes}; run without --resume")
+    return before["rows"]
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -91,18 +92,25 @@ class BuildExt(build_ext):
         # Fixed, so that editable installs, for which setuptools builds in a temporary folder,
         # compile only what changed.
         target = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        folder = ROOT / "build" / f"native-{target}"
+        sanitizers = toolchain.sanitizers()
+        if sanitizers:
+            print(f"gplws: instrumented by {', '.join(sanitizers)}: for tests only")
+        kind = "-".join(["instrumented", *sanitizers]) if sanitizers else "native"
+        folder = ROOT / "build" / f"{kind}-{target}"
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _write_if_changed(folder / "build_facts.h", self._facts_header(torch, cuda))
             ninja = NinjaFile()
-            _add_module(ninja, module, torch, cxx)
+            linked = _add_module(ninja, folder / module.name, torch, cxx)
             if isinstance(cuda, CudaToolchain):
                 _add_cuda_library(ninja, cuda_library, torch, cxx, cuda)
             else:
                 cuda_library.unlink(missing_ok=True)  # of an earlier build
             _write_if_changed(folder / "build.ninja", ninja.text())
             self._run_ninja(folder, with_cuda=isinstance(cuda, CudaToolchain))
+            # The copy is made anew each time: what lies there may be that of an instrumented build.
+            module.unlink(missing_ok=True)
+            shutil.copy2(linked, module)
 
     def get_outputs(self) -> list[str]:
         outputs = super().get_outputs()
@@ -174,7 +182,7 @@ class NinjaFile:
         return "\n".join(self._lines) + "\n"
 
 
-def _add_module(ninja: NinjaFile, module: Path, torch: TorchHeaders, cxx: list[str]) -> None:
+def _add_module(ninja: NinjaFile, module: Path, torch: TorchHeaders, cxx: list[str]) -> Path:
     compiler = _command(cxx)
     ninja.rule("cxx", f"{compiler} -MD -MF $out.d $flags -c $in -o $out", depfile=True)
     ninja.rule("link", f"{compiler} $in -o $out $flags", depfile=False)
@@ -191,7 +199,7 @@ def _add_module(ninja: NinjaFile, module: Path, torch: TorchHeaders, cxx: list[s
         else:
             flags += ISA_FLAGS[isa_of(source)]
         objects.append(ninja.build(_object(source), "cxx", [source], flags))
-    ninja.build(module, "link", objects, _link_flags(torch))
+    return ninja.build(module, "link", objects, _link_flags(torch))
 
 
 def _add_cuda_library(
@@ -226,7 +234,18 @@ def _cxx_flags() -> list[str]:
         "-ffp-contract=fast",
         f"-ffile-prefix-map={ROOT}=.",
         f"-I{ROOT / 'csrc'}",
+        *_sanitizer_flags(),
     ]
+
+
+def _sanitizer_flags() -> list[str]:
+    """Instrumentation of the C++ files, asked for by ``GPLWS_SANITIZE``."""
+    names = toolchain.sanitizers()
+    if not names:
+        return []
+    # Optimised as usual: what is checked are the kernels that ship. The first finding ends the run.
+    flags = [f"-fsanitize={','.join(names)}", "-fno-sanitize-recover=all"]
+    return [*flags, "-fno-omit-frame-pointer", "-g1"]
 
 
 def _torch_flags(torch: TorchHeaders) -> list[str]:
@@ -242,7 +261,7 @@ def _link_flags(torch: TorchHeaders) -> list[str]:
     else:
         flags = ["-shared", "-Wl,--no-as-needed", *libraries, "-Wl,--as-needed"]
         flags += ["-Wl,-rpath,$ORIGIN/../torch/lib"]
-    return flags + shlex.split(os.environ.get("LDFLAGS", ""))
+    return flags + _sanitizer_flags() + shlex.split(os.environ.get("LDFLAGS", ""))
 
 
 def _object(source: Path) -> Path:

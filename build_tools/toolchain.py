@@ -28,6 +28,9 @@ too; PTX for the newest serves what comes after.
 MINIMUM_NVCC = (12, 0)
 """The first nvcc that compiles C++20."""
 
+SANITIZERS = ("address", "undefined")
+"""Checks at run time that can be compiled in."""
+
 MINIMUM_SETUPTOOLS = 77
 """The first setuptools that understands the licence expression in pyproject.toml."""
 
@@ -166,6 +169,19 @@ def pybind11_include(torch: TorchHeaders) -> str:
     return str(pybind11.get_include())
 
 
+def sanitizers() -> list[str]:
+    """The sanitizers that ``GPLWS_SANITIZE`` asks for; none is the usual build."""
+    names = [name.strip() for name in os.environ.get("GPLWS_SANITIZE", "").split(",")]
+    names = sorted({name for name in names if name})
+    unknown = [name for name in names if name not in SANITIZERS]
+    if unknown:
+        raise BuildError(
+            f"GPLWS_SANITIZE must hold some of {', '.join(SANITIZERS)}, divided by commas, "
+            f"not {unknown[0]!r}."
+        )
+    return names
+
+
 def find_cuda() -> CudaToolchain | str:
     """The CUDA toolchain to build with, or the reason why no CUDA kernels are built."""
     mode = os.environ.get("GPLWS_CUDA", "").strip().lower() or "auto"
@@ -173,6 +189,8 @@ def find_cuda() -> CudaToolchain | str:
         raise BuildError(f"GPLWS_CUDA must be 0, 1 or auto, not {mode!r}.")
     if mode == "0":
         return "GPLWS_CUDA=0 was set"
+    if mode == "auto" and sanitizers():
+        return "GPLWS_SANITIZE was set"
     problem, nvcc = "", _nvcc_path()
     if nvcc is None:
         problem = "nvcc was not found"

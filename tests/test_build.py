@@ -46,7 +46,7 @@ def write_torch(folder: Path, version: tuple[int, int, int]) -> Path:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("CXX", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "GPLWS_TORCH_DIR")
-    for name in (*names, "GPLWS_CUDA"):
+    for name in (*names, "GPLWS_CUDA", "GPLWS_SANITIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -216,6 +216,16 @@ def test_only_files_of_an_isa_get_its_flags() -> None:
     assert native.ISA_FLAGS["baseline"] == []
     assert not any(flag.startswith("-m") for flag in native._cxx_flags())
     assert "-mavx2" in native.ISA_FLAGS["avx512"]
+
+
+def test_sanitizers_are_compiled_in_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("sanitize" in flag for flag in native._cxx_flags())
+    monkeypatch.setenv("GPLWS_SANITIZE", "undefined, address")
+    assert "-fsanitize=address,undefined" in native._cxx_flags()
+    assert toolchain.find_cuda() == "GPLWS_SANITIZE was set"
+    monkeypatch.setenv("GPLWS_SANITIZE", "memory")
+    with pytest.raises(BuildError, match="GPLWS_SANITIZE must hold some of address, undefined"):
+        toolchain.sanitizers()
 
 
 def test_odd_characters_in_paths_and_flags_survive_ninja(tmp_path: Path) -> None:

@@ -192,6 +192,31 @@ def test_a_network_sees_enough_of_the_neighbouring_bands():
     assert torch.allclose(whole.height, bands.height, atol=1e-3)
 
 
+def test_a_network_in_bfloat16_is_given_bfloat16(wedge):
+    frames, height = wedge
+    model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).fuse()
+    exact = gplws.reconstruct(frames[:5], method=model)
+    result = gplws.reconstruct(frames[:5], method=model.bfloat16())
+    assert result.valid.all()
+    assert np.mean(np.abs(result.height - exact.height) < 0.5) > 0.9
+
+
+def test_all_bands_take_the_same_memory_and_the_budget_is_kept():
+    seen = []
+
+    class Rows(torch.nn.Module):
+        reach, coarsest, floats_per_voxel = 20, 8, 10.0
+
+        def forward(self, stack):
+            seen.append(stack.shape[-2])
+            return stack[:, 0]
+
+    gplws.reconstruct(np.zeros((3, 1000, 64), np.uint8), method=Rows(), memory_mb=2)
+    assert len(seen) > 2
+    assert max(seen) * 3 * 64 * 10 * 4 <= 2 * 2**20
+    assert max(seen) - min(seen) <= 8 * len(seen)
+
+
 def test_the_reach_of_the_network_is_exact():
     model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).double()
     side = 2 * model.reach + 40

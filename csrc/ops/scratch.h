@@ -1,8 +1,9 @@
 // Working memory of one thread during one call.
 #pragma once
 
+#include <stdlib.h>
+
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 
 namespace gplws {
@@ -10,13 +11,14 @@ namespace gplws {
 class Scratch {
  public:
   explicit Scratch(int64_t floats) {
-    // std::aligned_alloc wants a multiple of the alignment.
-    const size_t bytes =
-        (static_cast<size_t>(floats) * sizeof(float) + kAlignment) & ~(kAlignment - 1);
-    data_ = static_cast<float*>(std::aligned_alloc(kAlignment, bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
+    // Not std::aligned_alloc, which wants a multiple of the alignment: of memory that ends where it
+    // should, AddressSanitizer sees every access beyond.
+    void* memory = nullptr;
+    const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+    if (posix_memalign(&memory, kAlignment, bytes) != 0) throw std::bad_alloc();
+    data_ = static_cast<float*>(memory);
   }
-  ~Scratch() { std::free(data_); }
+  ~Scratch() { free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 

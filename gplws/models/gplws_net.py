@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gplws import nn as gnn
 from gplws.nn.blocks import ConvForm, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
-from gplws.nn.workspace import Runner, WorkspacePool
+from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
 from gplws.ops.focus_search import focus_search
 from gplws.ops.reference import FocusSearchResult
 
@@ -132,6 +132,19 @@ class GPLWSNet(nn.Module):
         reach = sum(count << level for level, count in enumerate(modules))
         return reach + sum((1 << level) + (2 << level) for level in range(levels - 1))
 
+    @property
+    def floats_per_voxel(self) -> float:
+        """Memory that one pass takes, in floats for each voxel of the stack."""
+        outside = 2  # the stack and the focus volume
+        if self._is_planned():
+            side = 16 * self.coarsest
+            stack = torch.empty(1, 1, 1, side, side, device="meta")
+            return self._plan(stack).size / 4 / side**2 + outside
+        # Two tensors of each level, and stock convs and batch norms keep as much again.
+        widths = self.config["widths"]
+        tensors = 4 * sum(width / 4**level for level, width in enumerate(widths))
+        return tensors + self.in_channels + outside
+
     def forward(self, stack: Tensor) -> Tensor:
         """Focus volume of a stack.
 
@@ -150,16 +163,20 @@ class GPLWSNet(nn.Module):
                 f"got shape {tuple(stack.shape)}"
             )
         height, width = stack.shape[-2:]
-        x = stack.expand(-1, self.in_channels, -1, -1, -1)
-        x = F.pad(x, (0, -width % self.coarsest, 0, -height % self.coarsest, 0, 0), "replicate")
-        if self._may_reuse_memory(x):
+        if self._may_reuse_memory(stack):
             with self._workspaces.borrow() as workspace:
-                volume = self._focus_volume(x, Runner(workspace))
+                key = (tuple(stack.shape), stack.dtype)
+                workspace.begin(key, lambda: self._plan(stack))
+                volume = self._focus_volume(stack, Runner(workspace))
         else:
-            volume = self._focus_volume(x, Runner(None))
+            volume = self._focus_volume(stack, Runner(None))
         return volume[:, 0, :, :height, :width]
 
-    def _focus_volume(self, x: Tensor, run: Runner) -> Tensor:
+    def _focus_volume(self, stack: Tensor, run: Runner) -> Tensor:
+        height, width = stack.shape[-2:]
+        margins = (0, -width % self.coarsest, 0, -height % self.coarsest, 0, 0)
+        x = F.pad(stack, margins, "replicate") if any(margins) else stack
+        x = run.dense(x.expand(-1, self.in_channels, -1, -1, -1))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=False):
             x = run.chain(encoder, x)
@@ -170,11 +187,20 @@ class GPLWSNet(nn.Module):
             x = run.chain(decoder, run(up, x, skips.pop()))
         return run.last(self.head, x)
 
+    def _plan(self, stack: Tensor) -> MemoryPlan:
+        """Where the activations of a pass over ``stack`` go."""
+        recorder = Recorder()
+        self._focus_volume(torch.empty_like(stack, device="meta"), Runner(recorder))
+        return recorder.plan()
+
+    def _is_planned(self) -> bool:
+        """Whether all modules can write into given memory."""
+        return isinstance(self.head, FusedGroupParallel3d) and self.config["skip"] == "add"
+
     def _may_reuse_memory(self, x: Tensor) -> bool:
         """Whether activations can go to memory of earlier passes: fused, and nobody keeps them."""
         return (
-            isinstance(self.head, FusedGroupParallel3d)
-            and self.config["skip"] == "add"
+            self._is_planned()
             and x.device.type == "cpu"
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)

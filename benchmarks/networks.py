@@ -1,0 +1,64 @@
+"""The networks that are compared, with random but lively weights."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from gplws import models
+
+PEERS = ("fvnet", "dfvnet", "aifdepthnet", "ddffnet", "defocusnet")
+"""Published networks, on this package's own implementations of them."""
+
+NETWORKS = ("gplws", *PEERS)
+
+
+def is_registered(name: str) -> bool:
+    """Whether this version of gplws has the network."""
+    return name in models.model_names()
+
+
+def random_gplws() -> models.GPLWSNet:
+    """The paper's configuration in training form; the same weights each time."""
+    torch.manual_seed(0)
+    return _with_statistics(models.GPLWSNet())  # type: ignore[return-value]
+
+
+def random_peer(name: str, n_frames: int) -> nn.Module:
+    """A peer as a module that maps a stack (B, 3, N, H, W) to depth (B, H, W)."""
+    torch.manual_seed(0)
+    network = next(c for n, c in vars(models).items() if inspect.isclass(c) and n.lower() == name)
+    # The weights of some are for one number of frames.
+    takes_frames = "n_frames" in inspect.signature(network).parameters
+    return _Depth(_with_statistics(network(n_frames=n_frames) if takes_frames else network()))
+
+
+def in_channels_last(model: nn.Module) -> nn.Module:
+    """The model itself, with the weights of its 2-D and 3-D convs in channels_last."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+    return model
+
+
+class _Depth(nn.Module):
+    """What of the results of a network is depth."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, stack: Tensor) -> Tensor:
+        positions = torch.linspace(0.1, 1.0, stack.shape[2], dtype=stack.dtype)
+        return self.network(stack, positions).depth
+
+
+def _with_statistics(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+    return model.eval()

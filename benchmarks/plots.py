@@ -1,0 +1,208 @@
+"""Pictures of the results, next to their JSON: ``python -m benchmarks.plots`` draws them anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.summary import RESULTS, medians, quartiles, sizes, voxels
+
+COLOURS = {
+    "gplws": "#d1495b",
+    "eager": "#9aa5b1",
+    "eager channels_last": "#5f6f81",
+    "compile": "#8d6a9f",
+    "onnxruntime": "#3d8c8c",
+    "openvino": "#2e6f9e",
+    "stock": "#9aa5b1",
+    "stock channels_last": "#5f6f81",
+    "torch.max alone": "#3d8c8c",
+}
+
+
+def latency(path: Path) -> list[Path]:
+    """Bars by shape and engine with ratios, cost per voxel, and the peers; one PNG each."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in content["rows"] if row["seconds"]]
+    drawn = []
+    ours = [row for row in rows if row["network"] == "gplws"]
+    if ours:
+        drawn.append(_latency_bars(ours, path.with_name("latency.png"), content["machine"]))
+    if content.get("flatness"):
+        flat = [f for f in content["flatness"] if f["network"] == "gplws"]
+        drawn.append(_cost_per_voxel(flat, path.with_name("flatness.png"), content["machine"]))
+    if len(rows) > len(ours):
+        drawn.append(_peers(rows, path.with_name("peers.png"), content["machine"]))
+    return drawn
+
+
+def ops(path: Path) -> Path:
+    """Bars by op and candidate with ratios to gplws."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    precisions = list(dict.fromkeys(row["dtype"] for row in content["rows"]))
+    groups = {
+        precision: [
+            (f"{row['op']}\n{row['case']}", row["seconds"], medians(row["seconds"])["gplws"])
+            for row in content["rows"]
+            if row["dtype"] == precision
+        ]
+        for precision in precisions
+    }
+    return _bars(groups, path.with_suffix(".png"), content["machine"], "ms", 1e3)
+
+
+def memory(path: Path) -> Path:
+    """Bars of peak memory, with the share of the smaller stock candidate."""
+    plt = _pyplot()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = content["rows"]
+    labels = [
+        f"{row['candidate']}, {row['precision']}"
+        + (f", memory_mb={row['memory_mb']}" if row["memory_mb"] else "")
+        for row in rows
+    ]
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(rows) + 1.2), layout="constrained")
+    stock = ["stock" in row["candidate"] for row in rows]
+    axes.barh(
+        labels,
+        [row["peak_mib"] for row in rows],
+        color=[COLOURS["eager"] if s else COLOURS["gplws"] for s in stock],
+    )
+    for place, row in enumerate(rows):
+        share = row["share_of_stock_eager"], row["share_of_stock_eager_channels_last"]
+        note = f" {row['peak_mib']:.0f} MiB ({100 * share[0]:.0f}%, {100 * share[1]:.0f}%)"
+        axes.text(row["peak_mib"], place, note, va="center", fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(x=0.3)
+    axes.set_xlabel("peak memory, MiB (share of stock eager, of stock eager in channels_last)")
+    return _finish(figure, path.with_suffix(".png"), content["machine"])
+
+
+def _latency_bars(rows: list[dict[str, Any]], path: Path, machine: dict[str, Any]) -> Path:
+    groups = {
+        precision: [
+            (row["shape"], row["seconds"], medians(row["seconds"])["gplws"])
+            for row in sorted(rows, key=lambda r: voxels(r["shape"]))
+            if row["precision"] == precision and "gplws" in row["seconds"]
+        ]
+        for precision in dict.fromkeys(row["precision"] for row in rows)
+    }
+    return _bars(groups, path, machine, "s", 1.0)
+
+
+def _bars(
+    groups: dict[str, list[tuple[str, dict[str, list[float]], float]]],
+    path: Path,
+    machine: dict[str, Any],
+    unit: str,
+    scale: float,
+) -> Path:
+    """A panel for each group; in it, for each label, bars with quartiles and ratios."""
+    plt = _pyplot()
+    most = max(sum(len(times) + 1 for _, times, _ in group) for group in groups.values())
+    figure, panels = plt.subplots(
+        1,
+        len(groups),
+        figsize=(6.5 * len(groups), 0.16 * most + 1.2),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, (title, group) in zip(panels[0], groups.items(), strict=True):
+        place, ticks = 0.0, []
+        for _, times, ours in group:
+            ticks.append(place + (len(times) - 1) / 2)
+            for engine, seconds in medians(times).items():
+                low, high = quartiles(times[engine])
+                spread = [[scale * (seconds - low)], [scale * (high - seconds)]]
+                colour = COLOURS.get(engine, "#777777")
+                axes.barh(place, scale * seconds, color=colour, xerr=spread, ecolor="#333333")
+                note = f"  {engine} {seconds / ours:.2g}x"
+                axes.text(scale * max(seconds, high), place, note, va="center", fontsize=6)
+                place += 1
+            place += 1
+        axes.set_yticks(ticks, [label for label, _, _ in group], fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.margins(x=0.25)
+        axes.set_xlabel(unit)
+        axes.set_title(title)
+    return _finish(figure, path, machine)
+
+
+def _cost_per_voxel(found: list[dict[str, Any]], path: Path, machine: dict[str, Any]) -> Path:
+    plt = _pyplot()
+    panels = list(dict.fromkeys((f["precision"], f["over"]) for f in found))
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.4), squeeze=False, layout="constrained"
+    )
+    titles = {"frames": "frames of 256 x 256", "size": "side of 10 frames, pixels"}
+    for axes, (precision, over) in zip(grid[0], panels, strict=True):
+        for f in found:
+            if (f["precision"], f["over"]) != (precision, over):
+                continue
+            points = sorted(
+                (sizes(shape)[0 if over == "frames" else 1], cost)
+                for shape, cost in f["ns_per_voxel"].items()
+            )
+            label = f"{f['engine']}, up to {100 * f['largest_deviation']:.0f}% off"
+            axes.plot(*zip(*points, strict=True), "o-", label=label, color=COLOURS[f["engine"]])
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(titles[over])
+        axes.set_ylabel("ns per voxel")
+        axes.set_title(precision)
+        axes.legend(fontsize=6)
+    return _finish(figure, path, machine)
+
+
+def _peers(rows: list[dict[str, Any]], path: Path, machine: dict[str, Any]) -> Path:
+    """Each network in the best of its settings, for shapes that more than one was measured at."""
+    groups: dict[str, list[tuple[str, dict[str, list[float]], float]]] = {}
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        for shape in dict.fromkeys(row["shape"] for row in rows):
+            same = [r for r in rows if (r["precision"], r["shape"]) == (precision, shape)]
+            ours = [r for r in same if "gplws" in r["seconds"]]
+            if not ours or len(same) < 2:
+                continue
+            reference = medians(ours[0]["seconds"])["gplws"]
+            groups.setdefault(precision, []).extend(
+                (f"{row['network']}\n{shape}", row["seconds"], reference) for row in same
+            )
+    return _bars(groups, path, machine, "s", 1.0)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _finish(figure: Any, path: Path, machine: dict[str, Any]) -> Path:
+    note: Sequence[str] = [
+        machine["processor"],
+        f"{machine['threads']} threads",
+        machine["cpu_isa"],
+        f"torch {machine['torch']}",
+        f"commit {machine['commit']}",
+        machine["date"],
+    ]
+    figure.supxlabel(", ".join(note), fontsize=6, color="#555555")
+    figure.savefig(path, dpi=130)
+    _pyplot().close(figure)
+    return path
+
+
+def main() -> None:
+    for name, draw in (("latency", latency), ("ops", ops), ("memory", memory)):
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            print(draw(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The ops use the threads that torch was told to use, and no more."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# In a fresh process, as the threads of earlier calls stay.
+SCRIPT = """
+import json
+import os
+import torch
+from gplws.ops import focus_search, group_pointwise_conv3d, up_conv3d
+
+def started(call):
+    before = len(os.listdir("/proc/self/task"))
+    call()
+    return len(os.listdir("/proc/self/task")) - before
+
+x = torch.rand(1, 12, 10, 128, 128)
+weight, up_weight = torch.rand(12, 3, 3, 3, 3), torch.rand(12, 1, 3, 3, 3)
+calls = [
+    lambda: group_pointwise_conv3d(x, weight, groups=4),
+    lambda: up_conv3d(x, up_weight, groups=6),
+    lambda: focus_search(x[0]),
+]
+torch.set_num_threads(1)
+alone = [started(call) for call in calls]
+torch.set_num_threads(3)
+print(json.dumps([alone, started(calls[0])]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_no_more_threads_are_started_than_torch_was_told_to_use():
+    ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == [[0, 0, 0], 2]
