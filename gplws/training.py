@@ -1,0 +1,1008 @@
+"""Training of depth-from-focus networks: configuration, loop, schedule, checkpoints, log.
+
+A run lives in one folder: ``config.yaml`` (what was asked for), ``log.jsonl`` (what happened, one
+JSON object a line) and ``checkpoint.pt`` (all that is needed to go on). On the CPU a run that stops
+and goes on gives the same weights, bit for bit, as one that does not stop: batches depend on the
+step alone, and all else is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import itertools
+import json
+import logging
+import math
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+
+from gplws.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from gplws.data.samples import DepthSample, collate
+from gplws.data.sources import (
+    AugmentedSource,
+    DatasetSource,
+    GeneratorSource,
+    MixedSource,
+    Prefetcher,
+    Source,
+    WorkerKind,
+    seed_of,
+)
+from gplws.data.transforms import Augmentation
+from gplws.losses import FocusLoss, LossTerms
+from gplws.models import GPLWSNet
+from gplws.models.registry import build_model, load_model
+from gplws.ops.focus_search import focus_search
+
+_logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+Validation = Sequence[tuple[str, Sequence[DepthSample]]]
+"""Names of sets, and their batched samples."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        name: one of :func:`gplws.models.model_names`.
+        arguments: of its constructor.
+        weights: safetensors file to start from; default: random weights.
+        head_gain: first weight of the batch norm that ends a GPLWSNet, so that the softmax over the
+            frames is neither flat nor hard at the start; None: 1, as torch has it. Does not apply
+            with ``weights``.
+    """
+
+    name: str = "gplws"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    head_gain: float | None = 3.5
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of samples.
+
+    Attributes:
+        factory: "package.module:name" of what is called with ``arguments``. It returns a generator
+            (with a method ``batch``), a data set (with a length and indices) or a sequence of them,
+            or a source (a function of the step); see :mod:`gplws.data.sources`.
+        arguments: of the factory.
+        weight: share of the steps that use it.
+        name: in messages and tables; default: the name of the factory.
+        count: for validation: how many batches of a source or generator, or samples of a data set,
+            are used; None: all samples of a data set, 8 batches of anything else.
+    """
+
+    factory: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    name: str | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from.
+
+    Attributes:
+        sources: what is trained on.
+        validation: what the error is measured on; fixed, never augmented.
+        batch_size: samples per step and process.
+        frames: (least, most) frames of a stack.
+        crop: side of the images, pixels.
+        workers: threads or processes that make batches ahead; 0: none.
+        worker_kind: "thread" or "process".
+        ahead: batches made ahead.
+        steps_per_epoch: for sources that know no epochs.
+    """
+
+    sources: list[SourceConfig] = field(default_factory=list)
+    validation: list[SourceConfig] = field(default_factory=list)
+    batch_size: int = 4
+    frames: tuple[int, int] = (10, 10)
+    crop: int = 96
+    workers: int = 1
+    worker_kind: WorkerKind = "thread"
+    ahead: int = 4
+    steps_per_epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """How weights move.
+
+    Attributes:
+        kind: "adamw" or "adam".
+        learning_rate: its peak.
+        betas: decay of the averages of gradient and squared gradient.
+        weight_decay: of conv weights; biases and batch norms go without.
+        clip: largest norm of the gradient over all weights; None: no limit.
+        average_decay: decay of the moving average of the weights, which is what is validated and
+            exported; 0: no average. It starts lower, ``(1 + step) / (10 + step)``.
+    """
+
+    kind: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = 2.5e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float | None = 5.0
+    average_decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long, and how the learning rate goes.
+
+    Attributes:
+        steps: steps of the whole run.
+        epochs: the same in epochs; exclusive with ``steps``.
+        max_minutes: time budget. With ``follow_time`` of the whole run, earlier parts included;
+            else of this part: it ends there with a checkpoint, and ``resume`` goes on.
+        follow_time: the schedule goes by the share of ``max_minutes`` (or of the steps, where that
+            is larger), so that the learning rate is down when the time is over.
+        shape: "cosine" or "constant", after the warm-up.
+        warm_up: share of the run over which the learning rate rises from 4% to its peak.
+        final: share of the peak that a cosine ends at.
+    """
+
+    steps: int | None = 20_000
+    epochs: int | None = None
+    max_minutes: float | None = None
+    follow_time: bool = False
+    shape: Literal["cosine", "constant"] = "cosine"
+    warm_up: float = 0.03
+    final: float = 0.0
+
+    def factor(self, progress: float) -> float:
+        """Share of the peak learning rate at ``progress`` (0..1) of the run."""
+        progress = min(max(progress, 0.0), 1.0)
+        if progress < self.warm_up:
+            return 0.04 + 0.96 * progress / self.warm_up
+        if self.shape == "constant":
+            return 1.0
+        down = (progress - self.warm_up) / (1 - self.warm_up)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * down))
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """How the network is computed; weights and loss are always float32.
+
+    Attributes:
+        dtype: "float32", or "bfloat16" by autocast.
+        channels_last: convs in the memory order of channels_last_3d.
+        compile: torch.compile: "off", "static" (once for each shape) or "dynamic".
+        compile_backend: of torch.compile.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: Literal["off", "static", "dynamic"] = "off"
+    compile_backend: str = "inductor"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often things are written.
+
+    Attributes:
+        every_minutes: between checkpoints.
+        every_steps: between checkpoints, as well; None: by time only.
+        log_steps: between lines of the log.
+        validate_steps: between validations; there is one at the end in any case.
+    """
+
+    every_minutes: float = 5.0
+    every_steps: int | None = None
+    log_steps: int = 20
+    validate_steps: int = 500
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All of a training run.
+
+    Attributes:
+        model: the network.
+        data: what it learns from.
+        augmentation: random changes of the batches.
+        loss: what it minimises.
+        optimiser: how weights move.
+        schedule: how long.
+        precision: how the network is computed.
+        checkpoints: how often things are written.
+        seed: of weights, data and augmentation.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: FocusLoss = field(default_factory=FocusLoss)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    seed: int = 0
+
+
+class TrainingResult(NamedTuple):
+    """How a run ended."""
+
+    step: int  # steps done, those before a resume included
+    reason: Literal["done", "out of time", "interrupted"]
+    validation: dict[str, float]  # mean absolute error of each set, frames
+    checkpoint: Path
+
+
+def train(
+    config: TrainingConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device = "auto",
+    progress: bool = False,
+    model: nn.Module | None = None,
+    source: Source | None = None,
+    validation: Validation | None = None,
+) -> TrainingResult:
+    """Train a network, or go on with a run.
+
+    Under ``torchrun`` each process trains on its own batches, and gradients are averaged so that
+    the result is that of one process with all the batches (batch norms see their own batch only).
+    SIGTERM and Ctrl-C end the run after the current step, with a checkpoint. Seeds the global
+    random number generators.
+
+    Args:
+        config: see :class:`TrainingConfig`.
+        out: folder of the run; made where it is missing.
+        resume: go on from the checkpoint in ``out``; without it a folder with one is refused.
+        device: "auto" (a GPU where there is one) or any torch device; under torchrun the GPU of
+            each process.
+        progress: show a progress bar on stderr.
+        model: the network to train, in place of ``config.model``.
+        source: what to train on, in place of ``config.data.sources``: batches by step.
+        validation: in place of ``config.data.validation``: names and batched samples.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        ValueError: the configuration does not fit together, or there are no data.
+        FileExistsError: ``out`` has a checkpoint and ``resume`` is False.
+        CheckpointError: the checkpoint is missing, damaged, or of another network; a ValueError.
+        WeightsError: ``config.model.weights`` is missing or foreign; a ValueError.
+        FloatingPointError: the loss or its gradient is not finite; the last checkpoint stays.
+    """
+    folder = Path(out)
+    path = folder / CHECKPOINT
+    if path.exists() and not resume:
+        raise FileExistsError(f"{path} exists: pass resume=True to go on with it")
+    state = load_checkpoint(path) if resume else None
+    with _Processes() as processes:
+        place = processes.device(device)
+        _seed_everything(config.seed)
+        if model is None:
+            model = _fresh_model(config.model)
+        if source is None:
+            source = build_source(config.data, config.seed)
+        if validation is None:
+            validation = build_validation(config.data, config.seed)
+        run = _Run(config, folder, model, source, validation, place, processes, progress)
+        if state is not None:
+            run.restore(state, path)
+        return run.to_the_end()
+
+
+def build_source(config: DataConfig, seed: int = 0) -> Source:
+    """The source of batches that a configuration describes, before augmentation.
+
+    Raises:
+        ValueError: there are no sources, or one is empty or cannot be made.
+    """
+    if not config.sources:
+        raise ValueError("data.sources: expected at least one source of samples")
+    sources = []
+    for number, entry in enumerate(config.sources):
+        made = _make(entry, f"data.sources[{number}]")
+        sources.append(_as_source(made, entry, config, seed_of(seed, number)))
+    if len(sources) == 1:
+        return sources[0]
+    return MixedSource(sources, [entry.weight for entry in config.sources], seed)
+
+
+def build_validation(config: DataConfig, seed: int = 0) -> Validation:
+    """The validation sets that a configuration describes, in memory.
+
+    Raises:
+        ValueError: a set is empty or cannot be made.
+    """
+    sets = []
+    for number, entry in enumerate(config.validation):
+        what = f"data.validation[{number}]"
+        made = _make(entry, what)
+        if _is_dataset(made):
+            count = len(made) if entry.count is None else min(entry.count, len(made))
+            samples = [_batched(made[index]) for index in range(count)]
+        else:
+            count = 8 if entry.count is None else entry.count
+            source = _as_source(made, entry, config, seed_of(seed, 2**20 + number))
+            samples = [source(step) for step in range(count)]
+        if not samples:
+            raise ValueError(f"{what}: {entry.factory} has no samples")
+        sets.append((entry.name or entry.factory.rpartition(":")[2], samples))
+    return sets
+
+
+def mean_error(predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]) -> float:
+    """Mean absolute error over all valid pixels of all samples.
+
+    Args:
+        predict: batched sample -> (B, H, W) depth, frames; NaN counts as the largest error, N - 1.
+        samples: batched.
+
+    Returns:
+        Frames; NaN where no pixel is valid.
+    """
+    total, count = _error_sum(predict, samples)
+    return total / count if count else math.nan
+
+
+def predicted_index(model: nn.Module, sample: DepthSample) -> Tensor:
+    """Depth as it is read at inference: :func:`gplws.ops.focus_search` in the focus volume.
+
+    Args:
+        model: maps a stack, and focus positions where its ``forward`` takes them, to a focus volume
+            of logits (B, N, H, W), or to something with ``depth`` (B, H, W) in the unit of the
+            sample.
+        sample: batched, on the device of the model.
+
+    Returns:
+        (B, H, W) float32, frames.
+    """
+    output = _output(model, sample.stack, sample.focus_positions)
+    if isinstance(output, Tensor):
+        return focus_search(output.float().contiguous(), log_scale=True).depth
+    return index_of(output.depth.float(), sample.focus_positions)
+
+
+def index_of(depth: Tensor, focus_positions: Tensor) -> Tensor:
+    """Frame number of a depth: linear between the focus positions, and beyond the ends.
+
+    Unlike ``DepthSample.depth_index`` it is finite and differentiable everywhere.
+
+    Args:
+        depth: (B, H, W), unit of ``focus_positions``.
+        focus_positions: (B, N) strictly monotonic, N >= 2.
+
+    Returns:
+        (B, H, W) frames.
+    """
+    found = []
+    for image, positions in zip(depth, focus_positions, strict=True):
+        sign = -1.0 if bool(positions[1] < positions[0]) else 1.0
+        rising, value = sign * positions, sign * image
+        lower = (torch.searchsorted(rising, value.detach().contiguous()) - 1).clamp(
+            0, len(positions) - 2
+        )
+        found.append(lower + (value - rising[lower]) / (rising[lower + 1] - rising[lower]))
+    return torch.stack(found)
+
+
+class _Batch(NamedTuple):
+    """What a step needs, made ahead by a worker."""
+
+    stack: Tensor  # (B, C, N, H, W)
+    focus_positions: Tensor  # (B, N)
+    depth_index: Tensor  # (B, H, W) frames, NaN where unknown
+    valid: Tensor  # (B, H, W), False where depth_index is NaN
+
+    def to(self, device: torch.device) -> _Batch:
+        if device.type != "cuda":
+            return _Batch(*(tensor.to(device) for tensor in self))
+        return _Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))
+
+
+class _BatchSource:
+    """Batches of a source, augmented, with their target; by step. A class, so that it pickles."""
+
+    def __init__(self, source: Source, config: TrainingConfig) -> None:
+        self._source = AugmentedSource(source, config.augmentation, seed_of(config.seed, 1))
+
+    def __call__(self, step: int) -> _Batch:
+        sample = self._source(step)
+        if sample.stack.dim() != 5:
+            raise ValueError(
+                f"the source must return batches (B, C, N, H, W), got {tuple(sample.stack.shape)}"
+            )
+        target = sample.depth_index()
+        return _Batch(
+            sample.stack, sample.focus_positions, target, sample.valid & target.isfinite()
+        )
+
+
+class _Run:
+    """The state of a run, and the loop."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        model: nn.Module,
+        source: Source,
+        validation: Validation,
+        device: torch.device,
+        processes: _Processes,
+        progress: bool,
+    ) -> None:
+        self.config, self.folder, self.device, self.processes = config, folder, device, processes
+        self.source, self.validation, self.progress = source, validation, progress
+        self.steps = _total_steps(config, source)
+        self.model = model.to(device)
+        if config.precision.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        decay = config.optimiser.average_decay
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if decay else None
+        self.optimiser = _optimiser(self.model, config.optimiser)
+        self.network = self._compiled_and_parallel()
+        self.step = 0
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+        self.errors: dict[str, float] = {}
+        self.best = math.inf
+
+    def _compiled_and_parallel(self) -> nn.Module:
+        precision = self.config.precision
+        if precision.compile != "off":
+            self.model.compile(
+                backend=precision.compile_backend, dynamic=precision.compile == "dynamic"
+            )
+        if self.processes.world == 1:
+            return self.model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run took so far, earlier parts included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def to_the_end(self) -> TrainingResult:
+        config = self.config
+        if self.processes.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_config()
+        with (
+            _StopSignals() as signals,
+            Prefetcher(
+                _BatchSource(self.source, config),
+                self._own_steps(),
+                workers=config.data.workers,
+                ahead=config.data.ahead,
+                kind=config.data.worker_kind,
+            ) as batches,
+            _Log(self.folder / LOG, self.step, self.processes.first) as log,
+            self._bar() as bar,
+        ):
+            reason = self._loop(batches, signals, log, bar)
+            if reason == "done" and log.validated != self.step:
+                self._validate(log)
+        if self.processes.first:
+            self.save()
+        return TrainingResult(self.step, reason, self.errors, self.folder / CHECKPOINT)
+
+    def _own_steps(self) -> Iterator[int]:
+        rank, world = self.processes.rank, self.processes.world
+        if self.steps is None:
+            return itertools.count(self.step * world + rank, world)
+        return iter(range(self.step * world + rank, self.steps * world, world))
+
+    def _loop(
+        self, batches: Prefetcher[_Batch], signals: _StopSignals, log: _Log, bar: Any
+    ) -> Literal["done", "out of time", "interrupted"]:
+        config, schedule = self.config, self.config.schedule
+        saved_at, saved_step = time.monotonic(), self.step
+        while self.steps is None or self.step < self.steps:
+            batch = next(batches)
+            # One exchange tells all processes the same, so that they stop at the same step.
+            spent = self.seconds if schedule.follow_time else time.monotonic() - self.started
+            count, stop, spent = self.processes.sum(
+                [
+                    float(batch.valid.sum()),
+                    float(signals.received),
+                    spent / self.processes.world,
+                ]
+            )
+            share = 0.0
+            if schedule.max_minutes is not None:
+                share = spent / (60 * schedule.max_minutes)
+            if stop:
+                return "interrupted"
+            if share >= 1:
+                return "done" if schedule.follow_time else "out of time"
+            progress = 0.0 if self.steps is None else self.step / self.steps
+            if schedule.follow_time:
+                progress = max(progress, share)
+            rate = config.optimiser.learning_rate * schedule.factor(progress)
+            loss, parts, norm = self._update(batch, count / self.processes.world, rate)
+            self.step += 1
+            bar.update()
+            if self.step % config.checkpoints.log_steps == 0 or self.step == self.steps:
+                shown = self._log_line(log, batch, loss, parts, norm, rate)
+                bar.set_postfix({"loss": f"{shown:.4f}", **self._shown_errors()})
+            if self.validation and self.step % config.checkpoints.validate_steps == 0:
+                self._validate(log)
+                bar.set_postfix({"loss": f"{float(loss):.4f}", **self._shown_errors()})
+            every = config.checkpoints.every_steps
+            due = every is not None and self.step - saved_step >= every
+            due |= time.monotonic() - saved_at >= 60 * config.checkpoints.every_minutes
+            if due and self.processes.first:
+                self.save()
+            if due:
+                saved_at, saved_step = time.monotonic(), self.step
+        return "done"
+
+    def _update(
+        self, batch: _Batch, count: float, rate: float
+    ) -> tuple[Tensor, dict[str, Tensor], float]:
+        """One step; ``count`` valid pixels are what sums are divided by."""
+        config = self.config
+        batch = batch.to(self.device)
+        self.network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        stack = batch.stack
+        if config.precision.channels_last:
+            stack = stack.contiguous(memory_format=torch.channels_last_3d)
+        with self._autocast():
+            output = _output(self.network, stack, batch.focus_positions)
+        terms = self._loss(output, batch, count)
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.total.backward()
+        clip = math.inf if config.optimiser.clip is None else config.optimiser.clip
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient is not finite at step {self.step} (loss {float(terms.total):g}); "
+                f"the last checkpoint in {self.folder} is unchanged"
+            )
+        self.optimiser.step()
+        if self.average is not None:
+            decay = min(config.optimiser.average_decay, (1 + self.step) / (10 + self.step))
+            _follow(self.average, self.model, decay)
+        return terms.total.detach(), terms.parts, norm
+
+    def _loss(self, output: Any, batch: _Batch, count: float) -> LossTerms:
+        loss = self.config.loss
+        if isinstance(output, Tensor):
+            return loss(output.float(), batch.depth_index, batch.valid, count=count)
+        depth = index_of(output.depth.float(), batch.focus_positions)
+        return loss.of_depth(depth, batch.depth_index, batch.valid, count=count)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _log_line(
+        self,
+        log: _Log,
+        batch: _Batch,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+        norm: float,
+        rate: float,
+    ) -> float:
+        world = self.processes.world
+        names = ["loss", *parts]
+        values = self.processes.sum([float(v) / world for v in (loss, *parts.values())])
+        log.write(
+            {
+                "step": self.step,
+                **dict(zip(names, values, strict=True)),
+                "gradient_norm": norm,
+                "learning_rate": rate,
+                "seconds": round(self.seconds, 3),
+                "shape": list(batch.stack.shape),
+            }
+        )
+        return values[0]
+
+    @torch.no_grad()
+    def _validate(self, log: _Log) -> None:
+        if not self.validation:
+            return
+        begun = time.monotonic()
+        model = self.model if self.average is None else self.average
+        model.eval()
+        rank, world = self.processes.rank, self.processes.world
+
+        def predict(sample: DepthSample) -> Tensor:
+            with self._autocast():
+                return predicted_index(model, sample.to(self.device)).cpu()
+
+        for name, samples in self.validation:
+            total, count = self.processes.sum([*_error_sum(predict, samples[rank::world])])
+            self.errors[name] = total / count if count else math.nan
+        mean = sum(self.errors.values()) / len(self.errors)
+        log.write(
+            {
+                "step": self.step,
+                "validation": dict(self.errors),
+                "mean": mean,
+                "seconds": round(self.seconds, 3),
+                "validation_seconds": round(time.monotonic() - begun, 3),
+            }
+        )
+        log.validated = self.step
+        self.best = min(self.best, mean)
+
+    def _shown_errors(self) -> dict[str, str]:
+        return {name: f"{error:.3f}" for name, error in self.errors.items()}
+
+    def _bar(self) -> Any:
+        from tqdm import tqdm
+
+        hidden = not (self.progress and self.processes.first)
+        return tqdm(
+            desc="gplws train",
+            total=self.steps,
+            initial=self.step,
+            disable=hidden,
+            file=sys.stderr,
+            unit="step",
+            dynamic_ncols=True,
+        )
+
+    def _write_config(self) -> None:
+        import yaml
+
+        text = yaml.safe_dump(_plain(asdict(self.config)), sort_keys=False)
+        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+
+    def save(self) -> None:
+        """Write the checkpoint of this moment."""
+        save_checkpoint(
+            self.folder / CHECKPOINT,
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "model": {
+                    "name": self.config.model.name,
+                    "class": type(self.model).__name__,
+                    "arguments": _plain(getattr(self.model, "config", self.config.model.arguments)),
+                },
+                "config": _plain(asdict(self.config)),
+                "weights": self.model.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "random": random_state(),
+                "validation": dict(self.errors),
+                "best": self.best,
+                "torch": torch.__version__,
+            },
+        )
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Go back to the moment of a checkpoint.
+
+        Raises:
+            CheckpointError: it is of another network or another optimiser.
+        """
+        arguments = _plain(getattr(self.model, "config", self.config.model.arguments))
+        of = state["model"]
+        if of["class"] != type(self.model).__name__ or of["arguments"] != arguments:
+            raise CheckpointError(
+                f"checkpoint: {path} is of {of['class']} with {of['arguments']}, "
+                f"not of {type(self.model).__name__} with {arguments}"
+            )
+        kind = state["config"]["optimiser"]["kind"]
+        if kind != self.config.optimiser.kind or (state["average"] is None) != (
+            self.average is None
+        ):
+            raise CheckpointError(
+                f"checkpoint: {path} was trained with optimiser.kind {kind!r} and "
+                f"{'no' if state['average'] is None else 'an'} average of the weights; "
+                f"the configuration asks for another"
+            )
+        try:
+            self.model.load_state_dict(state["weights"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            settings = [
+                {k: v for k, v in group.items() if k != "params"}
+                for group in self.optimiser.param_groups
+            ]
+            self.optimiser.load_state_dict(state["optimiser"])
+            # The state is that of the checkpoint, the settings are those of the configuration.
+            for group, setting in zip(self.optimiser.param_groups, settings, strict=True):
+                group.update(setting)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint: {path} does not fit the network: {error}"
+            ) from error
+        self.step, self.seconds_before = state["step"], state["seconds"]
+        self.errors, self.best = dict(state["validation"]), state["best"]
+        if self.processes.world == 1:
+            restore_random_state(state["random"])
+        else:
+            _seed_everything(seed_of(self.config.seed, self.step, self.processes.rank))
+
+
+class _Processes:
+    """This process among those that ``torchrun`` started; alone without it."""
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self._local = int(os.environ.get("LOCAL_RANK", "0"))
+        self._group: distributed.ProcessGroup | None = None
+        self._ours = False
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def __enter__(self) -> _Processes:
+        if self.world > 1:
+            if not distributed.is_initialized():
+                cuda = torch.cuda.is_available() and distributed.is_nccl_available()
+                distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+                self._ours = True
+            # Small exchanges run on the CPU: they do not wait for the work of the GPU.
+            self._group = distributed.new_group(backend="gloo")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._ours:
+            distributed.destroy_process_group()
+
+    def device(self, wanted: str | torch.device) -> torch.device:
+        """The device of this process.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        if str(wanted) == "auto":
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(wanted)
+            if device.type == "cuda" and device.index is None:
+                device = torch.device("cuda", self._local)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise ValueError(f"device {str(wanted)!r} cannot be used: {error}") from error
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
+
+    def sum(self, values: list[float]) -> list[float]:
+        """The sum of each value over all processes."""
+        if self._group is None:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(tensor, group=self._group)
+        return tensor.tolist()
+
+
+class _StopSignals:
+    """Turns SIGTERM and the first Ctrl-C into a flag; a second Ctrl-C interrupts as usual."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        # Only the main thread may set handlers; elsewhere the caller keeps its own.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+        _logger.warning("stopping after this step, with a checkpoint")
+
+
+class _Log:
+    """Lines of JSON; what a run wrote after the checkpoint it goes on from is dropped."""
+
+    def __init__(self, path: Path, step: int, writes: bool) -> None:
+        self._path, self._step, self._writes = path, step, writes
+        self.validated = -1
+
+    def __enter__(self) -> _Log:
+        if self._writes:
+            kept = []
+            if self._path.exists() and self._step:
+                lines = self._path.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if _step_of(line) <= self._step]
+            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writes:
+            self._file.close()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        if self._writes:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of the log; infinite for one that was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> Any:
+    """What the network says, given the focus positions if it asks for them."""
+    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if "focus_positions" in inspect.signature(bare.forward).parameters:
+        return model(stack, focus_positions)
+    return model(stack)
+
+
+def _error_sum(
+    predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]
+) -> tuple[float, float]:
+    """Sum of the absolute errors, frames, and number of valid pixels."""
+    total = count = 0.0
+    for sample in samples:
+        target = sample.depth_index()
+        valid = sample.valid & target.isfinite()
+        error = (predict(sample).to(target) - target).abs()
+        error = error.nan_to_num(nan=sample.stack.shape[2] - 1.0)
+        total += float(error[valid].double().sum())
+        count += float(valid.sum())
+    return total, count
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the average towards the model; what is no float (counters) is copied."""
+    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+    for kept, new in pairs:
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+
+
+def _optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    weights = [p for p in model.parameters() if p.requires_grad]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.kind]
+    return kind(
+        [
+            {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+    )
+
+
+def _total_steps(config: TrainingConfig, source: Source) -> int | None:
+    schedule, data = config.schedule, config.data
+    if schedule.steps is not None and schedule.epochs is not None:
+        raise ValueError("schedule: give steps or epochs, not both")
+    if schedule.follow_time and schedule.max_minutes is None:
+        raise ValueError("schedule.follow_time needs schedule.max_minutes")
+    if schedule.max_minutes is not None and not schedule.max_minutes > 0:
+        raise ValueError(f"schedule.max_minutes must be positive, got {schedule.max_minutes}")
+    if schedule.epochs is not None:
+        epoch = data.steps_per_epoch
+        if epoch is None and hasattr(source, "__len__"):
+            epoch = len(source)
+        if epoch is None:
+            raise ValueError("schedule.epochs needs data.steps_per_epoch with this source")
+        return schedule.epochs * epoch
+    if schedule.steps is None and not schedule.follow_time:
+        raise ValueError("schedule: give steps, epochs, or max_minutes with follow_time")
+    return schedule.steps
+
+
+def _fresh_model(config: ModelConfig) -> nn.Module:
+    if config.weights is not None:
+        model = load_model(config.name, weights=config.weights, fused=False)
+        if config.arguments:
+            wanted = build_model(config.name, config.arguments)
+            if wanted.config != model.config:
+                raise ValueError(
+                    f"model.weights: {config.weights} holds a network with {model.config}, "
+                    f"model.arguments ask for {wanted.config}"
+                )
+        return model
+    model = build_model(config.name, config.arguments)
+    if config.head_gain is not None and isinstance(model, GPLWSNet):
+        nn.init.constant_(model.head.bn.weight, config.head_gain)
+    return model
+
+
+def _make(entry: SourceConfig, what: str) -> Any:
+    """Call the factory of a source."""
+    module, colon, name = entry.factory.partition(":")
+    try:
+        if not colon:
+            raise ValueError("expected package.module:name")
+        factory = importlib.import_module(module)
+        for part in name.split("."):
+            factory = getattr(factory, part)
+        return factory(**entry.arguments)  # type: ignore[operator]
+    except (ImportError, AttributeError, ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{what}: {entry.factory} cannot be used: {error}") from error
+
+
+def _as_source(made: Any, entry: SourceConfig, config: DataConfig, seed: int) -> Source:
+    shape: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "crop": config.crop,
+        "frames": config.frames,
+    }
+    if hasattr(made, "batch"):
+        return GeneratorSource(made, seed=seed, **shape)
+    if isinstance(made, list | tuple) or _is_dataset(made):
+        datasets = list(made) if isinstance(made, list | tuple) else [made]
+        return DatasetSource(datasets, seed=seed, **shape)
+    if callable(made):
+        return made
+    raise ValueError(
+        f"{entry.factory} returned a {type(made).__name__}; expected something with batch(), a "
+        f"data set, or a function of the step"
+    )
+
+
+def _is_dataset(made: Any) -> bool:
+    return hasattr(made, "__getitem__") and hasattr(made, "__len__") and not callable(made)
+
+
+def _batched(sample: DepthSample) -> DepthSample:
+    return sample if sample.stack.dim() == 5 else replace(collate([sample]), name=sample.name)
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples and text for paths, as JSON and YAML have them."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
