@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code; wrong usage raises ``SystemExit(2)``.
     """
     parser = _parser()
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(words)
     command = options.subcommand
     chosen = options[command]
+    if command == "train" and chosen.resume and not chosen.config:
+        # The configuration of the run that goes on, with the options of this call over it.
+        of_run = ["train", "--config", str(chosen.out), *words[words.index("train") + 1 :]]
+        chosen = parser.parse_args(of_run)[command]
     verbose = bool(getattr(chosen, "verbose", False))
     logging.basicConfig(
         stream=sys.stderr,
@@ -40,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="gplws: %(message)s",
     )
     try:
-        return {"reconstruct": _reconstruct, "info": _info}[command](parser, chosen)
+        return _COMMANDS[command](parser, chosen)
     except KeyboardInterrupt:
         print("gplws: interrupted", file=sys.stderr)
         return 1
@@ -129,11 +135,110 @@ def _parser() -> ArgumentParser:
     add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
     commands.add_subcommand("reconstruct", reconstruct, help="focal stack to height map")
 
+    commands.add_subcommand("train", _train_parser(), help="train a network")
+    commands.add_subcommand("export", _export_parser(), help="checkpoint to weights file")
+
     info = ArgumentParser(
         description="Say what was compiled and what this machine can use, as JSON."
     )
     commands.add_subcommand("info", info, help="what was built, for which machine")
     return parser
+
+
+def _train_parser() -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from gplws.training import TrainingConfig, preset_names, preset_path
+
+    class PresetOrFile(ActionConfigFile):
+        """Takes the name of a preset or a run folder as well as a file."""
+
+        def __call__(
+            self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
+        ) -> None:
+            if values in preset_names():
+                values = str(preset_path(values))
+            elif Path(values).is_dir():
+                values = str(Path(values) / "config.yaml")
+            super().__call__(parser, cfg, values, option_string)
+
+    train = ArgumentParser(
+        description="Train a depth-from-focus network; with torchrun on several GPUs.",
+    )
+    add = train.add_argument
+    names = ", ".join(preset_names())
+    add(
+        "--config",
+        action=PresetOrFile,
+        help=f"YAML file with these options, folder of a run, or a preset: {names}",
+    )
+    add("-o", "--out", type=Path, default=Path("gplws_run"), help="folder of the run")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in --out; without --config, with the run's configuration",
+    )
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    train.add_class_arguments(TrainingConfig, None)
+    return train
+
+
+def _export_parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    export = ArgumentParser(
+        description="Write the weights of a checkpoint, and a model card that says what they are.",
+    )
+    add = export.add_argument
+    add("checkpoint", type=Path, help="checkpoint.pt of a run, or the folder of the run")
+    add("out", type=Path, help="weights file to write, NAME.safetensors; the card is NAME.md")
+    add("--licence", type=str, default="Apache-2.0", help="licence of the weights, for the card")
+    add("--data", type=str, default="", help="what they were trained on, for the card")
+    add("--raw", action="store_true", help="the weights of the last step, not their average")
+    add("--overwrite", action="store_true", help="replace existing files")
+    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    return export
+
+
+def _train(parser: ArgumentParser, options: Namespace) -> int:
+    from gplws.training import TrainingConfig, train
+
+    train_parser = _train_parser()
+    made = train_parser.instantiate(options)
+    config = TrainingConfig(**{field.name: made[field.name] for field in fields(TrainingConfig)})
+    result = train(
+        config,
+        options.out,
+        resume=options.resume,
+        device=options.device,
+        progress=not options.quiet,
+    )
+    errors = ", ".join(f"{name} {error:.4f}" for name, error in result.validation.items())
+    print(f"{result.checkpoint}: {result.reason} at step {result.step}", end="")
+    print(f"; mean error in frames: {errors}" if errors else "")
+    if result.reason == "done":
+        return 0
+    print(f"gplws: to go on: gplws train --resume --out {options.out}", file=sys.stderr)
+    return 0 if result.reason == "out of time" else 1
+
+
+def _export(parser: ArgumentParser, options: Namespace) -> int:
+    from gplws.checkpoints import export
+
+    exported = export(
+        options.checkpoint,
+        options.out,
+        licence=options.licence,
+        data=options.data,
+        averaged=not options.raw,
+        overwrite=options.overwrite,
+    )
+    print(exported.weights)
+    print(exported.card)
+    print(f"fused network against training form: largest relative error {exported.error:.1e}")
+    return 0
 
 
 def _info(parser: ArgumentParser, options: Namespace) -> int:
@@ -252,6 +357,9 @@ def _report(out: Path) -> None:
 
 def _one_paragraph(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+_COMMANDS = {"reconstruct": _reconstruct, "train": _train, "export": _export, "info": _info}
 
 
 if __name__ == "__main__":

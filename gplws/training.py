@@ -59,6 +59,7 @@ _logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+_PRESETS = Path(__file__).with_name("presets")
 
 Validation = Sequence[tuple[str, Sequence[DepthSample]]]
 """Names of sets, and their batched samples."""
@@ -316,6 +317,22 @@ def train(
         if state is not None:
             run.restore(state, path)
         return run.to_the_end()
+
+
+def preset_names() -> tuple[str, ...]:
+    """Configurations that ship with the package, for ``gplws train --config NAME``."""
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
+
+
+def preset_path(name: str) -> Path:
+    """The YAML file of a preset.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name not in preset_names():
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(preset_names())}")
+    return _PRESETS / f"{name}.yaml"
 
 
 def build_source(config: DataConfig, seed: int = 0) -> Source:
@@ -703,7 +720,7 @@ class _Run:
                 "random": random_state(),
                 "validation": dict(self.errors),
                 "best": self.best,
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
             },
         )
 
