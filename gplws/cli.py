@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("gplws")
 
+_FAILURES = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ArithmeticError)
 DEMO_FOLDER = Path("gplws_demo")
 
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gplws: interrupted", file=sys.stderr)
         return 1
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+    except _FAILURES as error:
         if verbose:
             _logger.exception("failed")
         print(f"gplws: error: {_one_paragraph(error)}", file=sys.stderr)

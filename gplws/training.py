@@ -482,6 +482,7 @@ class _Run:
         self.model = model.to(device)
         if config.precision.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        processes.agree(self.model)
         decay = config.optimiser.average_decay
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if decay else None
         self.optimiser = _optimiser(self.model, config.optimiser)
@@ -604,7 +605,7 @@ class _Run:
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         if not math.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient is not finite at step {self.step} (loss {float(terms.total):g}); "
+                f"the gradient is not finite at step {self.step} (loss {terms.total.item():g}); "
                 f"the last checkpoint in {self.folder} is unchanged"
             )
         self.optimiser.step()
@@ -657,6 +658,7 @@ class _Run:
         model = self.model if self.average is None else self.average
         model.eval()
         rank, world = self.processes.rank, self.processes.world
+        self.processes.agree(model)
 
         def predict(sample: DepthSample) -> Tensor:
             with self._autocast():
@@ -817,6 +819,12 @@ class _Processes:
             torch.cuda.set_device(device)
         return device
 
+    def agree(self, model: nn.Module) -> None:
+        """Give all processes the weights and statistics of the first."""
+        if self.world > 1:
+            for tensor in model.state_dict().values():
+                distributed.broadcast(tensor, 0)
+
     def sum(self, values: list[float]) -> list[float]:
         """The sum of each value over all processes."""
         if self._group is None:
@@ -894,6 +902,7 @@ def _output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> Any:
     return model(stack)
 
 
+@torch.no_grad()
 def _error_sum(
     predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]
 ) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import yaml
 
 from gplws.cli import main
 
@@ -139,3 +140,68 @@ def test_the_demo_reports_its_error(tmp_path, monkeypatch, capsys):
     files = {f.name for f in (tmp_path / "gplws_demo").iterdir()}
     assert {"height.tif", "preview.png", "all_in_focus.png", "info.json", "mesh.stl"} <= files
     assert run("reconstruct", "--demo", "--quiet") == 0  # again, without a word
+
+
+TINY = (
+    *(
+        "--model.arguments",
+        '{"widths": [4, 8], "depths": [1, 1], "middle": 1, "decoder_depths": [1]}',
+    ),
+    *("--data.sources", '[{factory: "toy_data:ToySource", arguments: {side: 16}}]'),
+    *("--data.validation", '[{factory: "toy_data:ToySource", name: toy, count: 1}]'),
+    *("--checkpoints.log_steps", 1),
+)
+
+
+def test_a_network_is_trained_resumed_exported_and_used(tmp_path, capsys, folder):
+    out, weights = tmp_path / "run", tmp_path / "net.safetensors"
+    assert run("train", "--config", "default", "-o", out, *TINY, "--schedule.steps", 2) == 0
+    shown = capsys.readouterr()
+    assert f"{out}/checkpoint.pt: done at step 2; mean error in frames: toy " in shown.out
+    assert "gplws train" in shown.err  # the progress bar
+    # Without --config the run goes on with its own configuration, and what is given here over it.
+    assert run("train", "--resume", "-o", out, "--schedule.steps", 3, "--quiet") == 0
+    shown = capsys.readouterr()
+    assert "done at step 3" in shown.out and shown.err == ""
+    assert len((out / "log.jsonl").read_text().splitlines()) == 5
+    assert run("export", out, weights, "--licence", "CC0-1.0") == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [str(weights), str(tmp_path / "net.md")]
+    assert "CC0-1.0" in (tmp_path / "net.md").read_text()
+
+
+def test_presets_say_what_they_promise(tmp_path, capsys):
+    for preset in ("paper", "default"):
+        with pytest.raises(SystemExit):
+            main(["train", "--config", preset, "--print_config"])
+        config = yaml.safe_load(capsys.readouterr().out)
+        optimiser, schedule = config["optimiser"], config["schedule"]
+        if preset == "paper":
+            assert (optimiser["kind"], optimiser["learning_rate"]) == ("adam", 1e-3)
+            assert (config["data"]["batch_size"], schedule["epochs"]) == (4, 720)
+            assert schedule["steps"] is None
+        else:
+            assert (optimiser["kind"], optimiser["learning_rate"]) == ("adamw", 2.5e-3)
+            assert (optimiser["clip"], schedule["shape"]) == (5.0, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["train"], 1, "data.sources: expected at least one"),
+        (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["train", "--optimiser.kind", "sgd"], 2, "optimiser"),
+        (["train", "--loss.sigma", "-1", *TINY], 1, "loss.sigma must be positive"),
+        (["train", "--resume", "--out", "nowhere"], 2, "nowhere"),
+        (["train", "--model.name", "unet", *TINY], 1, "unknown model 'unet'"),
+        (["train", "--model.weights", "w.safetensors", *TINY], 1, "w.safetensors"),
+        (["train", "--device", "tpu", *TINY], 1, "device 'tpu' cannot be used"),
+        (["export", "nowhere", "w.safetensors"], 1, "no such file: nowhere"),
+        (["export", "nowhere"], 2, "out"),
+    ],
+)
+def test_training_that_cannot_start_says_why(words, code, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == code
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err
+    assert shown.out == "" and not list(tmp_path.iterdir())

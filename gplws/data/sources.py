@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -268,6 +269,9 @@ _worker_make: Callable[[int], Any] | None = None
 def _start_worker(make: Callable[[int], Any]) -> None:
     global _worker_make
     _worker_make = make
+    # Signals that reach the whole process group are for the parent, which ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # the workers are many already
 
 
