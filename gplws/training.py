@@ -92,7 +92,8 @@ class SourceConfig:
         factory: "package.module:name" of what is called with ``arguments``. It returns a generator
             (with a method ``batch``), a data set (with a length and indices) or a sequence of them,
             or a source (a function of the step); see :mod:`gplws.data.sources`.
-        arguments: of the factory.
+        arguments: of the factory; ``{factory: ..., arguments: {...}}`` as a value is called as
+            well, and its result is the argument.
         weight: share of the steps that use it.
         name: in messages and tables; default: the name of the factory.
         count: for validation: how many batches of a source or generator, or samples of a data set,
@@ -360,19 +361,30 @@ def build_validation(config: DataConfig, seed: int = 0) -> Validation:
     """
     sets = []
     for number, entry in enumerate(config.validation):
-        what = f"data.validation[{number}]"
-        made = _make(entry, what)
-        if _is_dataset(made):
-            count = len(made) if entry.count is None else min(entry.count, len(made))
-            samples = [_batched(made[index]) for index in range(count)]
-        else:
-            count = 8 if entry.count is None else entry.count
-            source = _as_source(made, entry, config, seed_of(seed, 2**20 + number))
-            samples = [source(step) for step in range(count)]
+        samples = list(samples_of(entry, config, seed_of(seed, 2**20 + number)))
         if not samples:
-            raise ValueError(f"{what}: {entry.factory} has no samples")
+            raise ValueError(f"data.validation[{number}]: {entry.factory} has no samples")
         sets.append((entry.name or entry.factory.rpartition(":")[2], samples))
     return sets
+
+
+def samples_of(entry: SourceConfig, config: DataConfig, seed: int = 0) -> Iterator[DepthSample]:
+    """Fixed samples of one source, batched, made one by one as they are asked for.
+
+    Args:
+        entry: which source, and how many samples of a data set or batches of anything else.
+        config: size of batches of a generator.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: the source cannot be made.
+    """
+    made = _make(entry, entry.name or "data")
+    if _is_dataset(made):
+        count = len(made) if entry.count is None else min(entry.count, len(made))
+        return (_batched(made[index]) for index in range(count))
+    source = _as_source(made, entry, config, seed)
+    return (source(step) for step in range(8 if entry.count is None else entry.count))
 
 
 def mean_error(predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]) -> float:
@@ -401,10 +413,24 @@ def predicted_index(model: nn.Module, sample: DepthSample) -> Tensor:
     Returns:
         (B, H, W) float32, frames.
     """
-    output = _output(model, sample.stack, sample.focus_positions)
+    output = network_output(model, sample.stack, sample.focus_positions)
     if isinstance(output, Tensor):
         return focus_search(output.float().contiguous(), log_scale=True).depth
     return index_of(output.depth.float(), sample.focus_positions)
+
+
+def network_output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> Any:
+    """What a network returns, given the focus positions if its ``forward`` asks for them.
+
+    Args:
+        model: the network, or a parallel wrapper of it.
+        stack: (B, C, N, H, W).
+        focus_positions: (B, N).
+    """
+    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if "focus_positions" in inspect.signature(bare.forward).parameters:
+        return model(stack, focus_positions)
+    return model(stack)
 
 
 def index_of(depth: Tensor, focus_positions: Tensor) -> Tensor:
@@ -597,7 +623,7 @@ class _Run:
         if config.precision.channels_last:
             stack = stack.contiguous(memory_format=torch.channels_last_3d)
         with self._autocast():
-            output = _output(self.network, stack, batch.focus_positions)
+            output = network_output(self.network, stack, batch.focus_positions)
         terms = self._loss(output, batch, count)
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
@@ -894,14 +920,6 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> Any:
-    """What the network says, given the focus positions if it asks for them."""
-    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    if "focus_positions" in inspect.signature(bare.forward).parameters:
-        return model(stack, focus_positions)
-    return model(stack)
-
-
 @torch.no_grad()
 def _error_sum(
     predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]
@@ -981,16 +999,27 @@ def _fresh_model(config: ModelConfig) -> nn.Module:
 
 def _make(entry: SourceConfig, what: str) -> Any:
     """Call the factory of a source."""
-    module, colon, name = entry.factory.partition(":")
     try:
-        if not colon:
-            raise ValueError("expected package.module:name")
-        factory = importlib.import_module(module)
-        for part in name.split("."):
-            factory = getattr(factory, part)
-        return factory(**entry.arguments)  # type: ignore[operator]
+        return _called(entry.factory, entry.arguments)
     except (ImportError, AttributeError, ValueError, TypeError, OSError) as error:
         raise ValueError(f"{what}: {entry.factory} cannot be used: {error}") from error
+
+
+def _called(factory: str, arguments: dict[str, Any]) -> Any:
+    """Call what ``factory`` names; arguments that are factories themselves are made first."""
+    module, colon, name = factory.partition(":")
+    if not colon:
+        raise ValueError(f"factory: expected package.module:name, got {factory!r}")
+    called = importlib.import_module(module)
+    for part in name.split("."):
+        called = getattr(called, part)
+    values = {
+        key: _called(value["factory"], value.get("arguments", {}))
+        if isinstance(value, dict) and "factory" in value
+        else value
+        for key, value in arguments.items()
+    }
+    return called(**values)  # type: ignore[operator]
 
 
 def _as_source(made: Any, entry: SourceConfig, config: DataConfig, seed: int) -> Source:

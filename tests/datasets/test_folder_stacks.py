@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gplws.datasets import DatasetError, FolderStacks
+
+
+def write_stack(folder, values=(10, 20, 30), *, names=None, index=None, description=None):
+    """A stack of constant frames, so that the value of a pixel tells the frame."""
+    folder.mkdir(parents=True)
+    names = names or [f"f{n}.png" for n in range(len(values))]
+    for name, value in zip(names, values, strict=True):
+        Image.fromarray(np.full((4, 5), value, np.uint8)).save(folder / name)
+    if index is not None:
+        np.savez(folder / "gt.npz", gt_index=index)
+    if description is not None:
+        (folder / "stack.json").write_text(json.dumps(description))
+
+
+def test_frames_come_in_natural_order_with_depth_in_frames(tmp_path):
+    index = np.full((4, 5), 1.5, np.float32)
+    index[0, 0] = np.nan
+    write_stack(tmp_path / "b10", names=["f10.png", "f2.png", "f1.png"], index=index)
+    write_stack(tmp_path / "b9", index=index)
+    stacks = FolderStacks(tmp_path)
+    assert stacks.names == ("b9", "b10")
+    sample = stacks[1]
+    assert sample.unit == "frames"
+    assert (sample.stack[0, :, 0, 0] * 255).round().tolist() == [30, 20, 10]
+    assert not sample.valid[0, 0] and int(sample.valid.sum()) == 19
+    assert torch.isnan(sample.depth[0, 0])
+    assert sample.depth[1, 1] == 1.5 == sample.depth_index()[1, 1]
+
+
+def test_stack_json_gives_order_and_positions(tmp_path):
+    write_stack(
+        tmp_path / "a",
+        names=["x.png", "y.png", "z.png"],
+        index=np.full((4, 5), 1.5),
+        description={"frames": ["z.png", "y.png", "x.png"], "focus_positions_um": [0, 4, 10]},
+    )
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a" / "mask.png")
+    sample = FolderStacks(tmp_path / "a")[0]
+    assert (sample.stack[0, :, 0, 0] * 255).round().tolist() == [30, 20, 10]
+    assert sample.unit == "um"
+    assert sample.depth[0, 0] == 7.0
+    assert sample.depth_index()[0, 0] == 1.5
+
+
+def test_stacks_without_truth_are_left_out_or_given_without_a_valid_pixel(tmp_path):
+    write_stack(tmp_path / "a", description={})
+    write_stack(tmp_path / "b", index=np.ones((4, 5)), description={})
+    assert FolderStacks(tmp_path).names == ("b",)
+    both = FolderStacks(tmp_path, require_depth=False)
+    assert both.names == ("a", "b")
+    assert not both[0].valid.any()
+
+
+def test_what_is_damaged_or_missing_is_named(tmp_path):
+    write_stack(tmp_path / "a", index=np.ones((4, 5)), description={"frames": ["f0.png", "f7.png"]})
+    with pytest.raises(DatasetError, match=r"f7\.png"):
+        FolderStacks(tmp_path)[0]
+    (tmp_path / "a" / "stack.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"stack\.json"):
+        FolderStacks(tmp_path)[0]
+    (tmp_path / "a" / "stack.json").write_text('{"focus_positions_um": [1, 2]}')
+    with pytest.raises(DatasetError, match="expected 3 numbers, got 2"):
+        FolderStacks(tmp_path)[0]
+    (tmp_path / "a" / "stack.json").unlink()
+    np.savez(tmp_path / "a" / "gt.npz", other=np.ones(3))
+    with pytest.raises(DatasetError, match=r"gt\.npz.*gt_index"):
+        FolderStacks(tmp_path)[0]
+    (tmp_path / "a" / "gt.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DatasetError, match=r"gt\.npz"):
+        FolderStacks(tmp_path)[0]
+    (tmp_path / "a" / "f1.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DatasetError, match=r"f1\.png"):
+        FolderStacks(tmp_path)[0]
+    with pytest.raises(FileNotFoundError, match="absent"):
+        FolderStacks(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no stack"):
+        FolderStacks(tmp_path / "empty")
+
+
+@pytest.mark.shared
+def test_the_shared_stacks_with_truth_are_read(shared_dir):
+    stacks = FolderStacks(shared_dir / "data" / "stacks")
+    assert len(stacks) >= 3
+    sample = stacks[0]
+    assert sample.unit == "frames" and sample.stack.shape[1] > 10
+    assert float(sample.valid.float().mean()) > 0.5
+    inside = sample.depth_index()[sample.valid]
+    assert float(inside.isfinite().float().mean()) > 0.9
