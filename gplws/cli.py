@@ -138,6 +138,7 @@ def _parser() -> ArgumentParser:
 
     commands.add_subcommand("train", _train_parser(), help="train a network")
     commands.add_subcommand("export", _export_parser(), help="checkpoint to weights file")
+    commands.add_subcommand("evaluate", _evaluate_parser(), help="errors on known depth")
 
     info = ArgumentParser(
         description="Say what was compiled and what this machine can use, as JSON."
@@ -201,6 +202,81 @@ def _export_parser() -> ArgumentParser:
     add("--overwrite", action="store_true", help="replace existing files")
     add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
     return export
+
+
+def _evaluate_parser() -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from gplws.training import SourceConfig
+
+    evaluate = ArgumentParser(
+        description="Measure the error of methods on focal stacks with known depth.",
+    )
+    add = evaluate.add_argument
+    add("--config", action=ActionConfigFile, help="YAML file with these options")
+    add(
+        "--methods",
+        type=list[str],
+        default=["rdf"],
+        metavar="[METHOD, ...]",
+        help="names of methods, .safetensors files, checkpoints (.pt)",
+    )
+    add(
+        "--stacks",
+        type=list[Path],
+        default=[],
+        metavar="[FOLDER, ...]",
+        help="folders of stacks with gt.npz; see gplws.datasets.FolderStacks",
+    )
+    add(
+        "--data",
+        type=list[SourceConfig],
+        default=[],
+        metavar="[SOURCE, ...]",
+        help="any data sets or generators, as data.validation of gplws train",
+    )
+    add("--frames", type=tuple[int, int], default=(10, 10), help="least, most; of generators")
+    add("--crop", type=int, default=256, help="side of the images, pixels; of generators")
+    add("-o", "--out", type=Path | None, default=None, help="folder for evaluation.json")
+    add("--pictures", action="store_true", help="pictures of the errors in --out as well")
+    add("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
+    add("--overwrite", action="store_true", help="replace the results in a folder that has some")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    return evaluate
+
+
+def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
+    from gplws.evaluation import evaluate
+    from gplws.io.files import write_file
+    from gplws.training import DataConfig, SourceConfig, samples_of
+
+    if not options.stacks and not options.data:
+        parser.error("give --stacks or --data")
+    if options.pictures and options.out is None:
+        parser.error("--pictures needs --out")
+    if options.out is not None:
+        _refuse_existing(options.out, options)
+    entries = [
+        SourceConfig("gplws.datasets:FolderStacks", {"root": str(folder)}, name=folder.name)
+        for folder in options.stacks
+    ]
+    entries += _evaluate_parser().instantiate(options).data
+    data = DataConfig(batch_size=1, frames=options.frames, crop=options.crop)
+    found = evaluate(
+        {Path(method).name: method for method in options.methods},
+        [(e.name or e.factory.rpartition(":")[2], samples_of(e, data)) for e in entries],
+        device=options.device,
+        pictures=options.out / "pictures" if options.pictures else None,
+        progress=not options.quiet,
+    )
+    print(found.table())
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / "evaluation.json"
+        write_file(path, found.as_json().encode, overwrite=options.overwrite)
+        print(path)
+    return 0
 
 
 def _train(parser: ArgumentParser, options: Namespace) -> int:
@@ -360,7 +436,13 @@ def _one_paragraph(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-_COMMANDS = {"reconstruct": _reconstruct, "train": _train, "export": _export, "info": _info}
+_COMMANDS = {
+    "reconstruct": _reconstruct,
+    "train": _train,
+    "export": _export,
+    "evaluate": _evaluate,
+    "info": _info,
+}
 
 
 if __name__ == "__main__":

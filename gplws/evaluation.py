@@ -293,10 +293,8 @@ def _network(model: nn.Module, device: str | torch.device) -> Method:
             depth, confidence = found.depth[0].cpu(), found.confidence[0].cpu()
             return Estimate(depth, depth.isfinite(), confidence)
         depth = output.depth[0].float().cpu()
-        confidence = getattr(output, "confidence", None)
-        return Estimate(
-            depth, depth.isfinite(), None if confidence is None else confidence[0].float().cpu()
-        )
+        said = getattr(output, "confidence", None)
+        return Estimate(depth, depth.isfinite(), None if said is None else said[0].float().cpu())
 
     return run
 

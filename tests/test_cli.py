@@ -169,6 +169,22 @@ def test_a_network_is_trained_resumed_exported_and_used(tmp_path, capsys, folder
     assert "CC0-1.0" in (tmp_path / "net.md").read_text()
 
 
+def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folder):
+    y = np.broadcast_to(np.linspace(2, 4, 40)[:, None], (40, 50))
+    np.savez(folder / "gt.npz", gt_index=y)
+    out = tmp_path / "evaluation"
+    generator = '[{factory: "toy_data:ToySource", name: toy, count: 1}]'
+    words = ("evaluate", "--stacks", f"[{folder}]", "--data", generator, "-o", out, "--pictures")
+    assert run(*words, "--methods", "[rdf]") == 0
+    shown = capsys.readouterr()
+    table = [line.split()[:2] for line in shown.out.splitlines()]
+    assert ["frames", "rdf"] in table and ["toy", "rdf"] in table
+    assert json.loads((out / "evaluation.json").read_text())["means"][0]["dataset"] == "frames"
+    assert len(list((out / "pictures").iterdir())) == 3
+    assert run(*words, "--quiet") == 1 and "--overwrite" in capsys.readouterr().err
+    assert run(*words, "--quiet", "--overwrite") == 0
+
+
 def test_presets_say_what_they_promise(tmp_path, capsys):
     for preset in ("paper", "default"):
         with pytest.raises(SystemExit):
@@ -197,6 +213,10 @@ def test_presets_say_what_they_promise(tmp_path, capsys):
         (["train", "--device", "tpu", *TINY], 1, "device 'tpu' cannot be used"),
         (["export", "nowhere", "w.safetensors"], 1, "no such file: nowhere"),
         (["export", "nowhere"], 2, "out"),
+        (["evaluate"], 2, "give --stacks or --data"),
+        (["evaluate", "--stacks", "[nowhere]"], 1, "nowhere"),
+        (["evaluate", "--stacks", "[nowhere]", "--pictures"], 2, "--pictures needs --out"),
+        (["evaluate", "--methods", "[magic]", "--data", TINY[3]], 1, "magic"),
     ],
 )
 def test_training_that_cannot_start_says_why(words, code, message, tmp_path, monkeypatch, capsys):

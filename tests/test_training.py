@@ -433,6 +433,15 @@ def test_validation_sets_are_fixed_and_whole(as_module):
     assert torch.equal(collate(split(batches[1])).stack, again[1].stack)
 
 
+def test_arguments_may_be_made_by_factories_themselves(as_module):
+    source = {"factory": f"{__name__}:ToySource", "arguments": {"frames": 3}}
+    paired = build_source(DataConfig(sources=[of("PairedSource", arguments={"source": source})]))
+    assert paired(0).stack.shape == (4, 1, 3, 16, 16)
+    source["factory"] = "nowhere:ToySource"
+    with pytest.raises(ValueError, match="No module named 'nowhere'"):
+        build_source(DataConfig(sources=[of("PairedSource", arguments={"source": source})]))
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
