@@ -7,7 +7,19 @@ from .files import DatasetError, DepthDataset, read_depth_map
 from .folder_stacks import FolderStacks
 from .light_field import LightField4D, refocus
 from .micro3d import Micro3D
+from .micro3d_pipeline import (
+    FusedHeights,
+    Micro3DScene,
+    build_micro3d_scene,
+    fuse_heights,
+)
 from .middlebury import MiddleburyPairs
+from .registration import (
+    Registration,
+    RegistrationError,
+    align_height_map,
+    register_height_map,
+)
 
 __all__ = [
     "DDFF12",
@@ -16,10 +28,18 @@ __all__ = [
     "FlyingThings3DStacks",
     "FoD500",
     "FolderStacks",
+    "FusedHeights",
     "LightField4D",
     "Micro3D",
+    "Micro3DScene",
     "MiddleburyPairs",
     "MiddleburyStacks",
+    "Registration",
+    "RegistrationError",
+    "align_height_map",
+    "build_micro3d_scene",
+    "fuse_heights",
     "read_depth_map",
     "refocus",
+    "register_height_map",
 ]
