@@ -136,6 +136,7 @@ def _parser() -> ArgumentParser:
     add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
     commands.add_subcommand("reconstruct", reconstruct, help="focal stack to height map")
 
+    commands.add_subcommand("simulate", _simulate_parser(), help="focal stacks of known depth")
     commands.add_subcommand("train", _train_parser(), help="train a network")
     commands.add_subcommand("export", _export_parser(), help="checkpoint to weights file")
     commands.add_subcommand("evaluate", _evaluate_parser(), help="errors on known depth")
@@ -145,6 +146,101 @@ def _parser() -> ArgumentParser:
     )
     commands.add_subcommand("info", info, help="what was built, for which machine")
     return parser
+
+
+def _simulate_parser() -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from gplws.data.lighting import LIGHTS
+    from gplws.data.optics import POINT_SPREADS
+    from gplws.data.scenes import SceneSettings
+    from gplws.data.surfaces import SURFACES
+    from gplws.data.textures import TEXTURES
+
+    usual = SceneSettings()
+    simulate = ArgumentParser(
+        description="Render focal stacks of surfaces whose true height is written beside them."
+    )
+    add = simulate.add_argument
+    add("--config", action=ActionConfigFile, help="YAML file with these options")
+    add("out", type=Path, help="folder to write; with --count K one folder in it for each stack")
+    add("--count", type=int, default=1, help="how many stacks; each has the next seed")
+    add(
+        "--surface",
+        type=str,
+        default=usual.surface,
+        help=f"{', '.join(SURFACES)}, or a height map: .npz with h_um, .npy, TIFF, PNG",
+    )
+    add(
+        "--texture",
+        type=str,
+        default=usual.texture,
+        help=f"{', '.join(TEXTURES)}, or a picture",
+    )
+    add("--height", type=int, default=usual.height, help="rows of a frame")
+    add("--width", type=int, default=usual.width, help="columns of a frame")
+    add("--frames", type=int, default=usual.frames, help="focus positions")
+
+    def length(*names: str, default: float | None, text: str) -> None:
+        add(*names, type=float | None, default=default, metavar="UM", help=text)
+
+    length(
+        "--z-step-um",
+        "--z-step",
+        default=usual.z_step_um,
+        text="distance from frame to frame, um; default: the frames span the surface",
+    )
+    length(
+        "--relief-um",
+        "--relief",
+        default=usual.relief_um,
+        text="lowest to highest point, um; default: of the file, or what blurs by 15 pixels",
+    )
+    length(
+        "--pixel-size-um",
+        "--pixel-size",
+        default=usual.pixel_size_um,
+        text="side of a pixel on the object, um",
+    )
+    length("--wavelength-um", default=usual.wavelength_um, text="of the light, um")
+    add("--numerical-aperture", "--na", type=float, default=usual.numerical_aperture, help="NA")
+    add("--refractive-index", type=float, default=usual.refractive_index, help="of the medium")
+    add("--psf", choices=list(POINT_SPREADS), default=usual.psf, help="model of the blur")
+    add(
+        "--z-direction",
+        choices=["up", "down"],
+        default="up",
+        help="whether the plane in focus rises or sinks from frame to frame",
+    )
+    add("--light", choices=list(LIGHTS), default=usual.light, help="illumination")
+    add("--gloss", type=float, default=usual.gloss, help="strength of specular highlights")
+    add("--contrast", type=float, default=usual.contrast, help="of the texture, 0..1")
+    add("--exposure", type=float, default=usual.exposure, help="mean brightness, 0..1")
+    add("--vignetting", type=float, default=usual.vignetting, help="darkening of the corners")
+    add("--gain-drift", type=float, default=usual.gain_drift, help="relative, frame to frame")
+    add("--jitter-px", type=float, default=usual.jitter_px, help="displacement of the frames")
+    add(
+        "--magnification-change",
+        type=float,
+        default=usual.magnification_change,
+        help="relative growth of the image from the first frame to the last",
+    )
+    add(
+        "--full-well-electrons",
+        type=float | None,
+        default=usual.full_well_electrons,
+        help="electrons at full scale, which set the photon noise; null: no noise",
+    )
+    add(
+        "--read-noise-electrons",
+        type=float,
+        default=usual.read_noise_electrons,
+        help="deviation of the read noise",
+    )
+    add("--bit-depth", type=int, default=usual.bit_depth, help="8 to 16")
+    add("--seed", type=int, default=usual.seed, help="of all that is drawn")
+    add("--format", choices=["tiff", "png"], default="tiff", help="of the frames")
+    return simulate
 
 
 def _train_parser() -> ArgumentParser:
@@ -318,6 +414,54 @@ def _export(parser: ArgumentParser, options: Namespace) -> int:
     return 0
 
 
+def _simulate(parser: ArgumentParser, options: Namespace) -> int:
+    """Renders stacks one by one; each folder is complete or not there."""
+    from dataclasses import asdict, fields
+
+    from tqdm import tqdm
+
+    from gplws.data.scenes import SceneSettings, simulate_stack
+    from gplws.io.writers import save_simulation
+
+    if options.count < 1:
+        raise ValueError(f"--count: expected at least 1, got {options.count}")
+    if options.pixel_size_um is None or options.wavelength_um is None:
+        raise ValueError("--pixel-size-um and --wavelength-um: expected a number, got none")
+    values = {
+        field.name: options[field.name] for field in fields(SceneSettings) if field.name in options
+    }
+    values["falling"] = options.z_direction == "down"
+    first = SceneSettings(**values)  # wrong values fail before anything is written
+    digits = max(3, len(str(options.count - 1)))
+    folders = [options.out]
+    if options.count > 1:
+        folders = [options.out / f"{index:0{digits}d}" for index in range(options.count)]
+    for folder in folders:
+        _refuse_existing(folder, options)
+    with tqdm(
+        total=options.count * first.frames, unit="frame", disable=options.quiet, leave=False
+    ) as bar:
+        for index, folder in enumerate(folders):
+            settings = SceneSettings(**{**values, "seed": first.seed + index})
+
+            def advance(done: int, total: int, before: int = index * first.frames) -> None:
+                bar.update(before + done - bar.n)
+
+            stack = simulate_stack(settings, device=options.device, progress=advance)
+            save_simulation(
+                stack,
+                folder,
+                pixel_size_um=settings.pixel_size_um,
+                metadata={"scene": asdict(settings)},
+                frame_format=options.format,
+                overwrite=options.overwrite,
+            )
+    frames = "stack.tif" if options.format == "tiff" else "frames"
+    for folder in folders:
+        print(folder / frames)
+    return 0
+
+
 def _info(parser: ArgumentParser, options: Namespace) -> int:
     from gplws import build_info
 
@@ -438,6 +582,7 @@ def _one_paragraph(error: BaseException) -> str:
 
 _COMMANDS = {
     "reconstruct": _reconstruct,
+    "simulate": _simulate,
     "train": _train,
     "export": _export,
     "evaluate": _evaluate,

@@ -4,10 +4,10 @@ The model, from the light to the sensor:
 
 1. The height map is spread over layers of constant height (linear weights between the two nearest
    layers, so heights between layers keep their place).
-2. For each focus position every layer is blurred by its own point spread function: the transfer
-   function of a diffraction-limited lens times that of the geometric blur disk, whose radius grows
-   by tan(asin(NA / n)) per unit of defocus. Both are applied in Fourier space, where they are
-   exact for any radius.
+2. For each focus position every layer is blurred by its own point spread function (see
+   `gplws.data.optics`): geometric blur whose radius grows by tan(asin(NA / n)) per unit of defocus,
+   times the transfer function of a diffraction-limited lens, or the two as one wave-optical
+   function. It is applied in Fourier space, where it is exact for any radius.
 3. Layers are composited front to back. The share of the light cone that has met the surface at or
    above a layer is the blurred set of all points that are at least as high; what a layer adds is
    the growth of that share. On gentle slopes this equals the plain sum of blurred layers (no
@@ -24,13 +24,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .lighting import shade, slopes
+from .optics import Lens, PointSpread, fast_length
+from .randomness import radial_frequency
 from .samples import frame_index
 
 __all__ = [
@@ -42,7 +45,6 @@ __all__ = [
     "surface_shading",
 ]
 
-PointSpread = Literal["disk", "gaussian"]
 ArrayLike = Tensor | NDArray[np.generic]
 
 # Layers are merged while their blur radii differ by less than this, in pixels or relative to the
@@ -125,76 +127,12 @@ def _check_scene(height_um: Tensor, albedo: Tensor, focus_positions_um: Tensor) 
         raise ValueError("focus_positions_um: expected strictly rising or falling positions")
 
 
-def _check_optics(
-    pixel_size_um: float, numerical_aperture: float, wavelength_um: float, refractive_index: float
-) -> None:
-    for name, value in (("pixel_size_um", pixel_size_um), ("wavelength_um", wavelength_um)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: expected a positive number, got {value}")
-    if not 1.0 <= refractive_index < math.inf:
-        raise ValueError(f"refractive_index: expected at least 1, got {refractive_index}")
-    if not 0 < numerical_aperture < refractive_index:
-        raise ValueError(
-            f"numerical_aperture: expected between 0 and refractive_index = {refractive_index}, "
-            f"got {numerical_aperture}"
-        )
-
-
-def _fast_length(minimum: int) -> int:
-    """Smallest length >= ``minimum`` whose only prime factors are 2, 3 and 5, and even."""
-    length = minimum + minimum % 2
-    while True:
-        rest = length
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 2
-
-
-def _mirrored(size: int, before: int, total: int, device: torch.device) -> Tensor:
+def mirrored_indices(size: int, before: int, total: int, device: torch.device) -> Tensor:
     """Source indices that extend an axis to ``total`` by mirroring, ``before`` ahead of index 0."""
     index = torch.arange(total, device=device) - before
     period = 2 * size
     index = index.remainder(period)
     return torch.where(index < size, index, period - 1 - index)
-
-
-class _Optics:
-    """Transfer functions of one lens on one padded grid; ``radius_px`` is the blur disk's."""
-
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        pixel_size_um: float,
-        numerical_aperture: float,
-        wavelength_um: float,
-        psf: PointSpread,
-        device: torch.device,
-    ) -> None:
-        rows = torch.fft.fftfreq(shape[0], device=device)
-        columns = torch.fft.rfftfreq(shape[1], device=device)
-        self._frequency = torch.hypot(rows[:, None], columns[None, :])  # cycles per pixel
-        cutoff_px = 2 * numerical_aperture / wavelength_um * pixel_size_um
-        s = (self._frequency / cutoff_px).clamp(max=1.0)
-        self._diffraction = 2 / math.pi * (torch.acos(s) - s * torch.sqrt(1 - s * s))
-        self._psf = psf
-
-    def transfer(self, radius_px: float) -> Tensor:
-        """Transfer function (rows, columns) for a blur radius in pixels; 1 at frequency 0."""
-        x = radius_px * self._frequency  # cycles per radius
-        if self._psf == "gaussian":
-            # Half the disk's radius gives a Gaussian the same variance along each axis.
-            geometric = torch.exp(-2 * (math.pi * 0.5 * x) ** 2)
-        else:
-            argument = 2 * math.pi * x
-            geometric = torch.where(
-                argument > 1e-3,
-                2 * torch.special.bessel_j1(argument) / argument.clamp(min=1e-3),
-                1 - argument**2 / 8,
-            )
-        return self._diffraction * geometric
 
 
 def _layer_radii(largest_px: float) -> list[float]:
@@ -312,7 +250,8 @@ def render_focal_stack(
         numerical_aperture: NA of the objective; blur grows by ``tan(asin(NA / n))`` per um.
         wavelength_um: of the light; with NA it sets the diffraction limit.
         refractive_index: n of the medium above the surface.
-        psf: shape of the geometric blur: "disk" (uniform aperture) or "gaussian" of equal variance.
+        psf: "disk" (geometric blur of a uniform aperture), "gaussian" of equal variance, or "wave"
+            (autocorrelation of the defocused pupil; exact, and slow for wide blur at high NA).
         full_well_electrons: electrons at full scale, for photon noise; None: no noise at all.
         read_noise_electrons: standard deviation of the read noise, electrons.
         bit_depth: 8 gives uint8; 9..16 give uint16, 2**bit_depth levels spread over its full
@@ -339,9 +278,7 @@ def render_focal_stack(
     color = _as_tensor(albedo, "albedo").to(height.device)
     focus = _as_tensor(focus_positions_um, "focus_positions_um").cpu()
     _check_scene(height, color, focus)
-    _check_optics(pixel_size_um, numerical_aperture, wavelength_um, refractive_index)
-    if psf not in ("disk", "gaussian"):
-        raise ValueError(f"psf: expected 'disk' or 'gaussian', got {psf!r}")
+    lens = Lens(pixel_size_um, numerical_aperture, wavelength_um, refractive_index, psf)
     if full_well_electrons is not None and not full_well_electrons > 0:
         raise ValueError(f"full_well_electrons: expected > 0 or None, got {full_well_electrons}")
     if not read_noise_electrons >= 0:
@@ -352,20 +289,21 @@ def render_focal_stack(
     channels_first = color[None] if color.ndim == 2 else color.permute(2, 0, 1)  # (C, H, W)
     size = (height.shape[0], height.shape[1])
     lowest, highest = float(height.min()), float(height.max())
-    um_per_px_of_radius = pixel_size_um / math.tan(math.asin(numerical_aperture / refractive_index))
+    um_per_px_of_radius = 1 / lens.radius_px_per_um
     farthest_um = max(highest - float(focus.min()), float(focus.max()) - lowest, 0.0)
     airy_px = 0.61 * wavelength_um / numerical_aperture / pixel_size_um
     margin = math.ceil(1.1 * farthest_um / um_per_px_of_radius + 2 * airy_px) + 2
-    padded = (_fast_length(size[0] + 2 * margin), _fast_length(size[1] + 2 * margin))
-    row_source = _mirrored(size[0], margin, padded[0], height.device)
-    column_source = _mirrored(size[1], margin, padded[1], height.device)
+    padded = (fast_length(size[0] + 2 * margin), fast_length(size[1] + 2 * margin))
+    row_source = mirrored_indices(size[0], margin, padded[0], height.device)
+    column_source = mirrored_indices(size[1], margin, padded[1], height.device)
     padded_height = height[row_source][:, column_source]
     padded_color = channels_first[:, row_source][:, :, column_source]
     crop = (slice(margin, margin + size[0]), slice(margin, margin + size[1]))
     radii_px = _layer_radii(farthest_um / um_per_px_of_radius)
     radii_um = [radius * um_per_px_of_radius for radius in radii_px]
-    optics = _Optics(padded, pixel_size_um, numerical_aperture, wavelength_um, psf, height.device)
-    transfer = [optics.transfer(radius) for radius in radii_px]
+    transfer = lens.transfer_on_grid(
+        torch.tensor(radii_um, device=height.device), radial_frequency(padded, height.device)
+    )
 
     generator = torch.Generator().manual_seed(seed)
     frames = []
@@ -437,12 +375,11 @@ def surface_shading(
     norm = math.sqrt(sum(component * component for component in light))
     if norm == 0:
         raise ValueError(f"light: expected a direction, got {light}")
-    if height_um.ndim != 2 or min(height_um.shape) < 2:
-        raise ValueError(f"height_um: expected at least 2 x 2, got {tuple(height_um.shape)}")
-    down, right = torch.gradient(height_um.to(torch.float32), spacing=pixel_size_um)
-    facing = (light[2] - light[0] * right - light[1] * down) / norm
-    facing = facing / torch.sqrt(1 + right**2 + down**2)
-    return ambient + (1 - ambient) * facing.clamp(min=0)
+    if height_um.ndim != 2:
+        raise ValueError(f"height_um: expected (H, W), got {tuple(height_um.shape)}")
+    down, right = slopes(height_um.to(torch.float32), pixel_size_um)
+    towards = (light[1] / norm, light[0] / norm, light[2] / norm)  # (down, right, up)
+    return shade(down, right, [towards], ambient=ambient).diffuse
 
 
 class DemoScene(NamedTuple):

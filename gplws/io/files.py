@@ -62,7 +62,8 @@ def new_folder_content(folder: Path, names: Collection[str], *, overwrite: bool)
 
     Args:
         folder: the folder to fill.
-        names: all files that this writer may ever write there; old ones among them are removed.
+        names: all files that this writer may ever write there, and all folders, with a slash at the
+            end; old ones among them are removed.
         overwrite: whether a folder with content is accepted.
 
     Yields:
@@ -143,8 +144,9 @@ def _exchange(part: Path, folder: Path, names: Collection[str]) -> None:
     moved: list[tuple[Path, Path]] = []
     try:
         for name in sorted(names):
-            if (folder / name).is_file():
-                _move(folder / name, backup / name, moved)
+            old = folder / name
+            if old.is_dir() if name.endswith("/") else old.is_file():
+                _move(old, backup / name, moved)
         for path in sorted(part.iterdir()):
             _move(path, folder / path.name, moved)
     except BaseException:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data.focal_stack import checked_length
+from ..data.simulator import SimulatedStack
 from .files import new_folder_content, write_bytes, write_file
 from .meshes import DEFAULT_MAX_FACES, MESH_FORMATS, encode_mesh, require_calibration
 from .pictures import preview_png
@@ -30,6 +31,18 @@ RESULT_FILES = frozenset(
         "info.json",
     }
     | {f"mesh.{kind}" for kind in MESH_FORMATS}
+)
+
+# Likewise for save_simulation.
+SIMULATION_FILES = frozenset(
+    {
+        "stack.tif",
+        "frames/",
+        "height.tif",
+        "depth_index.tif",
+        "all_in_focus.png",
+        "info.json",
+    }
 )
 
 
@@ -150,6 +163,86 @@ def save_reconstruction(
         }
         text = json.dumps(jsonable(info), indent=2, allow_nan=False, ensure_ascii=False)
         write("info.json", (text + "\n").encode())
+    return folder
+
+
+def save_simulation(
+    stack: SimulatedStack,
+    out_dir: str | Path,
+    *,
+    pixel_size_um: float,
+    metadata: Mapping[str, Any] | None = None,
+    frame_format: str = "tiff",
+    overwrite: bool = False,
+) -> Path:
+    """Writes a simulated focal stack and its truth into a folder, all of it or nothing.
+
+    The frames are ``stack.tif``, an ImageJ stack with z-step and pixel size, or ``frames/f000.png``
+    and so on; ``height.tif`` (um) and ``depth_index.tif`` (frames, NaN out of the focus range) are
+    the truth; ``all_in_focus.png`` is the scene without blur and noise; ``info.json`` holds focus
+    positions and ``metadata``.
+
+    Args:
+        stack: gray frames, evenly spaced, uint8 or uint16.
+        out_dir: folder to write; missing parents are created.
+        pixel_size_um: side of a pixel, um.
+        metadata: what else belongs into ``info.json``.
+        frame_format: "tiff" or "png".
+        overwrite: whether a folder with content is accepted, as in `save_reconstruction`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder has content and ``overwrite`` is False, or is a file.
+        OSError: the disk is full or not writable; what was there before is unchanged.
+        ValueError: an unknown format, or frames that are not gray.
+        TypeError: frames of another dtype.
+    """
+    if frame_format not in ("tiff", "png"):
+        raise ValueError(f"frame_format must be 'tiff' or 'png', got {frame_format!r}")
+    frames = _as_numpy(stack.frames)
+    if frames.ndim != 3:
+        raise ValueError(f"stack.frames must be (N, H, W), got {frames.shape}")
+    if frames.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"stack.frames must be uint8 or uint16, got {frames.dtype}")
+    top = int(np.iinfo(frames.dtype).max)
+    image = (_as_numpy(stack.all_in_focus) * top).round().astype(frames.dtype)
+    positions_um = _as_numpy(stack.focus_positions_um)
+    z_step_um = float(np.abs(np.diff(positions_um)).mean())
+    folder = Path(out_dir)
+    with new_folder_content(folder, SIMULATION_FILES, overwrite=overwrite) as part:
+        written = ["info.json"]
+
+        def write(name: str, payload: bytes) -> None:
+            write_bytes(part / name, payload)
+            written.append(name)
+
+        if frame_format == "tiff":
+            write("stack.tif", _encode_stack(frames, pixel_size_um, z_step_um))
+        else:
+            (part / "frames").mkdir()
+            digits = max(3, len(str(len(frames) - 1)))
+            for index, frame in enumerate(frames):
+                write(f"frames/f{index:0{digits}d}.png", encode_all_in_focus(frame, None)[1])
+        for name, values, unit in (
+            ("height", stack.height_um, "um"),
+            ("depth_index", stack.depth_index, "frames"),
+        ):
+            payload = encode_float_tiff(_as_numpy(values), pixel_size_um, name, unit)
+            write(f"{name}.tif", payload)
+        write(*encode_all_in_focus(image, pixel_size_um))
+        info = {
+            **(metadata or {}),
+            "shape": list(frames.shape),
+            "pixel_size_um": pixel_size_um,
+            "z_step_um": z_step_um,
+            "z_direction": "up" if positions_um[-1] > positions_um[0] else "down",
+            "focus_positions_um": positions_um,
+            "files": sorted(written),
+        }
+        text = json.dumps(jsonable(info), indent=2, allow_nan=False, ensure_ascii=False)
+        write_bytes(part / "info.json", (text + "\n").encode())
     return folder
 
 
@@ -298,6 +391,23 @@ def _encode_tiff(values: np.ndarray, pixel_size_um: float | None, note: str) -> 
     buffer = BytesIO()
     photometric = "rgb" if values.ndim == 3 else "minisblack"
     tifffile.imwrite(buffer, values, photometric=photometric, **options)
+    return buffer.getvalue()
+
+
+def _encode_stack(frames: np.ndarray, pixel_size_um: float, z_step_um: float) -> bytes:
+    """ImageJ TIFF of (N, H, W) frames, with the units that `read_stack` reads back."""
+    import tifffile
+
+    per_um = 1.0 / checked_length(pixel_size_um, "pixel_size_um")
+    buffer = BytesIO()
+    tifffile.imwrite(
+        buffer,
+        frames,
+        imagej=True,
+        resolution=(per_um, per_um),
+        metadata={"axes": "ZYX", "spacing": z_step_um, "unit": "um"},
+        photometric="minisblack",
+    )
     return buffer.getvalue()
 
 

@@ -257,7 +257,7 @@ def test_arrays_are_taken_and_left_alone():
         ({"wavelength_um": -1.0}, ValueError, "wavelength_um"),
         ({"numerical_aperture": 1.2}, ValueError, "numerical_aperture: .*refractive_index"),
         ({"refractive_index": 0.5}, ValueError, "refractive_index"),
-        ({"psf": "square"}, ValueError, "psf: expected 'disk' or 'gaussian'"),
+        ({"psf": "square"}, ValueError, "psf: expected 'disk', 'gaussian' or 'wave'"),
         ({"full_well_electrons": 0.0}, ValueError, "full_well_electrons"),
         ({"read_noise_electrons": -1.0}, ValueError, "read_noise_electrons"),
         ({"bit_depth": 7}, ValueError, "bit_depth: expected 8..16"),
