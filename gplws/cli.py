@@ -36,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     command = options.subcommand
     chosen = options[command]
-    if command == "train" and chosen.resume and not chosen.config:
-        # The configuration of the run that goes on, with the options of this call over it.
-        of_run = ["train", "--config", str(chosen.out), *words[words.index("train") + 1 :]]
-        chosen = parser.parse_args(of_run)[command]
+    if command == "train" and not chosen.config:
+        # A run that goes on has a configuration; the options of this call go over it.
+        usual = str(chosen.out) if chosen.resume else "default"
+        words = ["train", "--config", usual, *words[words.index("train") + 1 :]]
+        chosen = parser.parse_args(words)[command]
     verbose = bool(getattr(chosen, "verbose", False))
     logging.basicConfig(
         stream=sys.stderr,
@@ -246,7 +247,7 @@ def _simulate_parser() -> ArgumentParser:
 def _train_parser() -> ArgumentParser:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    from gplws.training import TrainingConfig, preset_names, preset_path
+    from gplws.training_config import TrainingConfig, preset_names, preset_path
 
     class PresetOrFile(ActionConfigFile):
         """Takes the name of a preset or a run folder as well as a file."""
@@ -264,17 +265,17 @@ def _train_parser() -> ArgumentParser:
         description="Train a depth-from-focus network; with torchrun on several GPUs.",
     )
     add = train.add_argument
-    names = ", ".join(preset_names())
+    names = ", ".join(sorted(preset_names(), key="default".__ne__))
     add(
         "--config",
         action=PresetOrFile,
-        help=f"YAML file with these options, folder of a run, or a preset: {names}",
+        help=f"YAML file with these options, folder of a run, or a preset: {names} (the first)",
     )
     add("-o", "--out", type=Path, default=Path("gplws_run"), help="folder of the run")
     add(
         "--resume",
         action="store_true",
-        help="go on from the checkpoint in --out; without --config, with the run's configuration",
+        help="go on from the checkpoint in --out; without --config with its configuration",
     )
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--quiet", action="store_true", help="no progress bar")
@@ -303,7 +304,7 @@ def _export_parser() -> ArgumentParser:
 def _evaluate_parser() -> ArgumentParser:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    from gplws.training import SourceConfig
+    from gplws.training_config import SourceConfig
 
     evaluate = ArgumentParser(
         description="Measure the error of methods on focal stacks with known depth.",
@@ -345,7 +346,7 @@ def _evaluate_parser() -> ArgumentParser:
 def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
     from gplws.evaluation import evaluate
     from gplws.io.files import write_file
-    from gplws.training import DataConfig, SourceConfig, samples_of
+    from gplws.training_config import DataConfig, SourceConfig, samples_of
 
     if not options.stacks and not options.data:
         parser.error("give --stacks or --data")
@@ -376,7 +377,8 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
 
 
 def _train(parser: ArgumentParser, options: Namespace) -> int:
-    from gplws.training import TrainingConfig, train
+    from gplws.training import train
+    from gplws.training_config import TrainingConfig
 
     train_parser = _train_parser()
     made = train_parser.instantiate(options)

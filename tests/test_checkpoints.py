@@ -85,7 +85,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save({"weights": Evil()}, path)
     with pytest.raises(CheckpointError, match=r"evil\.pt cannot be read"):
         load_checkpoint(path)
-    path.write_bytes(pickle.dumps(Evil()))
+    path.write_bytes(pickle.dumps(Evil(), protocol=2))
     (tmp_path / "owned").unlink(missing_ok=True)  # pickling opens nothing, unpickling would
     with pytest.raises(CheckpointError, match=r"evil\.pt cannot be read"):
         load_checkpoint(path)

@@ -169,6 +169,16 @@ def test_a_network_is_trained_resumed_exported_and_used(tmp_path, capsys, folder
     assert "CC0-1.0" in (tmp_path / "net.md").read_text()
 
 
+def test_the_default_preset_trains_on_simulated_stacks(tmp_path, capsys):
+    small = ("--data.crop", 16, "--data.frames", "[3, 3]", "--data.batch_size", 1)
+    words = ("train", "-o", tmp_path / "run", *TINY[:2], *small, "--schedule.steps", 1, "--quiet")
+    assert run(*words) == 0
+    assert "done at step 1; mean error in frames: simulated " in capsys.readouterr().out
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"]["sources"][0]["factory"] == "gplws.data.generator:StackGenerator"
+    assert config["optimiser"]["kind"] == "adamw" and config["data"]["crop"] == 16
+
+
 def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folder):
     y = np.broadcast_to(np.linspace(2, 4, 40)[:, None], (40, 50))
     np.savez(folder / "gt.npz", gt_index=y)
@@ -203,7 +213,7 @@ def test_presets_say_what_they_promise(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["train"], 1, "data.sources: expected at least one"),
+        (["train", "--data.sources", "[]"], 1, "data.sources: expected at least one"),
         (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["train", "--optimiser.kind", "sgd"], 2, "optimiser"),
         (["train", "--loss.sigma", "-1", *TINY], 1, "loss.sigma must be positive"),

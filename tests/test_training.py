@@ -24,7 +24,8 @@ from gplws.data.transforms import Augmentation, split
 from gplws.losses import FocusLoss
 from gplws.models import WeightsError, save_weights
 from gplws.models.registry import build_model
-from gplws.training import (
+from gplws.training import index_of, mean_error, predicted_index, train
+from gplws.training_config import (
     CheckpointConfig,
     DataConfig,
     ModelConfig,
@@ -35,11 +36,7 @@ from gplws.training import (
     TrainingConfig,
     build_source,
     build_validation,
-    index_of,
-    mean_error,
-    predicted_index,
     preset_names,
-    train,
 )
 
 VALIDATION = [("toy", [ToySource(seed=1)(0)])]

@@ -11,7 +11,7 @@ from torch import nn
 from gplws.data import DepthSample, collate
 from gplws.data.transforms import Augmentation, split
 from gplws.losses import FocusLoss
-from gplws.training import (
+from gplws.training_config import (
     CheckpointConfig,
     DataConfig,
     ModelConfig,
