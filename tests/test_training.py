@@ -189,16 +189,20 @@ def test_the_learning_rate_rises_then_falls():
 def test_two_processes_equal_one_with_all_their_batches(tmp_path, repository):
     steps = 2
     worker = Path(__file__).with_name("distributed_training.py")
-    subprocess.run(
+    ran = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
             *(worker, tmp_path / "two", str(steps)),
         ],
         check=True,
         capture_output=True,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
         timeout=300,
     )
+    # A signal to one process stops both, at the same step.
+    assert ran.stdout.count("interrupted at step 1\n") == 2
+    assert load_checkpoint(tmp_path / "two_stopped" / "checkpoint.pt")["step"] == 1
     train(
         distributed_config(steps),
         tmp_path / "one",
