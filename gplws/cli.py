@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("gplws")
 
+_FAILURES = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ArithmeticError)
 DEMO_FOLDER = Path("gplws_demo")
 
 
@@ -30,9 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code; wrong usage raises ``SystemExit(2)``.
     """
     parser = _parser()
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(words)
     command = options.subcommand
     chosen = options[command]
+    if command == "train" and not chosen.config:
+        # A run that goes on has a configuration; the options of this call go over it.
+        usual = str(chosen.out) if chosen.resume else "default"
+        words = ["train", "--config", usual, *words[words.index("train") + 1 :]]
+        chosen = parser.parse_args(words)[command]
     verbose = bool(getattr(chosen, "verbose", False))
     logging.basicConfig(
         stream=sys.stderr,
@@ -40,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="gplws: %(message)s",
     )
     try:
-        return COMMANDS[command](parser, chosen)
+        return _COMMANDS[command](parser, chosen)
     except KeyboardInterrupt:
         print("gplws: interrupted", file=sys.stderr)
         return 1
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+    except _FAILURES as error:
         if verbose:
             _logger.exception("failed")
         print(f"gplws: error: {_one_paragraph(error)}", file=sys.stderr)
@@ -130,6 +138,9 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("reconstruct", reconstruct, help="focal stack to height map")
 
     commands.add_subcommand("simulate", _simulate_parser(), help="focal stacks of known depth")
+    commands.add_subcommand("train", _train_parser(), help="train a network")
+    commands.add_subcommand("export", _export_parser(), help="checkpoint to weights file")
+    commands.add_subcommand("evaluate", _evaluate_parser(), help="errors on known depth")
 
     info = ArgumentParser(
         description="Say what was compiled and what this machine can use, as JSON."
@@ -230,11 +241,179 @@ def _simulate_parser() -> ArgumentParser:
     add("--bit-depth", type=int, default=usual.bit_depth, help="8 to 16")
     add("--seed", type=int, default=usual.seed, help="of all that is drawn")
     add("--format", choices=["tiff", "png"], default="tiff", help="of the frames")
+    return simulate
+
+
+def _train_parser() -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from gplws.training_config import TrainingConfig, preset_names, preset_path
+
+    class PresetOrFile(ActionConfigFile):
+        """Takes the name of a preset or a run folder as well as a file."""
+
+        def __call__(
+            self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
+        ) -> None:
+            if values in preset_names():
+                values = str(preset_path(values))
+            elif Path(values).is_dir():
+                values = str(Path(values) / "config.yaml")
+            super().__call__(parser, cfg, values, option_string)
+
+    train = ArgumentParser(
+        description="Train a depth-from-focus network; with torchrun on several GPUs.",
+    )
+    add = train.add_argument
+    names = ", ".join(sorted(preset_names(), key="default".__ne__))
+    add(
+        "--config",
+        action=PresetOrFile,
+        help=f"YAML file with these options, folder of a run, or a preset: {names} (the first)",
+    )
+    add("-o", "--out", type=Path, default=Path("gplws_run"), help="folder of the run")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in --out; without --config with its configuration",
+    )
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    train.add_class_arguments(TrainingConfig, None)
+    return train
+
+
+def _export_parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    export = ArgumentParser(
+        description="Write the weights of a checkpoint, and a model card that says what they are.",
+    )
+    add = export.add_argument
+    add("checkpoint", type=Path, help="checkpoint.pt of a run, or the folder of the run")
+    add("out", type=Path, help="weights file to write, NAME.safetensors; the card is NAME.md")
+    add("--licence", type=str, default="Apache-2.0", help="licence of the weights, for the card")
+    add("--data", type=str, default="", help="what they were trained on, for the card")
+    add("--raw", action="store_true", help="the weights of the last step, not their average")
+    add("--overwrite", action="store_true", help="replace existing files")
+    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    return export
+
+
+def _evaluate_parser() -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from gplws.training_config import SourceConfig
+
+    evaluate = ArgumentParser(
+        description="Measure the error of methods on focal stacks with known depth.",
+    )
+    add = evaluate.add_argument
+    add("--config", action=ActionConfigFile, help="YAML file with these options")
+    add(
+        "--methods",
+        type=list[str],
+        default=["rdf"],
+        metavar="[METHOD, ...]",
+        help="names of methods, .safetensors files, checkpoints (.pt)",
+    )
+    add(
+        "--stacks",
+        type=list[Path],
+        default=[],
+        metavar="[FOLDER, ...]",
+        help="folders of stacks with gt.npz; see gplws.datasets.FolderStacks",
+    )
+    add(
+        "--data",
+        type=list[SourceConfig],
+        default=[],
+        metavar="[SOURCE, ...]",
+        help="any data sets or generators, as data.validation of gplws train",
+    )
+    add("--frames", type=tuple[int, int], default=(10, 10), help="least, most; of generators")
+    add("--crop", type=int, default=256, help="side of the images, pixels; of generators")
+    add("-o", "--out", type=Path | None, default=None, help="folder for evaluation.json")
+    add("--pictures", action="store_true", help="pictures of the errors in --out as well")
     add("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--overwrite", action="store_true", help="replace the results in a folder that has some")
     add("--quiet", action="store_true", help="no progress bar")
     add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
-    return simulate
+    return evaluate
+
+
+def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
+    from gplws.evaluation import evaluate
+    from gplws.io.files import write_file
+    from gplws.training_config import DataConfig, SourceConfig, samples_of
+
+    if not options.stacks and not options.data:
+        parser.error("give --stacks or --data")
+    if options.pictures and options.out is None:
+        parser.error("--pictures needs --out")
+    if options.out is not None:
+        _refuse_existing(options.out, options)
+    entries = [
+        SourceConfig("gplws.datasets:FolderStacks", {"root": str(folder)}, name=folder.name)
+        for folder in options.stacks
+    ]
+    entries += _evaluate_parser().instantiate(options).data
+    data = DataConfig(batch_size=1, frames=options.frames, crop=options.crop)
+    found = evaluate(
+        {Path(method).name: method for method in options.methods},
+        [(e.name or e.factory.rpartition(":")[2], samples_of(e, data)) for e in entries],
+        device=options.device,
+        pictures=options.out / "pictures" if options.pictures else None,
+        progress=not options.quiet,
+    )
+    print(found.table())
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / "evaluation.json"
+        write_file(path, found.as_json().encode, overwrite=options.overwrite)
+        print(path)
+    return 0
+
+
+def _train(parser: ArgumentParser, options: Namespace) -> int:
+    from gplws.training import train
+    from gplws.training_config import TrainingConfig
+
+    train_parser = _train_parser()
+    made = train_parser.instantiate(options)
+    config = TrainingConfig(**{field.name: made[field.name] for field in fields(TrainingConfig)})
+    result = train(
+        config,
+        options.out,
+        resume=options.resume,
+        device=options.device,
+        progress=not options.quiet,
+    )
+    errors = ", ".join(f"{name} {error:.4f}" for name, error in result.validation.items())
+    print(f"{result.checkpoint}: {result.reason} at step {result.step}", end="")
+    print(f"; mean error in frames: {errors}" if errors else "")
+    if result.reason == "done":
+        return 0
+    print(f"gplws: to go on: gplws train --resume --out {options.out}", file=sys.stderr)
+    return 0 if result.reason == "out of time" else 1
+
+
+def _export(parser: ArgumentParser, options: Namespace) -> int:
+    from gplws.checkpoints import export
+
+    exported = export(
+        options.checkpoint,
+        options.out,
+        licence=options.licence,
+        data=options.data,
+        averaged=not options.raw,
+        overwrite=options.overwrite,
+    )
+    print(exported.weights)
+    print(exported.card)
+    print(f"fused network against training form: largest relative error {exported.error:.1e}")
+    return 0
 
 
 def _simulate(parser: ArgumentParser, options: Namespace) -> int:
@@ -403,7 +582,14 @@ def _one_paragraph(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-COMMANDS = {"reconstruct": _reconstruct, "simulate": _simulate, "info": _info}
+_COMMANDS = {
+    "reconstruct": _reconstruct,
+    "simulate": _simulate,
+    "train": _train,
+    "export": _export,
+    "evaluate": _evaluate,
+    "info": _info,
+}
 
 
 if __name__ == "__main__":

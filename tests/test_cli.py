@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import yaml
 
 from gplws.cli import main
 
@@ -205,6 +206,74 @@ def test_surfaces_and_pictures_from_files_are_simulated_at_their_scale(tmp_path)
     assert np.diff(info["focus_positions_um"]) == pytest.approx([1.5] * 3)
 
 
+TINY = (
+    *(
+        "--model.arguments",
+        '{"widths": [4, 8], "depths": [1, 1], "middle": 1, "decoder_depths": [1]}',
+    ),
+    *("--data.sources", '[{factory: "toy_data:ToySource", arguments: {side: 16}}]'),
+    *("--data.validation", '[{factory: "toy_data:ToySource", name: toy, count: 1}]'),
+    *("--checkpoints.log_steps", 1),
+)
+
+
+def test_a_network_is_trained_resumed_exported_and_used(tmp_path, capsys, folder):
+    out, weights = tmp_path / "run", tmp_path / "net.safetensors"
+    assert run("train", "--config", "default", "-o", out, *TINY, "--schedule.steps", 2) == 0
+    shown = capsys.readouterr()
+    assert f"{out}/checkpoint.pt: done at step 2; mean error in frames: toy " in shown.out
+    assert "gplws train" in shown.err  # the progress bar
+    # Without --config the run goes on with its own configuration, and what is given here over it.
+    assert run("train", "--resume", "-o", out, "--schedule.steps", 3, "--quiet") == 0
+    shown = capsys.readouterr()
+    assert "done at step 3" in shown.out and shown.err == ""
+    assert len((out / "log.jsonl").read_text().splitlines()) == 5
+    assert run("export", out, weights, "--licence", "CC0-1.0") == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [str(weights), str(tmp_path / "net.md")]
+    assert "CC0-1.0" in (tmp_path / "net.md").read_text()
+
+
+def test_the_default_preset_trains_on_simulated_stacks(tmp_path, capsys):
+    small = ("--data.crop", 16, "--data.frames", "[3, 3]", "--data.batch_size", 1)
+    words = ("train", "-o", tmp_path / "run", *TINY[:2], *small, "--schedule.steps", 1, "--quiet")
+    assert run(*words) == 0
+    assert "done at step 1; mean error in frames: simulated " in capsys.readouterr().out
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"]["sources"][0]["factory"] == "gplws.data.generator:StackGenerator"
+    assert config["optimiser"]["kind"] == "adamw" and config["data"]["crop"] == 16
+
+
+def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folder):
+    y = np.broadcast_to(np.linspace(2, 4, 40)[:, None], (40, 50))
+    np.savez(folder / "gt.npz", gt_index=y)
+    out = tmp_path / "evaluation"
+    generator = '[{factory: "toy_data:ToySource", name: toy, count: 1}]'
+    words = ("evaluate", "--stacks", f"[{folder}]", "--data", generator, "-o", out, "--pictures")
+    assert run(*words, "--methods", "[rdf]") == 0
+    shown = capsys.readouterr()
+    table = [line.split()[:2] for line in shown.out.splitlines()]
+    assert ["frames", "rdf"] in table and ["toy", "rdf"] in table
+    assert json.loads((out / "evaluation.json").read_text())["means"][0]["dataset"] == "frames"
+    assert len(list((out / "pictures").iterdir())) == 3
+    assert run(*words, "--quiet") == 1 and "--overwrite" in capsys.readouterr().err
+    assert run(*words, "--quiet", "--overwrite") == 0
+
+
+def test_presets_say_what_they_promise(tmp_path, capsys):
+    for preset in ("paper", "default"):
+        with pytest.raises(SystemExit):
+            main(["train", "--config", preset, "--print_config"])
+        config = yaml.safe_load(capsys.readouterr().out)
+        optimiser, schedule = config["optimiser"], config["schedule"]
+        if preset == "paper":
+            assert (optimiser["kind"], optimiser["learning_rate"]) == ("adam", 1e-3)
+            assert (config["data"]["batch_size"], schedule["epochs"]) == (4, 720)
+            assert schedule["steps"] is None
+        else:
+            assert (optimiser["kind"], optimiser["learning_rate"]) == ("adamw", 2.5e-3)
+            assert (optimiser["clip"], schedule["shape"]) == (5.0, "cosine")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -236,3 +305,27 @@ def test_a_simulation_does_not_replace_what_is_there_unasked(tmp_path, capsys):
     assert run("simulate", tmp_path, "--quiet") == 1
     assert "--overwrite" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == ["notes.txt"]
+
+
+        (["train", "--data.sources", "[]"], 1, "data.sources: expected at least one"),
+        (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["train", "--optimiser.kind", "sgd"], 2, "optimiser"),
+        (["train", "--loss.sigma", "-1", *TINY], 1, "loss.sigma must be positive"),
+        (["train", "--resume", "--out", "nowhere"], 2, "nowhere"),
+        (["train", "--model.name", "unet", *TINY], 1, "unknown model 'unet'"),
+        (["train", "--model.weights", "w.safetensors", *TINY], 1, "w.safetensors"),
+        (["train", "--device", "tpu", *TINY], 1, "device 'tpu' cannot be used"),
+        (["export", "nowhere", "w.safetensors"], 1, "no such file: nowhere"),
+        (["export", "nowhere"], 2, "out"),
+        (["evaluate"], 2, "give --stacks or --data"),
+        (["evaluate", "--stacks", "[nowhere]"], 1, "nowhere"),
+        (["evaluate", "--stacks", "[nowhere]", "--pictures"], 2, "--pictures needs --out"),
+        (["evaluate", "--methods", "[magic]", "--data", TINY[3]], 1, "magic"),
+    ],
+)
+def test_training_that_cannot_start_says_why(words, code, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == code
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err
+    assert shown.out == "" and not list(tmp_path.iterdir())

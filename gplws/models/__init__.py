@@ -5,7 +5,7 @@ from gplws.models.ddffnet import DDFFNet
 from gplws.models.defocusnet import DefocusNet
 from gplws.models.dfvnet import DFVNet, FVNet
 from gplws.models.gplws_net import GPLWSNet
-from gplws.models.registry import WeightsError, load_model, model_names, save_weights
+from gplws.models.registry import WeightsError, build_model, load_model, model_names, save_weights
 
 __all__ = [
     "AiFDepthNet",
@@ -15,6 +15,7 @@ __all__ = [
     "FVNet",
     "GPLWSNet",
     "WeightsError",
+    "build_model",
     "load_model",
     "model_names",
     "save_weights",

@@ -46,6 +46,20 @@ def model_names() -> tuple[str, ...]:
     return tuple(_NETWORKS)
 
 
+def build_model(name: str, arguments: dict[str, Any] | None = None) -> nn.Module:
+    """A network with fresh random weights, in training form.
+
+    Args:
+        name: one of :func:`model_names`.
+        arguments: of its constructor.
+
+    Raises:
+        ValueError: ``name`` is unknown, or an argument does not fit.
+        TypeError: the network has no such argument.
+    """
+    return _build(name, arguments or {})
+
+
 def save_weights(model: nn.Module, path: str | Path, *, name: str = "gplws") -> None:
     """Write the weights of a model in training form to a safetensors file.
 

@@ -1,0 +1,384 @@
+"""Methods against data sets with known depth: figures, one table, JSON, pictures of the errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gplws._extension import __version__
+from gplws.checkpoints import model_of_checkpoint
+from gplws.classical import METHODS, depth_from_focus
+from gplws.data.samples import DepthSample, collate
+from gplws.data.transforms import split
+from gplws.metrics import (
+    DepthMetrics,
+    FrameMetrics,
+    depth_metrics,
+    frame_metrics,
+    mean_metrics,
+    sparsification,
+)
+from gplws.models import WeightsError, load_model, model_names
+from gplws.ops.focus_search import focus_search
+from gplws.training import network_output
+
+_LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. ITU-R BT.709-6, item 3.2
+_COLUMNS = (
+    ("mae_frames", "mean"),
+    ("median_frames", "median"),
+    ("rmse_frames", "rmse"),
+    ("bias_frames", "bias"),
+    ("off_by_1", "> 1"),
+    ("off_by_2", "> 2"),
+)
+
+
+class Estimate(NamedTuple):
+    """What a method says about one stack, (H, W) each, on the CPU."""
+
+    depth: Tensor  # unit of the sample; NaN where the method gives none
+    valid: Tensor  # bool; where the method trusts its depth
+    confidence: Tensor | None  # higher is better
+
+
+Method = Callable[[DepthSample], Estimate]
+"""Depth of one sample that is not batched."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one sample.
+
+    Attributes:
+        method: its name.
+        dataset: name of the data set.
+        sample: name of the sample.
+        unit: of ``depth``.
+        frames: errors in frames, over all pixels whose depth is known.
+        trusted: the same over those that the method itself calls valid.
+        depth: errors in ``unit``, as papers print them; ``seconds`` is the time of this one call.
+        ause: area under the sparsification error of the confidence; NaN without confidence.
+    """
+
+    method: str
+    dataset: str
+    sample: str
+    unit: str
+    frames: FrameMetrics
+    trusted: FrameMetrics
+    depth: DepthMetrics
+    ause: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All results, sample by sample."""
+
+    results: tuple[Result, ...]
+
+    def means(self) -> list[Result]:
+        """One result for each method and data set: means over the samples, NaN left out."""
+        groups: dict[tuple[str, str], list[Result]] = {}
+        for result in self.results:
+            groups.setdefault((result.dataset, result.method), []).append(result)
+        return [
+            Result(
+                method=method,
+                dataset=dataset,
+                sample=f"mean of {len(group)}",
+                unit=group[0].unit,
+                frames=mean_metrics([r.frames for r in group]),
+                trusted=mean_metrics([r.trusted for r in group]),
+                depth=mean_metrics([r.depth for r in group]),
+                ause=_mean([r.ause for r in group]),
+            )
+            for (dataset, method), group in groups.items()
+        ]
+
+    def table(self) -> str:
+        """The means as text; errors in frames, shares in percent."""
+        head = ["data", "method", *(title for _, title in _COLUMNS)]
+        head += ["trusted", "mean there", "ause", "s"]
+        rows = [head]
+        for result in self.means():
+            cells = [result.dataset, result.method]
+            for name, _ in _COLUMNS:
+                value = getattr(result.frames, name)
+                cells.append(_percent(value) if name.startswith("off") else _number(value))
+            known = result.frames.pixels
+            share = result.trusted.pixels / known if known else math.nan
+            cells += [_percent(share), _number(result.trusted.mae_frames)]
+            cells += [_number(result.ause), _number(result.depth.seconds)]
+            rows.append(cells)
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = []
+        for row in rows:
+            names = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+            figures = [c.rjust(w) for c, w in zip(row[2:], widths[2:], strict=True)]
+            lines.append("  ".join([*names, *figures]))
+        lines.insert(1, "-" * len(lines[0]))
+        return "\n".join(lines)
+
+    def as_json(self) -> str:
+        """Versions, means and all results; figures that do not exist are null."""
+        content = {
+            "versions": {"gplws": __version__, "torch": str(torch.__version__)},
+            "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+            "means": [asdict(result) for result in self.means()],
+            "results": [asdict(result) for result in self.results],
+        }
+        return json.dumps(_without_nan(content), indent=2, allow_nan=False)
+
+
+def evaluate(
+    methods: Mapping[str, Method | nn.Module | str | Path],
+    datasets: Iterable[tuple[str, Iterable[DepthSample]]],
+    *,
+    device: str | torch.device = "cpu",
+    pictures: str | Path | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Run every method on every sample of every data set.
+
+    Args:
+        methods: what :func:`method_of` takes, or functions of a sample, by the names for the table.
+        datasets: names and samples, single or batched; read one by one.
+        device: where networks run.
+        pictures: folder for one picture of truth, depth and error for each sample and method.
+        progress: show on stderr what is done.
+
+    Returns:
+        All figures.
+
+    Raises:
+        ValueError: no methods, no data, a data set without samples, or an unknown method.
+        WeightsError: weights are missing or foreign; a ValueError.
+    """
+    from tqdm import tqdm
+
+    if not methods:
+        raise ValueError("methods: expected at least one")
+    ready = {name: _ready(method, device) for name, method in methods.items()}
+    results: list[Result] = []
+    seen: dict[str, int] = {}
+    with tqdm(desc="gplws evaluate", disable=not progress, unit="stack") as bar:
+        for dataset, samples in datasets:
+            seen[dataset] = 0
+            for sample in _single(samples):
+                label = sample.name or f"{seen[dataset]}"
+                for name, method in ready.items():
+                    bar.set_postfix_str(f"{dataset} {label} {name}", refresh=False)
+                    begun = time.perf_counter()
+                    estimate = method(sample)  # its result is on the CPU, so the work is done
+                    seconds = time.perf_counter() - begun
+                    result = _result(name, dataset, label, sample, estimate, seconds)
+                    results.append(result)
+                    if pictures is not None:
+                        file = _file_name(f"{dataset}_{seen[dataset]:03d}_{label}_{name}.png")
+                        save_error_picture(Path(pictures) / file, sample, estimate, result)
+                seen[dataset] += 1
+                bar.update()
+    if not seen:
+        raise ValueError("datasets: expected at least one")
+    for dataset, count in seen.items():
+        if not count:
+            raise ValueError(f"datasets: {dataset} has no samples")
+    return Evaluation(tuple(results))
+
+
+def method_of(which: nn.Module | str | Path, device: str | torch.device = "cpu") -> Method:
+    """A method, ready to run.
+
+    Args:
+        which: name of a classical method or of a network whose weights ship, a weights file
+            (``.safetensors``), a training checkpoint (``.pt``), or a network.
+        device: where a network runs.
+
+    Raises:
+        ValueError: an unknown name, or a checkpoint that is missing or damaged.
+        WeightsError: weights are missing, damaged or foreign; a ValueError.
+    """
+    if isinstance(which, nn.Module):
+        return _network(which, device)
+    name = str(which)
+    if name.endswith(".safetensors"):
+        return _network(load_model(_network_of(Path(name)), weights=name), device)
+    if name.endswith(".pt"):
+        model: Any = model_of_checkpoint(name)
+        return _network(model.fuse() if hasattr(model, "fuse") else model, device)
+    if name in METHODS:
+        return _classical(name)
+    if name in model_names():
+        return _network(load_model(name), device)
+    known = ", ".join([*METHODS, *model_names(), "a .safetensors or .pt file"])
+    raise ValueError(f"method must be one of {known}; got {name!r}")
+
+
+def save_error_picture(path: Path, sample: DepthSample, estimate: Estimate, result: Result) -> None:
+    """Truth, depth and absolute error of one sample side by side, as PNG.
+
+    Truth and depth share their colours; errors are shown from 0 to 2 frames. Unknown is white.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        sample: not batched.
+        estimate: what the method said.
+        result: its figures, for the title.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    truth = sample.depth_index()
+    truth = torch.where(sample.valid, truth, torch.nan)
+    found = replace(sample, depth=_within(estimate.depth, sample)).depth_index()
+    error = (found - truth).abs()
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    frames = sample.stack.shape[-3]
+    panels = (
+        ("true depth", truth, "viridis", frames - 1),
+        (result.method, found, "viridis", frames - 1),
+        ("absolute error", error, "magma", 2),
+    )
+    for axes, (title, image, colours, top) in zip(
+        figure.subplots(1, len(panels)), panels, strict=True
+    ):
+        shown = axes.imshow(image.numpy(), cmap=colours, vmin=0, vmax=top)
+        axes.set_title(title)
+        axes.set_axis_off()
+        figure.colorbar(shown, ax=axes, shrink=0.8, label="frames")
+    figure.suptitle(
+        f"{result.dataset} {result.sample}: mean error {result.frames.mae_frames:.3f} frames, "
+        f"{100 * result.frames.off_by_1:.1f}% off by more than 1"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+
+
+def _ready(method: Method | nn.Module | str | Path, device: str | torch.device) -> Method:
+    if isinstance(method, nn.Module | str | Path):
+        return method_of(method, device)
+    return method
+
+
+def _classical(name: str) -> Method:
+    def run(sample: DepthSample) -> Estimate:
+        found = depth_from_focus(_gray(sample.stack)[0], sample.focus_positions, method=name)
+        return Estimate(found.depth, found.valid, found.confidence)
+
+    return run
+
+
+def _network(model: nn.Module, device: str | torch.device) -> Method:
+    model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def run(sample: DepthSample) -> Estimate:
+        batch = collate([sample]).to(device)
+        stack = batch.stack
+        if getattr(model, "in_channels", stack.shape[1]) < stack.shape[1]:
+            stack = _gray(stack[0])[None]
+        output = network_output(model, stack, batch.focus_positions)
+        if isinstance(output, Tensor):
+            found = focus_search(output.float().contiguous(), batch.focus_positions, log_scale=True)
+            depth, confidence = found.depth[0].cpu(), found.confidence[0].cpu()
+            return Estimate(depth, depth.isfinite(), confidence)
+        depth = output.depth[0].float().cpu()
+        said = getattr(output, "confidence", None)
+        return Estimate(depth, depth.isfinite(), None if said is None else said[0].float().cpu())
+
+    return run
+
+
+def _network_of(path: Path) -> str:
+    """Name of the network that a weights file says it belongs to."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise WeightsError(f"weights: no such file: {path}")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            name = (file.metadata() or {}).get("model")
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"weights: {path} cannot be read: {error}") from error
+    if name not in model_names():
+        raise WeightsError(f"weights: {path} belongs to {name or 'an unknown network'!r}")
+    return name
+
+
+def _result(
+    method: str,
+    dataset: str,
+    label: str,
+    sample: DepthSample,
+    estimate: Estimate,
+    seconds: float,
+) -> Result:
+    # What lies beyond the focus positions cannot be found by any method.
+    known = sample.valid & sample.depth_index().isfinite()
+    given = (estimate.depth, sample.depth, sample.focus_positions)
+    ause = math.nan
+    if estimate.confidence is not None:
+        ause = sparsification(estimate.depth, sample.depth, estimate.confidence, known).ause
+    return Result(
+        method=method,
+        dataset=dataset,
+        sample=label,
+        unit=sample.unit,
+        frames=frame_metrics(*given, known, unit=sample.unit),
+        trusted=frame_metrics(*given, known & estimate.valid, unit=sample.unit),
+        depth=depth_metrics(estimate.depth, sample.depth, known, seconds=seconds),
+        ause=ause,
+    )
+
+
+def _single(samples: Iterable[DepthSample]) -> Iterable[DepthSample]:
+    for sample in samples:
+        yield from split(sample) if sample.stack.dim() == 5 else [sample]
+
+
+def _gray(stack: Tensor) -> Tensor:
+    """(C, N, H, W) -> (1, N, H, W) luminance."""
+    if stack.shape[0] == 1:
+        return stack
+    weights = stack.new_tensor(_LUMINANCE)[:, None, None, None]
+    return (stack * weights).sum(0, keepdim=True)
+
+
+def _within(depth: Tensor, sample: DepthSample) -> Tensor:
+    positions = sample.focus_positions
+    return depth.clamp(positions.min(), positions.max())
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in text)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

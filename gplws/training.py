@@ -1,0 +1,755 @@
+"""Training of depth-from-focus networks: the loop, its checkpoints and its log.
+
+A run lives in one folder: ``config.yaml`` (what was asked for), ``log.jsonl`` (what happened, one
+JSON object a line) and ``checkpoint.pt`` (all that is needed to go on). On the CPU a run that stops
+and goes on gives the same weights, bit for bit, as one that does not stop: batches depend on the
+step alone, and all else is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import json
+import logging
+import math
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+
+from gplws.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from gplws.data.samples import DepthSample
+from gplws.data.sources import AugmentedSource, Prefetcher, Source, seed_of
+from gplws.losses import LossTerms
+from gplws.models import GPLWSNet
+from gplws.models.registry import build_model, load_model
+from gplws.ops.focus_search import focus_search
+from gplws.training_config import (
+    ModelConfig,
+    OptimiserConfig,
+    TrainingConfig,
+    Validation,
+    build_source,
+    build_validation,
+)
+
+_logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+
+class TrainingResult(NamedTuple):
+    """How a run ended."""
+
+    step: int  # steps done, those before a resume included
+    reason: Literal["done", "out of time", "interrupted"]
+    validation: dict[str, float]  # mean absolute error of each set, frames
+    checkpoint: Path
+
+
+def train(
+    config: TrainingConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device = "auto",
+    progress: bool = False,
+    model: nn.Module | None = None,
+    source: Source | None = None,
+    validation: Validation | None = None,
+) -> TrainingResult:
+    """Train a network, or go on with a run.
+
+    Under ``torchrun`` each process trains on its own batches, and gradients are averaged so that
+    the result is that of one process with all the batches (batch norms see their own batch only).
+    SIGTERM and Ctrl-C end the run after the current step, with a checkpoint. Seeds the global
+    random number generators.
+
+    Args:
+        config: see :class:`TrainingConfig`.
+        out: folder of the run; made where it is missing.
+        resume: go on from the checkpoint in ``out``; without it a folder with one is refused.
+        device: "auto" (a GPU where there is one) or any torch device; under torchrun the GPU of
+            each process.
+        progress: show a progress bar on stderr.
+        model: the network to train, in place of ``config.model``.
+        source: what to train on, in place of ``config.data.sources``: batches by step.
+        validation: in place of ``config.data.validation``: names and batched samples.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        ValueError: the configuration does not fit together, or there are no data.
+        FileExistsError: ``out`` has a checkpoint and ``resume`` is False.
+        CheckpointError: the checkpoint is missing, damaged, or of another network; a ValueError.
+        WeightsError: ``config.model.weights`` is missing or foreign; a ValueError.
+        FloatingPointError: the loss or its gradient is not finite; the last checkpoint stays.
+    """
+    folder = Path(out)
+    path = folder / CHECKPOINT
+    if path.exists() and not resume:
+        raise FileExistsError(f"{path} exists: pass resume=True to go on with it")
+    state = load_checkpoint(path) if resume else None
+    with _Processes() as processes:
+        place = processes.device(device)
+        _seed_everything(config.seed)
+        if model is None:
+            model = _fresh_model(config.model)
+        if source is None:
+            source = build_source(config.data, config.seed)
+        if validation is None:
+            validation = build_validation(config.data, config.seed)
+        run = _Run(config, folder, model, source, validation, place, processes, progress)
+        if state is not None:
+            run.restore(state, path)
+        return run.to_the_end()
+
+
+def mean_error(predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]) -> float:
+    """Mean absolute error over all valid pixels of all samples.
+
+    Args:
+        predict: batched sample -> (B, H, W) depth, frames; NaN counts as the largest error, N - 1.
+        samples: batched.
+
+    Returns:
+        Frames; NaN where no pixel is valid.
+    """
+    total, count = _error_sum(predict, samples)
+    return total / count if count else math.nan
+
+
+def predicted_index(model: nn.Module, sample: DepthSample) -> Tensor:
+    """Depth as it is read at inference: :func:`gplws.ops.focus_search` in the focus volume.
+
+    Args:
+        model: maps a stack, and focus positions where its ``forward`` takes them, to a focus volume
+            of logits (B, N, H, W), or to something with ``depth`` (B, H, W) in the unit of the
+            sample.
+        sample: batched, on the device of the model.
+
+    Returns:
+        (B, H, W) float32, frames.
+    """
+    output = network_output(model, sample.stack, sample.focus_positions)
+    if isinstance(output, Tensor):
+        return focus_search(output.float().contiguous(), log_scale=True).depth
+    return index_of(output.depth.float(), sample.focus_positions)
+
+
+def network_output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> Any:
+    """What a network returns, given the focus positions if its ``forward`` asks for them.
+
+    Args:
+        model: the network, or a parallel wrapper of it.
+        stack: (B, C, N, H, W).
+        focus_positions: (B, N).
+    """
+    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if "focus_positions" in inspect.signature(bare.forward).parameters:
+        return model(stack, focus_positions)
+    return model(stack)
+
+
+def index_of(depth: Tensor, focus_positions: Tensor) -> Tensor:
+    """Frame number of a depth: linear between the focus positions, and beyond the ends.
+
+    Unlike ``DepthSample.depth_index`` it is finite and differentiable everywhere.
+
+    Args:
+        depth: (B, H, W), unit of ``focus_positions``.
+        focus_positions: (B, N) strictly monotonic, N >= 2.
+
+    Returns:
+        (B, H, W) frames.
+    """
+    found = []
+    for image, positions in zip(depth, focus_positions, strict=True):
+        sign = -1.0 if bool(positions[1] < positions[0]) else 1.0
+        rising, value = sign * positions, sign * image
+        lower = (torch.searchsorted(rising, value.detach().contiguous()) - 1).clamp(
+            0, len(positions) - 2
+        )
+        found.append(lower + (value - rising[lower]) / (rising[lower + 1] - rising[lower]))
+    return torch.stack(found)
+
+
+class _Batch(NamedTuple):
+    """What a step needs, made ahead by a worker."""
+
+    stack: Tensor  # (B, C, N, H, W)
+    focus_positions: Tensor  # (B, N)
+    depth_index: Tensor  # (B, H, W) frames, NaN where unknown
+    valid: Tensor  # (B, H, W), False where depth_index is NaN
+
+    def to(self, device: torch.device) -> _Batch:
+        if device.type != "cuda":
+            return _Batch(*(tensor.to(device) for tensor in self))
+        return _Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))
+
+
+class _BatchSource:
+    """Batches of a source, augmented, with their target; by step. A class, so that it pickles."""
+
+    def __init__(self, source: Source, config: TrainingConfig) -> None:
+        self._source = AugmentedSource(source, config.augmentation, seed_of(config.seed, 1))
+
+    def __call__(self, step: int) -> _Batch:
+        sample = self._source(step)
+        if sample.stack.dim() != 5:
+            raise ValueError(
+                f"the source must return batches (B, C, N, H, W), got {tuple(sample.stack.shape)}"
+            )
+        target = sample.depth_index()
+        return _Batch(
+            sample.stack, sample.focus_positions, target, sample.valid & target.isfinite()
+        )
+
+
+class _Run:
+    """The state of a run, and the loop."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        model: nn.Module,
+        source: Source,
+        validation: Validation,
+        device: torch.device,
+        processes: _Processes,
+        progress: bool,
+    ) -> None:
+        self.config, self.folder, self.device, self.processes = config, folder, device, processes
+        self.source, self.validation, self.progress = source, validation, progress
+        self.steps = _total_steps(config, source)
+        self.model = model.to(device)
+        if config.precision.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        processes.agree(self.model)
+        decay = config.optimiser.average_decay
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if decay else None
+        self.optimiser = _optimiser(self.model, config.optimiser)
+        self.network = self._compiled_and_parallel()
+        self.step = 0
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+        self.errors: dict[str, float] = {}
+        self.best = math.inf
+        self.waited = 0.0  # for data, since the last line of the log
+
+    def _compiled_and_parallel(self) -> nn.Module:
+        precision = self.config.precision
+        if precision.compile != "off":
+            self.model.compile(
+                backend=precision.compile_backend, dynamic=precision.compile == "dynamic"
+            )
+        if self.processes.world == 1:
+            return self.model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run took so far, earlier parts included."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def to_the_end(self) -> TrainingResult:
+        config = self.config
+        if self.processes.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_config()
+        with (
+            _StopSignals() as signals,
+            Prefetcher(
+                _BatchSource(self.source, config),
+                self._own_steps(),
+                workers=config.data.workers,
+                ahead=config.data.ahead,
+                kind=config.data.worker_kind,
+            ) as batches,
+            _Log(self.folder / LOG, self.step, self.processes.first) as log,
+            self._bar() as bar,
+        ):
+            reason = self._loop(batches, signals, log, bar)
+            if reason == "done" and log.validated != self.step:
+                self._validate(log)
+        if self.processes.first:
+            self.save()
+        return TrainingResult(self.step, reason, self.errors, self.folder / CHECKPOINT)
+
+    def _own_steps(self) -> Iterator[int]:
+        rank, world = self.processes.rank, self.processes.world
+        if self.steps is None:
+            return itertools.count(self.step * world + rank, world)
+        return iter(range(self.step * world + rank, self.steps * world, world))
+
+    def _loop(
+        self, batches: Prefetcher[_Batch], signals: _StopSignals, log: _Log, bar: Any
+    ) -> Literal["done", "out of time", "interrupted"]:
+        config, schedule = self.config, self.config.schedule
+        saved_at, saved_step = time.monotonic(), self.step
+        while self.steps is None or self.step < self.steps:
+            asked = time.monotonic()
+            batch = next(batches)
+            self.waited += time.monotonic() - asked
+            # One exchange tells all processes the same, so that they stop at the same step.
+            spent = self.seconds if schedule.follow_time else time.monotonic() - self.started
+            count, stop, spent = self.processes.sum(
+                [
+                    float(batch.valid.sum()),
+                    float(signals.received),
+                    spent / self.processes.world,
+                ]
+            )
+            share = 0.0
+            if schedule.max_minutes is not None:
+                share = spent / (60 * schedule.max_minutes)
+            if stop:
+                return "interrupted"
+            if share >= 1:
+                return "done" if schedule.follow_time else "out of time"
+            progress = 0.0 if self.steps is None else self.step / self.steps
+            if schedule.follow_time:
+                progress = max(progress, share)
+            rate = config.optimiser.learning_rate * schedule.factor(progress)
+            loss, parts, norm = self._update(batch, count / self.processes.world, rate)
+            self.step += 1
+            bar.update()
+            if self.step % config.checkpoints.log_steps == 0 or self.step == self.steps:
+                shown = self._log_line(log, batch, loss, parts, norm, rate)
+                bar.set_postfix({"loss": f"{shown:.4f}", **self._shown_errors()})
+            if self.validation and self.step % config.checkpoints.validate_steps == 0:
+                self._validate(log)
+                bar.set_postfix({"loss": f"{float(loss):.4f}", **self._shown_errors()})
+            every = config.checkpoints.every_steps
+            due = every is not None and self.step - saved_step >= every
+            due |= time.monotonic() - saved_at >= 60 * config.checkpoints.every_minutes
+            if due and self.processes.first:
+                self.save()
+            if due:
+                saved_at, saved_step = time.monotonic(), self.step
+        return "done"
+
+    def _update(
+        self, batch: _Batch, count: float, rate: float
+    ) -> tuple[Tensor, dict[str, Tensor], float]:
+        """One step; ``count`` valid pixels are what sums are divided by."""
+        config = self.config
+        batch = batch.to(self.device)
+        self.network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        stack = batch.stack
+        if config.precision.channels_last:
+            stack = stack.contiguous(memory_format=torch.channels_last_3d)
+        with self._autocast():
+            output = network_output(self.network, stack, batch.focus_positions)
+        terms = self._loss(output, batch, count)
+        self.optimiser.zero_grad(set_to_none=True)
+        terms.total.backward()
+        clip = math.inf if config.optimiser.clip is None else config.optimiser.clip
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient is not finite at step {self.step} (loss {terms.total.item():g}); "
+                f"the last checkpoint in {self.folder} is unchanged"
+            )
+        self.optimiser.step()
+        if self.average is not None:
+            decay = min(config.optimiser.average_decay, (1 + self.step) / (10 + self.step))
+            _follow(self.average, self.model, decay)
+        return terms.total.detach(), terms.parts, norm
+
+    def _loss(self, output: Any, batch: _Batch, count: float) -> LossTerms:
+        loss = self.config.loss
+        if isinstance(output, Tensor):
+            return loss(output.float(), batch.depth_index, batch.valid, count=count)
+        depth = index_of(output.depth.float(), batch.focus_positions)
+        return loss.of_depth(depth, batch.depth_index, batch.valid, count=count)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _log_line(
+        self,
+        log: _Log,
+        batch: _Batch,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+        norm: float,
+        rate: float,
+    ) -> float:
+        world = self.processes.world
+        names = ["loss", *parts]
+        values = self.processes.sum([float(v) / world for v in (loss, *parts.values())])
+        log.write(
+            {
+                "step": self.step,
+                **dict(zip(names, values, strict=True)),
+                "gradient_norm": norm,
+                "learning_rate": rate,
+                "seconds": round(self.seconds, 3),
+                "waited_for_data": round(self.waited, 3),
+                "shape": list(batch.stack.shape),
+            }
+        )
+        self.waited = 0.0
+        return values[0]
+
+    @torch.no_grad()
+    def _validate(self, log: _Log) -> None:
+        if not self.validation:
+            return
+        begun = time.monotonic()
+        model = self.model if self.average is None else self.average
+        model.eval()
+        rank, world = self.processes.rank, self.processes.world
+        self.processes.agree(model)
+
+        def predict(sample: DepthSample) -> Tensor:
+            with self._autocast():
+                return predicted_index(model, sample.to(self.device)).cpu()
+
+        for name, samples in self.validation:
+            total, count = self.processes.sum([*_error_sum(predict, samples[rank::world])])
+            self.errors[name] = total / count if count else math.nan
+        mean = sum(self.errors.values()) / len(self.errors)
+        log.write(
+            {
+                "step": self.step,
+                "validation": dict(self.errors),
+                "mean": mean,
+                "seconds": round(self.seconds, 3),
+                "validation_seconds": round(time.monotonic() - begun, 3),
+            }
+        )
+        log.validated = self.step
+        self.best = min(self.best, mean)
+
+    def _shown_errors(self) -> dict[str, str]:
+        return {name: f"{error:.3f}" for name, error in self.errors.items()}
+
+    def _bar(self) -> Any:
+        from tqdm import tqdm
+
+        hidden = not (self.progress and self.processes.first)
+        return tqdm(
+            desc="gplws train",
+            total=self.steps,
+            initial=self.step,
+            disable=hidden,
+            file=sys.stderr,
+            unit="step",
+            dynamic_ncols=True,
+        )
+
+    def _write_config(self) -> None:
+        import yaml
+
+        text = yaml.safe_dump(_plain(asdict(self.config)), sort_keys=False)
+        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+
+    def save(self) -> None:
+        """Write the checkpoint of this moment."""
+        save_checkpoint(
+            self.folder / CHECKPOINT,
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "model": {
+                    "name": self.config.model.name,
+                    "class": type(self.model).__name__,
+                    "arguments": _plain(getattr(self.model, "config", self.config.model.arguments)),
+                },
+                "config": _plain(asdict(self.config)),
+                "weights": self.model.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "random": random_state(),
+                "validation": dict(self.errors),
+                "best": self.best,
+                "torch": str(torch.__version__),
+            },
+        )
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Go back to the moment of a checkpoint.
+
+        Raises:
+            CheckpointError: it is of another network or another optimiser.
+        """
+        arguments = _plain(getattr(self.model, "config", self.config.model.arguments))
+        of = state["model"]
+        if of["class"] != type(self.model).__name__ or of["arguments"] != arguments:
+            raise CheckpointError(
+                f"checkpoint: {path} is of {of['class']} with {of['arguments']}, "
+                f"not of {type(self.model).__name__} with {arguments}"
+            )
+        kind = state["config"]["optimiser"]["kind"]
+        if kind != self.config.optimiser.kind or (state["average"] is None) != (
+            self.average is None
+        ):
+            raise CheckpointError(
+                f"checkpoint: {path} was trained with optimiser.kind {kind!r} and "
+                f"{'no' if state['average'] is None else 'an'} average of the weights; "
+                f"the configuration asks for another"
+            )
+        try:
+            self.model.load_state_dict(state["weights"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            settings = [
+                {k: v for k, v in group.items() if k != "params"}
+                for group in self.optimiser.param_groups
+            ]
+            self.optimiser.load_state_dict(state["optimiser"])
+            # The state is that of the checkpoint, the settings are those of the configuration.
+            for group, setting in zip(self.optimiser.param_groups, settings, strict=True):
+                group.update(setting)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint: {path} does not fit the network: {error}"
+            ) from error
+        self.step, self.seconds_before = state["step"], state["seconds"]
+        self.errors, self.best = dict(state["validation"]), state["best"]
+        if self.processes.world == 1:
+            restore_random_state(state["random"])
+        else:
+            _seed_everything(seed_of(self.config.seed, self.step, self.processes.rank))
+
+
+class _Processes:
+    """This process among those that ``torchrun`` started; alone without it."""
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self._local = int(os.environ.get("LOCAL_RANK", "0"))
+        self._group: distributed.ProcessGroup | None = None
+        self._ours = False
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def __enter__(self) -> _Processes:
+        if self.world > 1:
+            if not distributed.is_initialized():
+                cuda = torch.cuda.is_available() and distributed.is_nccl_available()
+                distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+                self._ours = True
+            # Small exchanges run on the CPU: they do not wait for the work of the GPU.
+            self._group = distributed.new_group(backend="gloo")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._ours:
+            distributed.destroy_process_group()
+
+    def device(self, wanted: str | torch.device) -> torch.device:
+        """The device of this process.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        if str(wanted) == "auto":
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(wanted)
+            if device.type == "cuda" and device.index is None:
+                device = torch.device("cuda", self._local)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise ValueError(f"device {str(wanted)!r} cannot be used: {error}") from error
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
+
+    def agree(self, model: nn.Module) -> None:
+        """Give all processes the weights and statistics of the first."""
+        if self.world > 1:
+            for tensor in model.state_dict().values():
+                distributed.broadcast(tensor, 0)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """The sum of each value over all processes."""
+        if self._group is None:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(tensor, group=self._group)
+        return tensor.tolist()
+
+
+class _StopSignals:
+    """Turns SIGTERM and the first Ctrl-C into a flag; a second Ctrl-C interrupts as usual."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        # Only the main thread may set handlers; elsewhere the caller keeps its own.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+        _logger.warning("stopping after this step, with a checkpoint")
+
+
+class _Log:
+    """Lines of JSON; what a run wrote after the checkpoint it goes on from is dropped."""
+
+    def __init__(self, path: Path, step: int, writes: bool) -> None:
+        self._path, self._step, self._writes = path, step, writes
+        self.validated = -1
+
+    def __enter__(self) -> _Log:
+        if self._writes:
+            kept = []
+            if self._path.exists() and self._step:
+                lines = self._path.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if _step_of(line) <= self._step]
+            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writes:
+            self._file.close()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        if self._writes:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of the log; infinite for one that was cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+@torch.no_grad()
+def _error_sum(
+    predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]
+) -> tuple[float, float]:
+    """Sum of the absolute errors, frames, and number of valid pixels."""
+    total = count = 0.0
+    for sample in samples:
+        target = sample.depth_index()
+        valid = sample.valid & target.isfinite()
+        error = (predict(sample).to(target) - target).abs()
+        error = error.nan_to_num(nan=sample.stack.shape[2] - 1.0)
+        total += float(error[valid].double().sum())
+        count += float(valid.sum())
+    return total, count
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the average towards the model; what is no float (counters) is copied."""
+    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+    for kept, new in pairs:
+        if kept.is_floating_point():
+            kept.lerp_(new, 1 - decay)
+        else:
+            kept.copy_(new)
+
+
+def _optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    weights = [p for p in model.parameters() if p.requires_grad]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.kind]
+    return kind(
+        [
+            {"params": [p for p in weights if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+    )
+
+
+def _total_steps(config: TrainingConfig, source: Source) -> int | None:
+    schedule, data = config.schedule, config.data
+    if schedule.steps is not None and schedule.epochs is not None:
+        raise ValueError("schedule: give steps or epochs, not both")
+    if schedule.follow_time and schedule.max_minutes is None:
+        raise ValueError("schedule.follow_time needs schedule.max_minutes")
+    if schedule.max_minutes is not None and not schedule.max_minutes > 0:
+        raise ValueError(f"schedule.max_minutes must be positive, got {schedule.max_minutes}")
+    if schedule.epochs is not None:
+        epoch = data.steps_per_epoch
+        if epoch is None and hasattr(source, "__len__"):
+            epoch = len(source)
+        if epoch is None:
+            raise ValueError("schedule.epochs needs data.steps_per_epoch with this source")
+        return schedule.epochs * epoch
+    if schedule.steps is None and not schedule.follow_time:
+        raise ValueError("schedule: give steps, epochs, or max_minutes with follow_time")
+    return schedule.steps
+
+
+def _fresh_model(config: ModelConfig) -> nn.Module:
+    if config.weights is not None:
+        model = load_model(config.name, weights=config.weights, fused=False)
+        if config.arguments:
+            wanted = build_model(config.name, config.arguments)
+            if wanted.config != model.config:
+                raise ValueError(
+                    f"model.weights: {config.weights} holds a network with {model.config}, "
+                    f"model.arguments ask for {wanted.config}"
+                )
+        return model
+    model = build_model(config.name, config.arguments)
+    if config.head_gain is not None and isinstance(model, GPLWSNet):
+        nn.init.constant_(model.head.bn.weight, config.head_gain)
+    return model
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples and text for paths, as JSON and YAML have them."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)

@@ -1,0 +1,338 @@
+"""Configuration of a training run, the presets that ship, and the data that a configuration names.
+
+The dataclasses are what ``gplws train`` takes as options and as YAML. Batches come from sources
+that are named by the import path of what makes them, so that a run can use any generator or data
+set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gplws.data.samples import DepthSample, collate
+from gplws.data.sources import (
+    DatasetSource,
+    GeneratorSource,
+    MixedSource,
+    Source,
+    WorkerKind,
+    seed_of,
+)
+from gplws.data.transforms import Augmentation
+from gplws.losses import FocusLoss
+
+_PRESETS = Path(__file__).with_name("presets")
+
+Validation = Sequence[tuple[str, Sequence[DepthSample]]]
+"""Names of sets, and their batched samples."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        name: one of :func:`gplws.models.model_names`.
+        arguments: of its constructor.
+        weights: safetensors file to start from; default: random weights.
+        head_gain: first weight of the batch norm that ends a GPLWSNet, so that the softmax over the
+            frames is neither flat nor hard at the start; None: 1, as torch has it. Does not apply
+            with ``weights``.
+    """
+
+    name: str = "gplws"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    head_gain: float | None = 3.5
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of samples.
+
+    Attributes:
+        factory: "package.module:name" of what is called with ``arguments``. It returns a generator
+            (with a method ``batch``), a data set (with a length and indices) or a sequence of them,
+            or a source (a function of the step); see :mod:`gplws.data.sources`.
+        arguments: of the factory; ``{factory: ..., arguments: {...}}`` as a value is called as
+            well, and its result is the argument.
+        weight: share of the steps that use it.
+        name: in messages and tables; default: the name of the factory.
+        count: for validation: how many batches of a source or generator, or samples of a data set,
+            are used; None: all samples of a data set, 8 batches of anything else.
+    """
+
+    factory: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    name: str | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from.
+
+    Attributes:
+        sources: what is trained on.
+        validation: what the error is measured on; fixed, never augmented.
+        batch_size: samples per step and process.
+        frames: (least, most) frames of a stack.
+        crop: side of the images, pixels.
+        workers: threads or processes that make batches ahead; 0: none.
+        worker_kind: "thread" or "process".
+        ahead: batches made ahead.
+        steps_per_epoch: for sources that know no epochs.
+    """
+
+    sources: list[SourceConfig] = field(default_factory=list)
+    validation: list[SourceConfig] = field(default_factory=list)
+    batch_size: int = 4
+    frames: tuple[int, int] = (10, 10)
+    crop: int = 96
+    workers: int = 1
+    worker_kind: WorkerKind = "thread"
+    ahead: int = 4
+    steps_per_epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """How weights move.
+
+    Attributes:
+        kind: "adamw" or "adam".
+        learning_rate: its peak.
+        betas: decay of the averages of gradient and squared gradient.
+        weight_decay: of conv weights; biases and batch norms go without.
+        clip: largest norm of the gradient over all weights; None: no limit.
+        average_decay: decay of the moving average of the weights, which is what is validated and
+            exported; 0: no average. It starts lower, ``(1 + step) / (10 + step)``.
+    """
+
+    kind: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = 2.5e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float | None = 5.0
+    average_decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long, and how the learning rate goes.
+
+    Attributes:
+        steps: steps of the whole run.
+        epochs: the same in epochs; exclusive with ``steps``.
+        max_minutes: time budget. With ``follow_time`` of the whole run, earlier parts included;
+            else of this part: it ends there with a checkpoint, and ``resume`` goes on.
+        follow_time: the schedule goes by the share of ``max_minutes`` (or of the steps, where that
+            is larger), so that the learning rate is down when the time is over.
+        shape: "cosine" or "constant", after the warm-up.
+        warm_up: share of the run over which the learning rate rises from 4% to its peak.
+        final: share of the peak that a cosine ends at.
+    """
+
+    steps: int | None = 20_000
+    epochs: int | None = None
+    max_minutes: float | None = None
+    follow_time: bool = False
+    shape: Literal["cosine", "constant"] = "cosine"
+    warm_up: float = 0.03
+    final: float = 0.0
+
+    def factor(self, progress: float) -> float:
+        """Share of the peak learning rate at ``progress`` (0..1) of the run."""
+        progress = min(max(progress, 0.0), 1.0)
+        if progress < self.warm_up:
+            return 0.04 + 0.96 * progress / self.warm_up
+        if self.shape == "constant":
+            return 1.0
+        down = (progress - self.warm_up) / (1 - self.warm_up)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * down))
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """How the network is computed; weights and loss are always float32.
+
+    Attributes:
+        dtype: "float32", or "bfloat16" by autocast.
+        channels_last: convs in the memory order of channels_last_3d.
+        compile: torch.compile: "off", "static" (once for each shape) or "dynamic".
+        compile_backend: of torch.compile.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: Literal["off", "static", "dynamic"] = "off"
+    compile_backend: str = "inductor"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often things are written.
+
+    Attributes:
+        every_minutes: between checkpoints.
+        every_steps: between checkpoints, as well; None: by time only.
+        log_steps: between lines of the log.
+        validate_steps: between validations; there is one at the end in any case.
+    """
+
+    every_minutes: float = 5.0
+    every_steps: int | None = None
+    log_steps: int = 20
+    validate_steps: int = 500
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All of a training run.
+
+    Attributes:
+        model: the network.
+        data: what it learns from.
+        augmentation: random changes of the batches.
+        loss: what it minimises.
+        optimiser: how weights move.
+        schedule: how long.
+        precision: how the network is computed.
+        checkpoints: how often things are written.
+        seed: of weights, data and augmentation.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    loss: FocusLoss = field(default_factory=FocusLoss)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    seed: int = 0
+
+
+def preset_names() -> tuple[str, ...]:
+    """Configurations that ship with the package, for ``gplws train --config NAME``."""
+    return tuple(sorted(path.stem for path in _PRESETS.glob("*.yaml")))
+
+
+def preset_path(name: str) -> Path:
+    """The YAML file of a preset.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name not in preset_names():
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(preset_names())}")
+    return _PRESETS / f"{name}.yaml"
+
+
+def build_source(config: DataConfig, seed: int = 0) -> Source:
+    """The source of batches that a configuration describes, before augmentation.
+
+    Raises:
+        ValueError: there are no sources, or one is empty or cannot be made.
+    """
+    if not config.sources:
+        raise ValueError("data.sources: expected at least one source of samples")
+    sources = []
+    for number, entry in enumerate(config.sources):
+        made = _make(entry, f"data.sources[{number}]")
+        sources.append(_as_source(made, entry, config, seed_of(seed, number)))
+    if len(sources) == 1:
+        return sources[0]
+    return MixedSource(sources, [entry.weight for entry in config.sources], seed)
+
+
+def build_validation(config: DataConfig, seed: int = 0) -> Validation:
+    """The validation sets that a configuration describes, in memory.
+
+    Raises:
+        ValueError: a set is empty or cannot be made.
+    """
+    sets = []
+    for number, entry in enumerate(config.validation):
+        samples = list(samples_of(entry, config, seed_of(seed, 2**20 + number)))
+        if not samples:
+            raise ValueError(f"data.validation[{number}]: {entry.factory} has no samples")
+        sets.append((entry.name or entry.factory.rpartition(":")[2], samples))
+    return sets
+
+
+def samples_of(entry: SourceConfig, config: DataConfig, seed: int = 0) -> Iterator[DepthSample]:
+    """Fixed samples of one source, batched, made one by one as they are asked for.
+
+    Args:
+        entry: which source, and how many samples of a data set or batches of anything else.
+        config: size of batches of a generator.
+        seed: of what is drawn.
+
+    Raises:
+        ValueError: the source cannot be made.
+    """
+    made = _make(entry, entry.name or "data")
+    if _is_dataset(made):
+        count = len(made) if entry.count is None else min(entry.count, len(made))
+        return (_batched(made[index]) for index in range(count))
+    source = _as_source(made, entry, config, seed)
+    return (source(step) for step in range(8 if entry.count is None else entry.count))
+
+
+def _make(entry: SourceConfig, what: str) -> Any:
+    """Call the factory of a source."""
+    try:
+        return _called(entry.factory, entry.arguments)
+    except (ImportError, AttributeError, ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{what}: {entry.factory} cannot be used: {error}") from error
+
+
+def _called(factory: str, arguments: dict[str, Any]) -> Any:
+    """Call what ``factory`` names; arguments that are factories themselves are made first."""
+    module, colon, name = factory.partition(":")
+    if not colon:
+        raise ValueError(f"factory: expected package.module:name, got {factory!r}")
+    called = importlib.import_module(module)
+    for part in name.split("."):
+        called = getattr(called, part)
+    values = {
+        key: _called(value["factory"], value.get("arguments", {}))
+        if isinstance(value, dict) and "factory" in value
+        else value
+        for key, value in arguments.items()
+    }
+    return called(**values)  # type: ignore[operator]
+
+
+def _as_source(made: Any, entry: SourceConfig, config: DataConfig, seed: int) -> Source:
+    shape: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "crop": config.crop,
+        "frames": config.frames,
+    }
+    if hasattr(made, "batch"):
+        return GeneratorSource(made, seed=seed, **shape)
+    if isinstance(made, list | tuple) or _is_dataset(made):
+        datasets = list(made) if isinstance(made, list | tuple) else [made]
+        return DatasetSource(datasets, seed=seed, **shape)
+    if callable(made):
+        return made
+    raise ValueError(
+        f"{entry.factory} returned a {type(made).__name__}; expected something with batch(), a "
+        f"data set, or a function of the step"
+    )
+
+
+def _is_dataset(made: Any) -> bool:
+    return hasattr(made, "__getitem__") and hasattr(made, "__len__") and not callable(made)
+
+
+def _batched(sample: DepthSample) -> DepthSample:
+    return sample if sample.stack.dim() == 5 else replace(collate([sample]), name=sample.name)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from toy_data import ToySource, small_config
+
+from gplws.data.transforms import split
+from gplws.evaluation import Estimate, evaluate, method_of
+from gplws.models import WeightsError, save_weights
+from gplws.models.registry import build_model
+from gplws.training import mean_error, predicted_index, train
+
+
+def shifted(by):
+    """A method that knows the truth and adds ``by`` um; the frames of the toy are 2 um apart."""
+
+    def method(sample):
+        trusted = torch.zeros_like(sample.valid)
+        trusted[:, ::2] = True
+        return Estimate(sample.depth + by, trusted, torch.rand(sample.depth.shape))
+
+    return method
+
+
+@pytest.fixture
+def samples():
+    return [ToySource(frames=9, side=24)(step) for step in range(2)]
+
+
+def test_figures_are_those_of_the_error(samples):
+    # Depth 0.5 frame too high; at the last frame the estimate is taken at the end of the stack.
+    inner = [replace(s, valid=s.valid & (s.depth_index() < 7.4)) for s in samples]
+    found = evaluate({"off": shifted(1.0), "exact": shifted(0.0)}, [("toy", inner)])
+    assert len(found.results) == 8  # 2 batches of 2 samples, 2 methods
+    off, exact = found.means()
+    assert (off.method, off.dataset, off.sample) == ("off", "toy", "mean of 4")
+    assert off.frames.mae_frames == pytest.approx(0.5, abs=1e-5)
+    assert off.frames.bias_frames == pytest.approx(0.5, abs=1e-5)
+    assert off.depth.mae == pytest.approx(1.0, abs=1e-5) and off.unit == "um"
+    assert off.frames.mae_um == pytest.approx(1.0, abs=1e-5)
+    assert exact.frames.mae_frames == pytest.approx(0, abs=1e-6)
+    share = off.trusted.pixels / off.frames.pixels
+    assert share == pytest.approx(0.5, abs=0.05) and off.depth.seconds >= 0
+
+
+def test_a_network_is_read_as_at_training(samples, tmp_path):
+    result = train(small_config(3), tmp_path / "run", source=ToySource())
+    model = build_model("gplws", small_config(1).model.arguments).eval()
+    weights = tmp_path / "net.safetensors"
+    save_weights(model, weights)
+    found = evaluate(
+        {"module": model, "file": weights, "checkpoint": str(result.checkpoint), "rdf": "rdf"},
+        [("toy", samples)],
+    )
+    module, file, checkpoint, rdf = found.means()
+    expected = [mean_error(lambda s: predicted_index(model, s), [one]) for one in samples]
+    assert module.frames.mae_frames == pytest.approx(sum(expected) / 2, rel=1e-3)
+    assert file.frames.mae_frames == pytest.approx(module.frames.mae_frames, rel=1e-2)
+    assert checkpoint.frames.mae_frames != pytest.approx(module.frames.mae_frames, rel=1e-2)
+    assert 0 <= rdf.frames.mae_frames < 8 and rdf.ause == rdf.ause
+
+
+def test_colour_stacks_go_to_gray_networks_as_luminance(samples):
+    model = build_model("gplws", small_config(1).model.arguments).eval()
+    gray = split(samples[0])[0]
+    colour = replace(gray, stack=gray.stack.expand(3, -1, -1, -1))
+    for which in (model, "rdf"):
+        one, three = (method_of(which)(sample) for sample in (gray, colour))
+        torch.testing.assert_close(one.depth, three.depth, rtol=1e-3, atol=1e-3)
+
+
+class Said(NamedTuple):
+    depth: torch.Tensor
+
+
+class Constant(nn.Module):
+    def forward(self, stack, focus_positions):
+        middle = focus_positions.mean(1)[:, None, None]
+        return Said(middle.expand(stack.shape[0], *stack.shape[-2:]))
+
+
+def test_networks_that_say_the_depth_themselves_are_evaluated(samples):
+    (result,) = evaluate({"constant": Constant()}, [("toy", samples)]).means()
+    truth = torch.cat([s.depth_index()[s.valid] for s in samples])
+    assert result.frames.bias_frames == pytest.approx(4 - truth.mean().item(), abs=0.1)
+    assert result.ause != result.ause  # no confidence
+
+
+def test_the_table_and_the_json_hold_the_means(samples):
+    found = evaluate(
+        {"off": shifted(1.0), "none": Constant()}, [("toy", samples), ("more", samples)]
+    )
+    lines = found.table().splitlines()
+    assert len(lines) == 2 + 4 and len({len(line) for line in lines}) == 1
+    assert lines[0].split()[:3] == ["data", "method", "mean"]
+    assert lines[2].split()[:2] == ["toy", "off"]
+    content = json.loads(found.as_json())
+    assert [m["method"] for m in content["means"]] == ["off", "none", "off", "none"]
+    assert len(content["results"]) == 16
+    assert content["means"][1]["ause"] is None
+    mean = content["means"][0]["frames"]["mae_frames"]
+    assert f"{mean:.3f}" in lines[2].split()
+
+
+def test_pictures_are_written_for_each_sample_and_method(samples, tmp_path):
+    import cv2
+
+    one = replace(samples[0], name="a/b: c")
+    evaluate({"off": shifted(0.3)}, [("toy", [one])], pictures=tmp_path / "p")
+    files = sorted(f.name for f in (tmp_path / "p").iterdir())
+    assert files == ["toy_000_a_b__c_off.png", "toy_001_a_b__c_off.png"]
+    picture = cv2.imread(str(tmp_path / "p" / files[0]))
+    assert picture.shape[1] > 2 * picture.shape[0] and picture.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("methods", "datasets", "message"),
+    [
+        ({}, [("toy", [])], "methods: expected at least one"),
+        ({"rdf": "rdf"}, [], "datasets: expected at least one"),
+        ({"rdf": "rdf"}, [("toy", [])], "toy has no samples"),
+        ({"magic": "magic"}, [("toy", [])], "method must be one of rdf, .*'magic'"),
+        ({"w": "nowhere.safetensors"}, [("toy", [])], "no such file: nowhere.safetensors"),
+        ({"w": "nowhere.pt"}, [("toy", [])], "no such file: nowhere.pt"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(methods, datasets, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(methods, datasets)
+
+
+def test_foreign_weights_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(2)}, foreign)
+    with pytest.raises(WeightsError, match=r"foreign\.safetensors belongs to 'an unknown network'"):
+        method_of(foreign)
+    foreign.write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match=r"foreign\.safetensors cannot be read"):
+        method_of(foreign)
+
+
+@pytest.mark.shared
+def test_rdf_is_within_a_tenth_of_a_frame_on_a_generated_stack(shared_dir):
+    from gplws.datasets import FolderStacks
+
+    stacks = FolderStacks(shared_dir / "data" / "stacks" / "cou2023_1_gt")
+    (result,) = evaluate({"rdf": "rdf"}, [("cou2023_1", stacks)]).means()
+    assert result.frames.mae_frames < 0.1

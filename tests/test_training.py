@@ -1,0 +1,496 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from toy_data import ConvNet, PairedSource, ToySource, distributed_config, seeded, small_config
+
+from gplws.checkpoints import CheckpointError, load_checkpoint, model_of_checkpoint
+from gplws.data import collate
+from gplws.data.sources import DatasetSource, GeneratorSource
+from gplws.data.transforms import Augmentation, split
+from gplws.losses import FocusLoss
+from gplws.models import WeightsError, save_weights
+from gplws.models.registry import build_model
+from gplws.training import index_of, mean_error, predicted_index, train
+from gplws.training_config import (
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimiserConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    SourceConfig,
+    TrainingConfig,
+    build_source,
+    build_validation,
+    preset_names,
+)
+
+VALIDATION = [("toy", [ToySource(seed=1)(0)])]
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def tensors(state):
+    """All tensors of a nested state, in order."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    values = state.values() if isinstance(state, dict) else state
+    nested = [tensors(v) for v in values if isinstance(v, dict | list | tuple | torch.Tensor)]
+    return [tensor for part in nested for tensor in part]
+
+
+def assert_same_state(first, second):
+    for part in ("weights", "average", "optimiser", "random"):
+        ours, theirs = tensors(first[part]), tensors(second[part])
+        assert len(ours) == len(theirs) > 0
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), part
+
+
+class StopAfter:
+    """A source that sends this process a signal while a step is in the making."""
+
+    def __init__(self, step, number):
+        self.source, self.step, self.number = ToySource(), step, number
+
+    def __call__(self, step):
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+        return self.source(step)
+
+
+def test_the_loss_falls_and_the_error_with_it(tmp_path):
+    config = small_config(
+        60,
+        augmentation=Augmentation.none(),
+        optimiser=OptimiserConfig(learning_rate=1e-2, average_decay=0.9),
+        checkpoints=CheckpointConfig(log_steps=1, validate_steps=10),
+    )
+    result = train(config, tmp_path, source=ToySource(), validation=VALIDATION)
+    lines = log_of(tmp_path)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    errors = [line["validation"]["toy"] for line in lines if "validation" in line]
+    assert len(losses) == 60 and len(errors) == 6
+    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+    assert errors[-1] < 0.6 * errors[0] and result.validation["toy"] == errors[-1]
+    assert result.reason == "done" and result.step == 60
+    # What is reported is what the exported network does.
+    model = model_of_checkpoint(result.checkpoint)
+    again = mean_error(lambda s: predicted_index(model, s), VALIDATION[0][1])
+    assert again == pytest.approx(errors[-1], rel=1e-5)
+
+
+def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(tmp_path):
+    config = small_config(8)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with_worker = replace(config, data=DataConfig(workers=2, ahead=3))
+    train(with_worker, whole, source=ToySource(), validation=VALIDATION)
+    stopped = train(config, parts, source=StopAfter(3, signal.SIGTERM), validation=VALIDATION)
+    assert stopped.reason == "interrupted" and 3 <= stopped.step < 8
+    torch.manual_seed(77)  # whatever happens in between
+    result = train(config, parts, resume=True, source=ToySource(), validation=VALIDATION)
+    assert result.reason == "done" and result.step == 8
+    first, second = (load_checkpoint(f / "checkpoint.pt") for f in (whole, parts))
+    assert_same_state(first, second)
+    assert first["validation"] == second["validation"]
+    ours, theirs = ([x.get("loss") for x in log_of(f)] for f in (whole, parts))
+    assert ours == theirs
+
+
+def test_lines_after_the_checkpoint_are_dropped_from_the_log(tmp_path):
+    config = small_config(4)
+    train(replace(config, schedule=ScheduleConfig(steps=2)), tmp_path, source=ToySource())
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    train(config, tmp_path, resume=True, source=ToySource())
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_run_with_a_checkpoint_and_handlers_are_put_back(tmp_path, number):
+    before = signal.getsignal(number)
+    result = train(small_config(50), tmp_path, source=StopAfter(2, number))
+    assert result.reason == "interrupted" and result.step == 2
+    assert load_checkpoint(result.checkpoint)["step"] == 2
+    assert signal.getsignal(number) is before
+
+
+def test_training_runs_outside_of_the_main_thread(tmp_path):
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(train(small_config(2), tmp_path, source=ToySource()))
+    )
+    thread.start()
+    thread.join()
+    assert results[0].step == 2
+
+
+def test_checkpoints_are_written_on_the_way(tmp_path):
+    def source(step):
+        if step == 5:
+            raise RuntimeError("the disk with the data is gone")
+        return ToySource()(step)
+
+    config = small_config(9, checkpoints=CheckpointConfig(every_steps=2))
+    with pytest.raises(RuntimeError, match="disk with the data"):
+        train(config, tmp_path, source=source)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 4
+    assert train(config, tmp_path, resume=True, source=ToySource()).step == 9
+
+
+def test_out_of_time_ends_with_a_checkpoint_and_resume_goes_on(tmp_path):
+    class Slow(ToySource):
+        def __call__(self, step):
+            time.sleep(0.05)
+            return super().__call__(step)
+
+    short = small_config(30, schedule=ScheduleConfig(steps=30, max_minutes=0.5 / 60))
+    result = train(short, tmp_path, source=Slow())
+    assert result.reason == "out of time" and 0 < result.step < 30
+    later = small_config(result.step + 1)
+    assert train(later, tmp_path, resume=True, source=ToySource()).reason == "done"
+
+
+def test_a_schedule_that_follows_the_time_is_down_when_the_time_is_over(tmp_path):
+    schedule = ScheduleConfig(steps=None, max_minutes=1 / 60, follow_time=True)
+    result = train(small_config(0, schedule=schedule), tmp_path, source=ToySource())
+    assert result.reason == "done" and result.step > 2
+    rates = [line["learning_rate"] for line in log_of(tmp_path) if "loss" in line]
+    assert rates[-1] < 0.3 * max(rates) and rates[-1] == min(rates[1:])
+
+
+def test_the_learning_rate_rises_then_falls():
+    schedule = ScheduleConfig(warm_up=0.1, final=0.02)
+    factors = [schedule.factor(i / 100) for i in range(101)]
+    assert factors[0] == pytest.approx(0.04) and factors[10] == pytest.approx(1)
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[100] == pytest.approx(0.02)
+    assert factors[55] == pytest.approx(0.51)
+    assert replace(schedule, shape="constant").factor(0.9) == 1
+    assert ScheduleConfig(warm_up=0).factor(0) == 1
+
+
+def test_two_processes_equal_one_with_all_their_batches(tmp_path, repository):
+    steps = 2
+    worker = Path(__file__).with_name("distributed_training.py")
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(worker, tmp_path / "two", str(steps)),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
+        timeout=300,
+    )
+    # A signal to one process stops both, at the same step.
+    assert ran.stdout.count("interrupted at step 1\n") == 2
+    assert load_checkpoint(tmp_path / "two_stopped" / "checkpoint.pt")["step"] == 1
+    train(
+        distributed_config(steps),
+        tmp_path / "one",
+        device="cpu",
+        model=seeded(ConvNet),
+        source=PairedSource(ToySource()),
+        validation=[("toy", [ToySource(seed=1)(step) for step in range(3)])],
+    )
+    two, one = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("two", "one"))
+    # The averages that Adam keeps are sums of the gradients and of their squares.
+    for part in ("optimiser", "weights", "average"):
+        pairs = list(zip(tensors(two[part]), tensors(one[part]), strict=True))
+        assert pairs
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    for ours, theirs in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
+        for key in theirs.keys() & {"loss", "cross_entropy", "gradient_norm", "mean"}:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
+
+
+class Depths(NamedTuple):
+    depth: torch.Tensor
+
+
+class DepthNet(nn.Module):
+    """Says the depth itself, in the unit of the focus positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.volume = build_model("gplws", small_config(1).model.arguments)
+
+    def forward(self, stack, focus_positions):
+        p = (2 * self.volume(stack)).softmax(1)
+        return Depths((p * focus_positions[:, :, None, None]).sum(1))
+
+
+@pytest.mark.parametrize("kind", ["soft_target", "l1"])
+def test_networks_that_return_a_depth_are_trained_too(tmp_path, kind):
+    config = small_config(
+        25,
+        augmentation=Augmentation.none(),
+        loss=FocusLoss(kind=kind, beta=0.2),
+        optimiser=OptimiserConfig(learning_rate=1e-2, average_decay=0),
+    )
+    result = train(config, tmp_path, model=DepthNet(), source=ToySource(), validation=VALIDATION)
+    losses = [line["loss"] for line in log_of(tmp_path) if "loss" in line]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert 0 < result.validation["toy"] < 1.5
+
+
+def test_frame_numbers_of_depths_are_linear_between_positions_and_beyond():
+    positions = torch.tensor([[0.0, 1, 3], [6, 2, 0]])
+    depth = torch.tensor([[[-1.0, 0.5, 2, 5]], [[7.0, 4, 1, -1]]], dtype=torch.float64)
+    expected = torch.tensor([[[-1.0, 0.5, 1.5, 2]], [[-0.25, 0.5, 1.5, 2.5]]]).double()
+    torch.testing.assert_close(index_of(depth, positions.double())[1], expected[1])
+    assert index_of(depth, positions.double())[0, 0, :3].tolist() == [-1, 0.5, 1.5]
+    assert index_of(depth, positions.double())[0, 0, 3] == 3
+    torch.autograd.gradcheck(lambda d: index_of(d, positions.double()), depth.requires_grad_())
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        PrecisionConfig(dtype="bfloat16"),
+        PrecisionConfig(channels_last=False),
+        PrecisionConfig(compile="static", compile_backend="aot_eager"),
+    ],
+    ids=["bfloat16", "contiguous", "compiled"],
+)
+def test_ways_of_computing_agree_with_the_plain_one(tmp_path, precision):
+    losses = {}
+    for name, way in (("plain", PrecisionConfig()), ("other", precision)):
+        config = small_config(3, augmentation=Augmentation.none(), precision=way)
+        train(config, tmp_path / name, source=ToySource())
+        losses[name] = [line["loss"] for line in log_of(tmp_path / name)]
+        weights = load_checkpoint(tmp_path / name / "checkpoint.pt")["weights"]
+        assert all(w.dtype in (torch.float32, torch.int64) for w in weights.values())
+    tolerance = 0.03 if precision.dtype == "bfloat16" else 1e-3
+    assert losses["other"] == pytest.approx(losses["plain"], rel=tolerance)
+
+
+def test_the_average_follows_the_weights(tmp_path):
+    config = small_config(1, optimiser=OptimiserConfig(average_decay=0.05))
+    train(config, tmp_path, source=ToySource())
+    torch.manual_seed(config.seed)
+    start = build_model("gplws", config.model.arguments).state_dict()
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    name = "encoders.0.0.grouped.conv.weight"
+    expected = start[name] + 0.95 * (state["weights"][name] - start[name])
+    torch.testing.assert_close(state["average"][name], expected)
+    assert not torch.equal(state["weights"][name], start[name])
+    assert state["average"]["head.bn.num_batches_tracked"] == 1
+
+
+def test_training_starts_from_given_weights(tmp_path):
+    arguments = small_config(1).model.arguments
+    path = tmp_path / "start.safetensors"
+    start = build_model("gplws", arguments)
+    save_weights(start, path)
+    config = small_config(
+        1,
+        model=ModelConfig(weights=str(path), arguments=arguments),
+        optimiser=OptimiserConfig(learning_rate=0.0, average_decay=0.0),
+    )
+    train(config, tmp_path / "run", source=ToySource())
+    weights = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["weights"]
+    assert torch.equal(
+        weights["head.pointwise.weight"], start.state_dict()["head.pointwise.weight"]
+    )
+    other = replace(config, model=ModelConfig(weights=str(path), arguments={"widths": [8] * 4}))
+    with pytest.raises(ValueError, match=r"start\.safetensors holds a network with"):
+        train(other, tmp_path / "other", source=ToySource())
+    missing = replace(config, model=ModelConfig(weights=str(tmp_path / "nowhere.safetensors")))
+    with pytest.raises(WeightsError, match=r"nowhere\.safetensors"):
+        train(missing, tmp_path / "other", source=ToySource())
+
+
+def test_a_folder_with_a_checkpoint_is_not_trained_over(tmp_path):
+    train(small_config(1), tmp_path, source=ToySource())
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(FileExistsError, match=r"checkpoint\.pt exists: pass resume=True"):
+        train(small_config(1), tmp_path, source=ToySource())
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_checkpoints_that_do_not_fit_are_named(tmp_path):
+    config = small_config(2)
+    with pytest.raises(CheckpointError, match=r"no such file: .*checkpoint\.pt"):
+        train(config, tmp_path, resume=True, source=ToySource())
+    train(config, tmp_path, source=ToySource())
+    wider = replace(config, model=ModelConfig(arguments={"widths": [8, 16, 32, 64]}))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is of GPLWSNet with .*, not of"):
+        train(wider, tmp_path, resume=True, source=ToySource())
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is of GPLWSNet .* not of ConvNet"):
+        train(config, tmp_path, resume=True, model=ConvNet(), source=ToySource())
+    adam = replace(config, optimiser=OptimiserConfig(kind="adam"))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt was trained with .*'adamw'"):
+        train(adam, tmp_path, resume=True, source=ToySource())
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(tmp_path):
+    def source(step):
+        sample = ToySource()(step)
+        return sample if step < 2 else replace(sample, stack=sample.stack * math.nan)
+
+    config = small_config(
+        4, augmentation=Augmentation.none(), checkpoints=CheckpointConfig(every_steps=1)
+    )
+    with pytest.raises(FloatingPointError, match="not finite at step 2"):
+        train(config, tmp_path, source=source)
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert state["step"] == 2
+    assert all(t.isfinite().all() for t in tensors(state["weights"]))
+
+
+def test_nan_predictions_count_as_the_largest_error():
+    sample = ToySource(frames=5)(0)
+    shape = sample.depth.shape
+    assert mean_error(lambda s: torch.full(shape, math.nan), [sample]) == 4
+    assert mean_error(lambda s: s.depth_index().nan_to_num() + 0.25, [sample]) == pytest.approx(
+        0.25
+    )
+    nothing = replace(sample, valid=torch.zeros_like(sample.valid))
+    assert math.isnan(mean_error(lambda s: s.depth_index(), [nothing]))
+
+
+def toy_set(length):
+    """Single samples, as a data set has them."""
+
+    class Samples:
+        def __len__(self):
+            return length
+
+        def __getitem__(self, index):
+            return split(ToySource(batch_size=1, side=24)(index))[0]
+
+    return Samples()
+
+
+class ToyGenerator:
+    def batch(self, step, batch_size, frames, crop):
+        return ToySource(batch_size, frames, crop)(step)
+
+
+def of(factory, **changes):
+    return SourceConfig(f"{__name__}:{factory}", **changes)
+
+
+@pytest.fixture
+def as_module(monkeypatch):
+    """This module, importable by its name."""
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or this_module())
+
+
+def this_module():
+    module = type(sys)(__name__)
+    module.__dict__.update(globals())
+    return module
+
+
+def test_data_sets_generators_and_functions_become_sources(as_module):
+    config = DataConfig(batch_size=3, frames=(4, 4), crop=16)
+    dataset = of("toy_set", arguments={"length": 5})
+    source = build_source(replace(config, sources=[dataset]))
+    assert isinstance(source, DatasetSource) and len(source) == 2
+    assert source(0).stack.shape == (3, 1, 4, 16, 16)
+    generator = build_source(replace(config, sources=[of("ToyGenerator")]))
+    assert isinstance(generator, GeneratorSource) and generator(0).stack.shape == (3, 1, 4, 16, 16)
+    function = of("ToySource", arguments={"batch_size": 3, "frames": 4}, weight=2)
+    mixed = build_source(replace(config, sources=[dataset, function]))
+    assert all(mixed(step).stack.shape == (3, 1, 4, 16, 16) for step in range(6))
+
+
+def test_validation_sets_are_fixed_and_whole(as_module):
+    config = DataConfig(
+        batch_size=2,
+        frames=(5, 5),
+        crop=16,
+        validation=[
+            of("toy_set", arguments={"length": 3}, name="files"),
+            of("ToyGenerator", count=2),
+        ],
+    )
+    (files, stacks), (generator, batches) = build_validation(config)
+    assert (files, generator) == ("files", "ToyGenerator")
+    assert [s.stack.shape for s in stacks] == [(1, 1, 5, 24, 24)] * 3
+    assert [s.stack.shape for s in batches] == [(2, 1, 5, 16, 16)] * 2
+    again = build_validation(config)[1][1]
+    assert torch.equal(collate(split(batches[1])).stack, again[1].stack)
+
+
+def test_arguments_may_be_made_by_factories_themselves(as_module):
+    source = {"factory": f"{__name__}:ToySource", "arguments": {"frames": 3}}
+    paired = build_source(DataConfig(sources=[of("PairedSource", arguments={"source": source})]))
+    assert paired(0).stack.shape == (4, 1, 3, 16, 16)
+    source["factory"] = "nowhere:ToySource"
+    with pytest.raises(ValueError, match="No module named 'nowhere'"):
+        build_source(DataConfig(sources=[of("PairedSource", arguments={"source": source})]))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (SourceConfig("nowhere.at_all:thing"), "nowhere.at_all:thing cannot be used: No module"),
+        (SourceConfig("gplws.data"), "expected package.module:name"),
+        (of("missing"), "has no attribute 'missing'"),
+        (of("ToySource", arguments={"colour": 1}), "unexpected keyword argument 'colour'"),
+        (of("toy_set", arguments={"length": 0}), "is empty"),
+        (SourceConfig("builtins:int"), "returned a int; expected"),
+    ],
+)
+def test_sources_that_cannot_be_used_are_named(as_module, entry, message):
+    with pytest.raises(ValueError, match=message):
+        build_source(DataConfig(sources=[entry]))
+
+
+def test_no_data_is_an_error(tmp_path, as_module):
+    with pytest.raises(ValueError, match=r"data\.sources: expected at least one"):
+        train(small_config(1), tmp_path)
+    empty = DataConfig(validation=[of("toy_set", arguments={"length": 0})])
+    with pytest.raises(ValueError, match=r"data\.validation\[0\]: .*toy_set has no samples"):
+        build_validation(empty)
+
+
+def test_epochs_are_counted_by_the_data_or_by_the_configuration(tmp_path):
+    dataset = DatasetSource([toy_set(4)], batch_size=2, crop=8, frames=(4, 4))
+    config = small_config(0, schedule=ScheduleConfig(steps=None, epochs=2))
+    assert train(config, tmp_path / "a", source=dataset).step == 4
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        train(config, tmp_path / "b", source=ToySource())
+    counted = replace(config, data=DataConfig(workers=0, steps_per_epoch=1))
+    assert train(counted, tmp_path / "c", source=ToySource()).step == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (ScheduleConfig(steps=3, epochs=3), "steps or epochs, not both"),
+        (ScheduleConfig(steps=None), "give steps, epochs, or max_minutes"),
+        (ScheduleConfig(follow_time=True), "needs schedule.max_minutes"),
+        (ScheduleConfig(max_minutes=-1), "max_minutes must be positive"),
+    ],
+)
+def test_schedules_without_an_end_are_refused(tmp_path, schedule, message):
+    with pytest.raises(ValueError, match=message):
+        train(small_config(0, schedule=schedule), tmp_path, source=ToySource())
+
+
+def test_the_presets_are_those_that_ship():
+    assert preset_names() == ("default", "paper")
+    assert TrainingConfig().optimiser.learning_rate == 2.5e-3
