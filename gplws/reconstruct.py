@@ -268,11 +268,12 @@ class _NetworkEngine:
         # A network of unknown reach sees the whole image at once.
         self.reach: int | None = getattr(model, "reach", None)
         self.alignment: int = getattr(model, "coarsest", 1)
+        self._floats_per_voxel: float = getattr(model, "floats_per_voxel", 64.0)
         floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
         self._dtype = next(floating, torch.float32)
 
     def floats_per_pixel(self, n_frames: int) -> float:
-        floats = getattr(self._model, "floats_per_voxel", 64.0) * n_frames
+        floats = self._floats_per_voxel * n_frames
         return floats * self._dtype.itemsize / torch.float32.itemsize
 
     def prepare(self, bands: Iterator[Tensor]) -> None:

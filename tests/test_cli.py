@@ -142,70 +142,6 @@ def test_the_demo_reports_its_error(tmp_path, monkeypatch, capsys):
     assert run("reconstruct", "--demo", "--quiet") == 0  # again, without a word
 
 
-def simulated(folder):
-    """Truth and notes of a simulated stack."""
-    info = json.loads((folder / "info.json").read_text())
-    return tifffile.imread(folder / "height.tif"), info
-
-
-def test_a_simulated_stack_is_reconstructed_to_its_true_height(tmp_path, capsys):
-    out = tmp_path / "sim"
-    size = ("--height", 96, "--width", 112, "--frames", 16, "--quiet")
-    optics = ("--na", 0.3, "--pixel-size", 0.5, "--relief", 20, "--seed", 2)
-    assert run("simulate", out, "--surface", "waves", *size, *optics) == 0
-    assert capsys.readouterr().out.strip() == str(out / "stack.tif")
-    truth, info = simulated(out)
-    assert truth.shape == (96, 112) and np.ptp(truth) == pytest.approx(20, rel=1e-3)
-    assert info["shape"] == [16, 96, 112] and info["scene"]["numerical_aperture"] == 0.3
-    assert {f.name for f in out.iterdir()} == set(info["files"])
-    # The stack carries its own calibration.
-    assert run("reconstruct", out / "stack.tif", "-o", tmp_path / "found", "--quiet") == 0
-    found = json.loads((tmp_path / "found" / "info.json").read_text())
-    assert found["units"] == "um" and found["pixel_size_um"] == pytest.approx(0.5, rel=1e-4)
-    height = tifffile.imread(tmp_path / "found" / "height.tif")
-    # Positions in the file start at 0, those of the scene below its lowest point.
-    error = height + info["focus_positions_um"][0] - truth
-    assert np.nanmedian(np.abs(error)) < 0.15 * info["z_step_um"]
-    assert np.isfinite(error).mean() > 0.95
-
-
-def test_several_stacks_differ_and_a_seed_repeats(tmp_path, capsys):
-    words = ("--height", 40, "--width", 40, "--frames", 3, "--quiet", "--format", "png")
-    more = ("--bit-depth", 12, "--z-direction", "down", "--jitter-px", 0.3, "--gain-drift", 0.01)
-    assert run("simulate", tmp_path / "a", "--count", 2, *words, *more) == 0
-    shown = capsys.readouterr().out.split()
-    assert shown == [str(tmp_path / "a" / name / "frames") for name in ("000", "001")]
-    first, info = simulated(tmp_path / "a/000")
-    assert not np.array_equal(first, simulated(tmp_path / "a/001")[0])
-    assert info["z_direction"] == "down"
-    frames = sorted((tmp_path / "a/000/frames").iterdir())
-    assert [f.name for f in frames] == ["f000.png", "f001.png", "f002.png"]
-    pixels = cv2.imread(str(frames[0]), cv2.IMREAD_UNCHANGED)
-    assert pixels.dtype == np.uint16 and pixels.shape == (40, 40)
-    # The second of the first run is the first of a run with the next seed; and over it again.
-    for _ in range(2):
-        again = ("--seed", 1, "--overwrite")
-        assert run("simulate", tmp_path / "b", *words, *more, *again) == 0
-    for name in ("frames/f001.png", "height.tif", "all_in_focus.png"):
-        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a/001" / name).read_bytes()
-
-
-def test_surfaces_and_pictures_from_files_are_simulated_at_their_scale(tmp_path):
-    y, x = np.mgrid[:80, :100]
-    np.savez(tmp_path / "bumps.npz", h_um=3 * np.sin(x / 9) * np.cos(y / 7), dx_um=2.0)
-    cv2.imwrite(str(tmp_path / "picture.png"), ((x * 7 + y * 3) % 200).astype(np.uint8))
-    config = tmp_path / "scene.yaml"
-    config.write_text(
-        f"surface: {tmp_path / 'bumps.npz'}\ntexture: {tmp_path / 'picture.png'}\n"
-        "height: 64\nwidth: 64\nframes: 4\npixel_size_um: 2.0\nz_step_um: 1.5\npsf: wave\n"
-        "light: ring\ngloss: 0.5\nvignetting: 0.2\nmagnification_change: 0.01\nquiet: true\n"
-    )
-    assert run("simulate", tmp_path / "out", "--config", config) == 0
-    truth, info = simulated(tmp_path / "out")
-    assert 5 < np.ptp(truth) < 6.5
-    assert np.diff(info["focus_positions_um"]) == pytest.approx([1.5] * 3)
-
-
 TINY = (
     *(
         "--model.arguments",
@@ -277,6 +213,97 @@ def test_presets_say_what_they_promise(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (["train", "--data.sources", "[]"], 1, "data.sources: expected at least one"),
+        (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["train", "--optimiser.kind", "sgd"], 2, "optimiser"),
+        (["train", "--loss.sigma", "-1", *TINY], 1, "loss.sigma must be positive"),
+        (["train", "--resume", "--out", "nowhere"], 2, "nowhere"),
+        (["train", "--model.name", "unet", *TINY], 1, "unknown model 'unet'"),
+        (["train", "--model.weights", "w.safetensors", *TINY], 1, "w.safetensors"),
+        (["train", "--device", "tpu", *TINY], 1, "device 'tpu' cannot be used"),
+        (["export", "nowhere", "w.safetensors"], 1, "no such file: nowhere"),
+        (["export", "nowhere"], 2, "out"),
+        (["evaluate"], 2, "give --stacks or --data"),
+        (["evaluate", "--stacks", "[nowhere]"], 1, "nowhere"),
+        (["evaluate", "--stacks", "[nowhere]", "--pictures"], 2, "--pictures needs --out"),
+        (["evaluate", "--methods", "[magic]", "--data", TINY[3]], 1, "magic"),
+    ],
+)
+def test_training_that_cannot_start_says_why(words, code, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == code
+    shown = capsys.readouterr()
+    assert message in shown.err and "Traceback" not in shown.err
+    assert shown.out == "" and not list(tmp_path.iterdir())
+
+
+def simulated(folder):
+    """Truth and notes of a simulated stack."""
+    info = json.loads((folder / "info.json").read_text())
+    return tifffile.imread(folder / "height.tif"), info
+
+
+def test_a_simulated_stack_is_reconstructed_to_its_true_height(tmp_path, capsys):
+    out = tmp_path / "sim"
+    size = ("--height", 96, "--width", 112, "--frames", 16, "--quiet")
+    optics = ("--na", 0.3, "--pixel-size", 0.5, "--relief", 20, "--seed", 2)
+    assert run("simulate", out, "--surface", "waves", *size, *optics) == 0
+    assert capsys.readouterr().out.strip() == str(out / "stack.tif")
+    truth, info = simulated(out)
+    assert truth.shape == (96, 112) and np.ptp(truth) == pytest.approx(20, rel=1e-3)
+    assert info["shape"] == [16, 96, 112] and info["scene"]["numerical_aperture"] == 0.3
+    assert {f.name for f in out.iterdir()} == set(info["files"])
+    # The stack carries its own calibration.
+    assert run("reconstruct", out / "stack.tif", "-o", tmp_path / "found", "--quiet") == 0
+    found = json.loads((tmp_path / "found" / "info.json").read_text())
+    assert found["units"] == "um" and found["pixel_size_um"] == pytest.approx(0.5, rel=1e-4)
+    height = tifffile.imread(tmp_path / "found" / "height.tif")
+    # Positions in the file start at 0, those of the scene below its lowest point.
+    error = height + info["focus_positions_um"][0] - truth
+    assert np.nanmedian(np.abs(error)) < 0.15 * info["z_step_um"]
+    assert np.isfinite(error).mean() > 0.95
+
+
+def test_several_stacks_differ_and_a_seed_repeats(tmp_path, capsys):
+    words = ("--height", 40, "--width", 40, "--frames", 3, "--quiet", "--format", "png")
+    more = ("--bit-depth", 12, "--z-direction", "down", "--jitter-px", 0.3, "--gain-drift", 0.01)
+    assert run("simulate", tmp_path / "a", "--count", 2, *words, *more) == 0
+    shown = capsys.readouterr().out.split()
+    assert shown == [str(tmp_path / "a" / name / "frames") for name in ("000", "001")]
+    first, info = simulated(tmp_path / "a/000")
+    assert not np.array_equal(first, simulated(tmp_path / "a/001")[0])
+    assert info["z_direction"] == "down"
+    frames = sorted((tmp_path / "a/000/frames").iterdir())
+    assert [f.name for f in frames] == ["f000.png", "f001.png", "f002.png"]
+    pixels = cv2.imread(str(frames[0]), cv2.IMREAD_UNCHANGED)
+    assert pixels.dtype == np.uint16 and pixels.shape == (40, 40)
+    # The second of the first run is the first of a run with the next seed; and over it again.
+    for _ in range(2):
+        again = ("--seed", 1, "--overwrite")
+        assert run("simulate", tmp_path / "b", *words, *more, *again) == 0
+    for name in ("frames/f001.png", "height.tif", "all_in_focus.png"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a/001" / name).read_bytes()
+
+
+def test_surfaces_and_pictures_from_files_are_simulated_at_their_scale(tmp_path):
+    y, x = np.mgrid[:80, :100]
+    np.savez(tmp_path / "bumps.npz", h_um=3 * np.sin(x / 9) * np.cos(y / 7), dx_um=2.0)
+    cv2.imwrite(str(tmp_path / "picture.png"), ((x * 7 + y * 3) % 200).astype(np.uint8))
+    config = tmp_path / "scene.yaml"
+    config.write_text(
+        f"surface: {tmp_path / 'bumps.npz'}\ntexture: {tmp_path / 'picture.png'}\n"
+        "height: 64\nwidth: 64\nframes: 4\npixel_size_um: 2.0\nz_step_um: 1.5\npsf: wave\n"
+        "light: ring\ngloss: 0.5\nvignetting: 0.2\nmagnification_change: 0.01\nquiet: true\n"
+    )
+    assert run("simulate", tmp_path / "out", "--config", config) == 0
+    truth, info = simulated(tmp_path / "out")
+    assert 5 < np.ptp(truth) < 6.5
+    assert np.diff(info["focus_positions_um"]) == pytest.approx([1.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
         ([], 2, "out"),
         (["--psf", "box"], 2, "psf"),
         (["--surface", "moon"], 1, "surface: expected a file or one of cells"),
@@ -305,27 +332,3 @@ def test_a_simulation_does_not_replace_what_is_there_unasked(tmp_path, capsys):
     assert run("simulate", tmp_path, "--quiet") == 1
     assert "--overwrite" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == ["notes.txt"]
-
-
-        (["train", "--data.sources", "[]"], 1, "data.sources: expected at least one"),
-        (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
-        (["train", "--optimiser.kind", "sgd"], 2, "optimiser"),
-        (["train", "--loss.sigma", "-1", *TINY], 1, "loss.sigma must be positive"),
-        (["train", "--resume", "--out", "nowhere"], 2, "nowhere"),
-        (["train", "--model.name", "unet", *TINY], 1, "unknown model 'unet'"),
-        (["train", "--model.weights", "w.safetensors", *TINY], 1, "w.safetensors"),
-        (["train", "--device", "tpu", *TINY], 1, "device 'tpu' cannot be used"),
-        (["export", "nowhere", "w.safetensors"], 1, "no such file: nowhere"),
-        (["export", "nowhere"], 2, "out"),
-        (["evaluate"], 2, "give --stacks or --data"),
-        (["evaluate", "--stacks", "[nowhere]"], 1, "nowhere"),
-        (["evaluate", "--stacks", "[nowhere]", "--pictures"], 2, "--pictures needs --out"),
-        (["evaluate", "--methods", "[magic]", "--data", TINY[3]], 1, "magic"),
-    ],
-)
-def test_training_that_cannot_start_says_why(words, code, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert run(*words) == code
-    shown = capsys.readouterr()
-    assert message in shown.err and "Traceback" not in shown.err
-    assert shown.out == "" and not list(tmp_path.iterdir())

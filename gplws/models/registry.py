@@ -57,7 +57,7 @@ def build_model(name: str, arguments: dict[str, Any] | None = None) -> nn.Module
         ValueError: ``name`` is unknown, or an argument does not fit.
         TypeError: the network has no such argument.
     """
-    return _build(name, arguments or {})
+    return _network(name)(**(arguments or {}))
 
 
 def save_weights(model: nn.Module, path: str | Path, *, name: str = "gplws") -> None:
