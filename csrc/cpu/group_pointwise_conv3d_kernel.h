@@ -40,8 +40,9 @@ constexpr int64_t kScratchFloats = 240 * 1024;  // 960 KiB: the slots should sta
 constexpr int64_t kMiddleFloats = 12 * 1024;    // 48 KiB of middle results, near L1
 constexpr int64_t kMaxTileWidth = 512, kMinTileWidth = 64;
 constexpr int64_t kMaxTileHeight = 16, kMinTileHeight = 4;
-// Output channels that a register block may have: two results for each in a step of two frames.
-constexpr int kMaxBlock = 12, kMaxPairBlock = kAccumulators / 4;
+// Output channels that a register block may have, so that it is two vectors wide (whole cache lines
+// for the stores); in a step of two frames each has two results.
+constexpr int kMaxBlock = kAccumulators / 2, kMaxPairBlock = kAccumulators / 4;
 
 template <class S>
 constexpr bool kPaired = S::kFramesPerStep == 2;
