@@ -270,7 +270,7 @@ class _NetworkEngine:
         self.alignment: int = getattr(model, "coarsest", 1)
         self._floats_per_voxel: float = getattr(model, "floats_per_voxel", 64.0)
         floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
-        self._dtype = next(floating, torch.float32)
+        self._dtype = getattr(model, "input_dtype", next(floating, torch.float32))
 
     def floats_per_pixel(self, n_frames: int) -> float:
         floats = self._floats_per_voxel * n_frames

@@ -11,13 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gplws import nn as gnn
+from gplws.models.focus_features import FEATURES, features_reach, focus_features
 from gplws.nn.blocks import ConvForm, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
+from gplws.nn.symmetry import make_symmetric
 from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
 from gplws.ops.focus_search import focus_search
 from gplws.ops.reference import FocusSearchResult
 
 Skip = Literal["add", "concat"]
+Stem = Literal["frames", "features"]
+
+# Rec. ITU-R BT.709-6, item 3.2: luminance of linear RGB.
+_LUMINANCE = (0.2126, 0.7152, 0.0722)
+# First weights of the two focus responses in the logits, and how much faster than other weights
+# they learn.
+_PRIOR, _PRIOR_RATE = 3.0, 10.0
 
 
 class GPLWSNet(nn.Module):
@@ -36,9 +45,16 @@ class GPLWSNet(nn.Module):
         groups: groups of the 3x3x3 convs; divides each of ``widths``.
         skip: "add", or "concat" followed by a 1x1x1 conv.
         form: "reparameterised" or "plain" convs in the group parallel modules.
+        stem: what the first conv sees: "frames" (as in the paper) or "features": gray frames,
+            locally normalised, and the logarithms of their classical focus response at two scales
+            (:func:`gplws.models.focus_features.focus_features`). The responses are also added to
+            the logits with learnt weights, so that the network starts from a classical method and
+            learns what to change about it.
+        symmetric: all kernels are symmetric along the frames, so that a reversed stack gives
+            exactly the reversed focus volume: no bias towards either end can be learnt.
 
     Raises:
-        ValueError: numbers of levels that do not match, or unknown ``skip`` or ``form``.
+        ValueError: numbers of levels that do not match, or unknown ``skip``, ``form`` or ``stem``.
 
     Notes:
         The defaults have 555,513 parameters in training form and 540,273 after
@@ -67,6 +83,8 @@ class GPLWSNet(nn.Module):
         groups: int = 4,
         skip: Skip = "add",
         form: ConvForm = "reparameterised",
+        stem: Stem = "frames",
+        symmetric: bool = False,
     ) -> None:
         super().__init__()
         if len(depths) != len(widths) or len(decoder_depths) != len(widths) - 1:
@@ -78,6 +96,10 @@ class GPLWSNet(nn.Module):
             raise ValueError(f"each of widths must divide the next one, got {tuple(widths)}")
         if skip not in ("add", "concat"):
             raise ValueError(f"skip must be 'add' or 'concat', got {skip!r}")
+        if stem not in ("frames", "features"):
+            raise ValueError(f"stem must be 'frames' or 'features', got {stem!r}")
+        if stem == "features" and in_channels != FEATURES:
+            raise ValueError(f"stem 'features' needs in_channels = {FEATURES}, got {in_channels}")
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "widths": list(widths),
@@ -87,6 +109,8 @@ class GPLWSNet(nn.Module):
             "groups": groups,
             "skip": skip,
             "form": form,
+            "stem": stem,
+            "symmetric": symmetric,
         }
         self.in_channels = in_channels
         self.coarsest = 2 ** (len(widths) - 1)  # H and W are padded to multiples of it
@@ -94,10 +118,10 @@ class GPLWSNet(nn.Module):
         def blocks(width: int, count: int) -> list[nn.Module]:
             return [GroupParallel3d(width, width, groups, form=form) for _ in range(count)]
 
-        stem = GroupParallel3d(
+        first = GroupParallel3d(
             in_channels, widths[0], 1 if in_channels % groups else groups, form=form
         )
-        encoders = [[stem, *blocks(widths[0], depths[0] - 1)]]
+        encoders = [[first, *blocks(widths[0], depths[0] - 1)]]
         encoders += [blocks(w, n) for w, n in zip(widths[1:], depths[1:], strict=True)]
         self.encoders = nn.ModuleList(nn.Sequential(*level) for level in encoders)
         self.downs = nn.ModuleList(
@@ -115,6 +139,13 @@ class GPLWSNet(nn.Module):
             for (_, fine), n in zip(pairs, decoder_depths, strict=True)
         )
         self.head = GroupParallel3d(widths[0], 1, groups, form=form, final_relu=False)
+        if stem == "features":
+            weights = torch.full((FEATURES - 1,), _PRIOR / _PRIOR_RATE)
+            self.prior: nn.Parameter | None = nn.Parameter(weights)
+        else:
+            self.prior = None
+        if symmetric:
+            make_symmetric(self)
         self._workspaces = WorkspacePool()
 
     @property
@@ -130,12 +161,15 @@ class GPLWSNet(nn.Module):
         # A 3x3x3 conv at level l reaches 2^l pixels; so does the conv down from it, and the conv up
         # to level l reaches as far as one of the coarser level.
         reach = sum(count << level for level, count in enumerate(modules))
-        return reach + sum((1 << level) + (2 << level) for level in range(levels - 1))
+        reach += sum((1 << level) + (2 << level) for level in range(levels - 1))
+        return reach + (0 if self.prior is None else features_reach())
 
     @property
     def floats_per_voxel(self) -> float:
         """Memory that one pass takes, in floats for each voxel of the stack."""
         outside = 2  # the stack and the focus volume
+        if self.prior is not None:
+            outside += FEATURES + 2  # and sums while the focus volume is made
         if self._is_planned():
             side = 16 * self.coarsest
             stack = torch.empty(1, 1, 1, side, side, device="meta")
@@ -162,14 +196,31 @@ class GPLWSNet(nn.Module):
                 f"stack must be (B, {self.in_channels}, N, H, W) or (B, 1, N, H, W), "
                 f"got shape {tuple(stack.shape)}"
             )
-        height, width = stack.shape[-2:]
-        if self._may_reuse_memory(stack):
+        if self.prior is None:
+            return self._logits(stack)
+        features = focus_features(_gray(stack.float()))
+        learnt = self._logits(features.channels.to(self._dtype))
+        fine, coarse = (_PRIOR_RATE * self.prior.float()).unbind()
+        return learnt.float() + fine * features.responses[:, 0] + coarse * features.responses[:, 1]
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Dtype in which stacks are expected: that of the weights, but float32 for features."""
+        return self._dtype if self.prior is None else torch.float32
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(B, C, N, H, W) in the dtype of the weights -> (B, N, H, W)."""
+        height, width = x.shape[-2:]
+        if self._may_reuse_memory(x):
             with self._workspaces.borrow() as workspace:
-                key = (tuple(stack.shape), stack.dtype)
-                workspace.begin(key, lambda: self._plan(stack))
-                volume = self._focus_volume(stack, Runner(workspace))
+                workspace.begin((tuple(x.shape), x.dtype), lambda: self._plan(x))
+                volume = self._focus_volume(x, Runner(workspace))
         else:
-            volume = self._focus_volume(stack, Runner(None))
+            volume = self._focus_volume(x, Runner(None))
         return volume[:, 0, :, :height, :width]
 
     def _focus_volume(self, stack: Tensor, run: Runner) -> Tensor:
@@ -241,6 +292,16 @@ class GPLWSNet(nn.Module):
     def fuse(self) -> nn.Module:
         """See :func:`gplws.nn.fuse`."""
         return gnn.fuse(self)
+
+
+def _gray(stack: Tensor) -> Tensor:
+    """(B, 1 or 3, N, H, W) -> (B, N, H, W)."""
+    if stack.shape[1] == 1:
+        return stack[:, 0]
+    red, green, blue = (
+        weight * channel for weight, channel in zip(_LUMINANCE, stack.unbind(1), strict=True)
+    )
+    return red + green + blue
 
 
 class UpConcat3d(nn.Module):
