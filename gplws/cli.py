@@ -241,6 +241,10 @@ def _simulate_parser() -> ArgumentParser:
     add("--bit-depth", type=int, default=usual.bit_depth, help="8 to 16")
     add("--seed", type=int, default=usual.seed, help="of all that is drawn")
     add("--format", choices=["tiff", "png"], default="tiff", help="of the frames")
+    add("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
+    add("--overwrite", action="store_true", help="replace the results in a folder that has some")
+    add("--quiet", action="store_true", help="no progress bar")
+    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
     return simulate
 
 
