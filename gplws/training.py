@@ -268,7 +268,7 @@ class _Run:
         self.steps = _total_steps(config, source)
         self.model = model.to(device)
         if config.precision.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            _channels_last(self.model)
         processes.agree(self.model)
         decay = config.optimiser.average_decay
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if decay else None
@@ -701,6 +701,13 @@ def _error_sum(
         total += float(error[valid].double().sum())
         count += float(valid.sum())
     return total, count
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Weights of 3-D convs in that order; Module.to would refuse those of 2-D convs."""
+    for weight in model.parameters():
+        if weight.dim() == 5:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 @torch.no_grad()

@@ -254,6 +254,17 @@ def test_networks_that_return_a_depth_are_trained_too(tmp_path, kind):
     assert 0 < result.validation["toy"] < 1.5
 
 
+def test_a_published_network_is_trained_by_its_name(tmp_path):
+    config = small_config(1, model=ModelConfig(name="defocusnet"))
+    source = ToySource(frames=3, side=32)
+    validation = [("toy", [source(9)])]
+    result = train(config, tmp_path / "run", source=source, validation=validation)
+    assert 0 <= result.validation["toy"] <= 2
+    model = model_of_checkpoint(result.checkpoint)
+    again = mean_error(lambda s: predicted_index(model, s), validation[0][1])
+    assert again == pytest.approx(result.validation["toy"], rel=1e-4)
+
+
 def test_a_network_with_a_range_of_its_own_is_given_positions_in_it(tmp_path):
     class Ranged(DepthNet):
         focus_range = (0.0, 1.0)
