@@ -28,8 +28,7 @@ from gplws.metrics import (
     sparsification,
 )
 from gplws.models import WeightsError, load_model, model_names
-from gplws.ops.focus_search import focus_search
-from gplws.training import network_output
+from gplws.training import predicted
 
 _LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. ITU-R BT.709-6, item 3.2
 _COLUMNS = (
@@ -287,13 +286,9 @@ def _network(model: nn.Module, device: str | torch.device) -> Method:
         stack = batch.stack
         if getattr(model, "in_channels", stack.shape[1]) < stack.shape[1]:
             stack = _gray(stack[0])[None]
-        output = network_output(model, stack, batch.focus_positions)
-        if isinstance(output, Tensor):
-            found = focus_search(output.float().contiguous(), batch.focus_positions, log_scale=True)
-            depth, confidence = found.depth[0].cpu(), found.confidence[0].cpu()
-            return Estimate(depth, depth.isfinite(), confidence)
-        depth = output.depth[0].float().cpu()
-        said = getattr(output, "confidence", None)
+        found = predicted(model, replace(batch, stack=stack))
+        depth = found.depth[0].float().cpu()
+        said = getattr(found, "confidence", None)
         return Estimate(depth, depth.isfinite(), None if said is None else said[0].float().cpu())
 
     return run

@@ -141,21 +141,30 @@ def mean_error(predict: Callable[[DepthSample], Tensor], samples: Sequence[Depth
 
 
 def predicted_index(model: nn.Module, sample: DepthSample) -> Tensor:
-    """Depth as it is read at inference: :func:`gplws.ops.focus_search` in the focus volume.
+    """Depth as it is read at inference: what ``model.predict`` says, or the focus search.
 
     Args:
-        model: maps a stack, and focus positions where its ``forward`` takes them, to a focus volume
-            of logits (B, N, H, W), or to something with ``depth`` (B, H, W) in the unit of the
-            sample.
+        model: has ``predict(stack, focus_positions)``, as the networks of :mod:`gplws.models`, or
+            maps a stack to a focus volume of logits (B, N, H, W), or to something with ``depth``
+            (B, H, W) in the unit of the sample.
         sample: batched, on the device of the model.
 
     Returns:
         (B, H, W) float32, frames.
     """
+    return index_of(predicted(model, sample).depth.float(), sample.focus_positions)
+
+
+def predicted(model: nn.Module, sample: DepthSample) -> Any:
+    """The same in the unit of the sample: ``depth`` and, where there is one, ``confidence``."""
+    if callable(getattr(type(model), "predict", None)):
+        predict: Callable[..., Any] = model.predict  # type: ignore[assignment]
+        return predict(sample.stack, sample.focus_positions)
     output = network_output(model, sample.stack, sample.focus_positions)
     if isinstance(output, Tensor):
-        return focus_search(output.float().contiguous(), log_scale=True).depth
-    return index_of(output.depth.float(), sample.focus_positions)
+        volume = output.float().contiguous()
+        return focus_search(volume, sample.focus_positions, log_scale=True)
+    return output
 
 
 def network_output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> Any:
@@ -170,6 +179,19 @@ def network_output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> 
     if "focus_positions" in inspect.signature(bare.forward).parameters:
         return model(stack, focus_positions)
     return model(stack)
+
+
+def positions_of(model: nn.Module, focus_positions: Tensor) -> Tensor:
+    """Focus positions (B, N) as a network knows them: over its ``focus_range``, if it has one.
+
+    Networks that regress depth cannot be told the unit; they learn the range of their training.
+    """
+    known = getattr(model, "focus_range", None)
+    if known is None:
+        return focus_positions
+    begin, end = known
+    first, last = focus_positions[:, :1], focus_positions[:, -1:]
+    return begin + (focus_positions - first) / (last - first) * (end - begin)
 
 
 def index_of(depth: Tensor, focus_positions: Tensor) -> Tensor:
@@ -246,7 +268,7 @@ class _Run:
         self.steps = _total_steps(config, source)
         self.model = model.to(device)
         if config.precision.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            _channels_last(self.model)
         processes.agree(self.model)
         decay = config.optimiser.average_decay
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if decay else None
@@ -364,9 +386,10 @@ class _Run:
         stack = batch.stack
         if config.precision.channels_last:
             stack = stack.contiguous(memory_format=torch.channels_last_3d)
+        positions = positions_of(self.model, batch.focus_positions)
         with self._autocast():
-            output = network_output(self.network, stack, batch.focus_positions)
-        terms = self._loss(output, batch, count)
+            output = network_output(self.network, stack, positions)
+        terms = self._loss(output, positions, batch, count)
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
         clip = math.inf if config.optimiser.clip is None else config.optimiser.clip
@@ -382,11 +405,11 @@ class _Run:
             _follow(self.average, self.model, decay)
         return terms.total.detach(), terms.parts, norm
 
-    def _loss(self, output: Any, batch: _Batch, count: float) -> LossTerms:
+    def _loss(self, output: Any, positions: Tensor, batch: _Batch, count: float) -> LossTerms:
         loss = self.config.loss
         if isinstance(output, Tensor):
             return loss(output.float(), batch.depth_index, batch.valid, count=count)
-        depth = index_of(output.depth.float(), batch.focus_positions)
+        depth = index_of(output.depth.float(), positions)
         return loss.of_depth(depth, batch.depth_index, batch.valid, count=count)
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -678,6 +701,13 @@ def _error_sum(
         total += float(error[valid].double().sum())
         count += float(valid.sum())
     return total, count
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Weights of 3-D convs in that order; Module.to would refuse those of 2-D convs."""
+    for weight in model.parameters():
+        if weight.dim() == 5:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 @torch.no_grad()

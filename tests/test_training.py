@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from gplws.data.transforms import Augmentation, split
 from gplws.losses import FocusLoss
 from gplws.models import WeightsError, save_weights
 from gplws.models.registry import build_model
-from gplws.training import index_of, mean_error, predicted_index, train
+from gplws.training import index_of, mean_error, positions_of, predicted_index, train
 from gplws.training_config import (
     CheckpointConfig,
     DataConfig,
@@ -251,6 +252,33 @@ def test_networks_that_return_a_depth_are_trained_too(tmp_path, kind):
     losses = [line["loss"] for line in log_of(tmp_path) if "loss" in line]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     assert 0 < result.validation["toy"] < 1.5
+
+
+def test_a_published_network_is_trained_by_its_name(tmp_path):
+    config = small_config(1, model=ModelConfig(name="defocusnet"))
+    source = ToySource(frames=3, side=32)
+    validation = [("toy", [source(9)])]
+    result = train(config, tmp_path / "run", source=source, validation=validation)
+    assert 0 <= result.validation["toy"] <= 2
+    model = model_of_checkpoint(result.checkpoint)
+    again = mean_error(lambda s: predicted_index(model, s), validation[0][1])
+    assert again == pytest.approx(result.validation["toy"], rel=1e-4)
+
+
+def test_a_network_with_a_range_of_its_own_is_given_positions_in_it(tmp_path):
+    class Ranged(DepthNet):
+        focus_range = (0.0, 1.0)
+
+    model = Ranged()
+    losses = {}
+    for name, net in (("ranged", model), ("plain", DepthNet())):
+        net.load_state_dict(model.state_dict())
+        config = small_config(1, loss=FocusLoss(kind="l1"), augmentation=Augmentation.none())
+        train(config, tmp_path / name, model=copy.deepcopy(net), source=ToySource())
+        losses[name] = log_of(tmp_path / name)[0]["loss"]
+    assert losses["ranged"] == pytest.approx(losses["plain"], rel=1e-5)  # in frames, so the same
+    positions = positions_of(model, torch.tensor([[10.0, 12, 20], [6, 5, 4]]))
+    torch.testing.assert_close(positions, torch.tensor([[0, 0.2, 1], [0, 0.5, 1]]))
 
 
 def test_frame_numbers_of_depths_are_linear_between_positions_and_beyond():
