@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,8 +33,10 @@ def main() -> None:
     if sys.argv[1:] == [PLANTED]:
         check_that_planted_errors_are_caught()
         return
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), sys.argv[1:])
+        print(f"==== built after {time.monotonic() - begin:.0f} s", flush=True)
         for isa in ISAS:
             environment = instrumented_environment(Path(folder), isa)
             script = "import gplws; print(gplws.__file__, gplws.build_info()['cpu_isa'])"
@@ -48,6 +51,7 @@ def main() -> None:
             # What a sanitizer writes before it ends the process is not to be captured.
             pytest = [sys.executable, "-P", "-m", "pytest", "-q", "--capture=sys", "-k", LEFT_OUT]
             run([*pytest, "-p", "no:cacheprovider", str(ROOT / "tests/ops")], environment)
+        print(f"==== passed after {time.monotonic() - begin:.0f} s")
 
 
 def build(folder: Path, options: list[str]) -> None:
