@@ -16,7 +16,9 @@
 //   one    direct: a ring of three frames, slot = frame mod 3; 27 taps.
 //   two    Winograd's minimal filtering along the frames (F(2, 3)): four slots hold differences and
 //          a sum of frames n-1 .. n+2, and 4 x 9 taps give frames n and n+1, where the direct way
-//          needs 54. Rounding grows by about a factor of two.
+//          needs 54. Rounding grows by about a factor of two. A single frame can only be left over
+//          at the end of the stack, where the first two slots are frames n-1 and n: it is computed
+//          directly.
 //
 // Source: S. Winograd, "Arithmetic Complexity of Computations", SIAM 1980,
 // doi:10.1137/1.9781611970364; A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural
@@ -48,8 +50,10 @@ template <class S>
 constexpr bool kPaired = S::kFramesPerStep == 2;
 template <class S>
 constexpr int kSlots = kPaired<S> ? 4 : 3;
+// Packed taps: those of the three frames; or those of frame n, for a single frame, then of the
+// slots.
 template <class S>
-constexpr int kTaps = kPaired<S> ? 4 * kPlaneTaps : 3 * kPlaneTaps;
+constexpr int kTaps = kPaired<S> ? 5 * kPlaneTaps : 3 * kPlaneTaps;
 template <class S>
 constexpr int kConvBlock = kPaired<S> ? kMaxPairBlock : kMaxBlock;
 
@@ -107,18 +111,20 @@ int next_block(int64_t channels, int largest) {
   return 1;
 }
 
-// The taps of the conv for one pair of channels: as they are, or for four slots (F(2, 3)): those of
-// m0, m1, m2 and of -m3 in frames n = m0 + m1 + m2 and n+1 = m1 - m2 - m3.
+// The packed taps of one pair of channels. Those of the four slots give m0, m1, m2 and -m3, and
+// frames n = m0 + m1 + m2 and n+1 = m1 - m2 - m3.
 template <class S>
 void transform_taps(const float* w, float* taps) {
   for (int t = 0; t < kPlaneTaps; ++t) {
     const float before = w[t], here = w[kPlaneTaps + t], behind = w[2 * kPlaneTaps + t];
-    taps[t] = before;
     if constexpr (kPaired<S>) {
-      taps[kPlaneTaps + t] = 0.5f * (before + here + behind);
-      taps[2 * kPlaneTaps + t] = 0.5f * (before - here + behind);
-      taps[3 * kPlaneTaps + t] = -behind;
+      taps[t] = here;
+      taps[kPlaneTaps + t] = before;
+      taps[2 * kPlaneTaps + t] = 0.5f * (before + here + behind);
+      taps[3 * kPlaneTaps + t] = 0.5f * (before - here + behind);
+      taps[4 * kPlaneTaps + t] = -behind;
     } else {
+      taps[t] = before;
       taps[kPlaneTaps + t] = here;
       taps[2 * kPlaneTaps + t] = behind;
     }
@@ -354,8 +360,8 @@ __attribute__((noinline)) void pair_block(const Input& in, const float* w, const
     const float* x = in.x;
     const float* w_unit = w;
     for (int64_t u = 0; u < in.units; ++u) {
-      const float* w_first = w_unit + first * kPlaneTaps * K;
-      const float* w_second = w_unit + second * kPlaneTaps * K;
+      const float* w_first = w_unit + (1 + first) * kPlaneTaps * K;
+      const float* w_second = w_unit + (1 + second) * kPlaneTaps * K;
       for (int t = 0; t < kPlaneTaps; ++t) {
         const float* xt = x + in.offsets[t];
         accumulate_tap<S>(xt + first * in.slot_stride, w_first, here);
@@ -540,20 +546,42 @@ void fill(const GroupPointwiseConv3dParams& p, const Geometry& g, const Tile& ti
     }
 }
 
-// Offsets of the taps relative to a row's first used column: of all slots, those of the ring in the
-// order of the frames around frame n.
-template <class S>
-void tap_offsets(const GroupPointwiseConv3dParams& p, const Geometry& g, int64_t n,
-                 int64_t* offsets) {
-  for (int j = 0; j < kSlots<S>; ++j) {
-    const int64_t slot = kPaired<S> ? j : (n + j + 2) % 3;
-    for (int kh = 0; kh < 3; ++kh)
-      for (int kw = 0; kw < 3; ++kw) {
-        int64_t column = kw - 1;
-        if (p.stride == 2) column = kw == 1 ? 0 : g.half - (kw == 0 ? 1 : 0);
-        *offsets++ = slot * g.slot + kh * g.row + column;
-      }
+// Offsets of the taps of one slot relative to a row's first used column.
+void plane_offsets(const GroupPointwiseConv3dParams& p, const Geometry& g, int64_t slot,
+                   int64_t* offsets) {
+  for (int kh = 0; kh < 3; ++kh)
+    for (int kw = 0; kw < 3; ++kw) {
+      int64_t column = kw - 1;
+      if (p.stride == 2) column = kw == 1 ? 0 : g.half - (kw == 0 ? 1 : 0);
+      *offsets++ = slot * g.slot + kh * g.row + column;
+    }
+}
+
+// The taps that make frames n .. n + Frames - 1 of the result.
+struct Taps {
+  int64_t offsets[3 * kPlaneTaps];
+  int skipped, count;
+};
+
+template <class S, int Frames>
+Taps taps_of(const GroupPointwiseConv3dParams& p, const Geometry& g, int64_t n) {
+  Taps t{};
+  if constexpr (!kPaired<S>) {
+    // Frames outside the stack are zero: their taps are left out.
+    const int64_t first = n == 0 ? 1 : 0, last = n == p.frames - 1 ? 1 : 2;
+    for (int64_t j = first; j <= last; ++j)
+      plane_offsets(p, g, (n + j + 2) % 3, t.offsets + (j - first) * kPlaneTaps);
+    t.skipped = static_cast<int>(first) * kPlaneTaps;
+    t.count = static_cast<int>(last - first + 1) * kPlaneTaps;
+  } else if (Frames == 1) {
+    plane_offsets(p, g, 1, t.offsets);
+    plane_offsets(p, g, 0, t.offsets + kPlaneTaps);
+    t.count = n == 0 ? kPlaneTaps : 2 * kPlaneTaps;
+  } else {
+    plane_offsets(p, g, 0, t.offsets);  // the same in all slots
+    t.count = kPlaneTaps;
   }
+  return t;
 }
 
 // The convs of one tile, for frames n .. n + Frames - 1 of the result, whose slots are filled.
@@ -572,13 +600,7 @@ void run_frames(const GroupPointwiseConv3dParams& p, const Geometry& g, const Ti
   // from memory before it is overwritten.
   const bool stream =
       reinterpret_cast<uintptr_t>(p.y) % GPLWS_VEC_BYTES == 0 && p.width_out % kLanes == 0;
-  int64_t offsets[kTaps<S>];
-  tap_offsets<S>(p, g, n, offsets);
-  // Directly: frames outside the stack are zero, their taps are left out. A single frame of a step
-  // of two is m0 + m1 + m2.
-  const int skipped = !kPaired<S> && n == 0 ? kPlaneTaps : 0;
-  const int left_out = !kPaired<S> && n == p.frames - 1 ? kPlaneTaps : 0;
-  const int taps = 3 * kPlaneTaps - skipped - left_out;
+  const Taps taps = taps_of<S, Frames>(p, g, n);
 
   for (int64_t r = 0; r < tile.height; ++r)
     for (int64_t w = 0; w < tile.width; w += g.chunk) {
@@ -599,9 +621,9 @@ void run_frames(const GroupPointwiseConv3dParams& p, const Geometry& g, const Ti
         const Input input{x + group * g.group_units * g.unit,
                           g.unit,
                           g.group_units,
-                          offsets + skipped,
-                          taps,
-                          skipped,
+                          taps.offsets,
+                          taps.count,
+                          taps.skipped,
                           kTaps<S>,
                           g.slot};
         const float* w_group = p.packed + k0 * g.group_units * kTaps<S>;
