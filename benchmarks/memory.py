@@ -23,7 +23,7 @@ from benchmarks import plots
 from benchmarks.networks import in_channels_last, random_gplws
 from benchmarks.timing import machine, save, show
 
-BUDGETS_MB = (1024, 768, 512, 256)
+BUDGETS_MB = (1024, 640, 256)
 STOCK = ("stock eager", "stock eager channels_last")
 
 

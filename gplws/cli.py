@@ -131,7 +131,7 @@ def _parser() -> ArgumentParser:
         metavar="ply|stl|glb",
         help="write a mesh as well, or several: '[ply, glb]'; needs z-step and pixel size",
     )
-    add("--memory-mb", type=float, default=1024, help="working memory for the focus volume, MiB")
+    add("--memory-mb", type=float, default=640, help="working memory, MiB")
     add("--overwrite", action="store_true", help="replace the results in a folder that has some")
     add("--quiet", action="store_true", help="no progress bar")
     add("--verbose", action="store_true", help="more messages, and a traceback where it fails")

@@ -78,7 +78,7 @@ def reconstruct(
     axes: str | None = None,
     method: str | nn.Module = "auto",
     device: str | torch.device = "auto",
-    memory_mb: float = 1024,
+    memory_mb: float = 640,
     progress: bool = False,
 ) -> Reconstruction:
     """Height map, confidence and all-in-focus image of a focal stack.
