@@ -40,12 +40,15 @@ def group_pointwise_conv3d(
     """Grouped 3x3x3 conv, then pointwise (1x1x1) conv, without storing what lies between.
 
     The frames, rows and columns are padded with one zero on each side. Equal to
-    :func:`gplws.ops.reference.group_pointwise_conv3d` within 1e-5 of the sum of the magnitudes of
-    the products, on every instruction set and device; on one of them, bitwise equal for every
-    number of threads. NaN passes through, as in ``torch.relu``.
+    :func:`gplws.ops.reference.group_pointwise_conv3d` within 1e-5 (float32) of the sum of the
+    magnitudes of the weights times the largest input they meet, on every instruction set and
+    device; on one of them, bitwise equal for every number of threads. NaN passes through, as in
+    ``torch.relu``; on the CPU what depends on an infinite input may be NaN, as products along the
+    frames are saved by Winograd's scheme there.
 
     Args:
-        x: (B, C, N, H, W) float32; N = frames. Any strides; contiguous is fastest on the CPU.
+        x: (B, C, N, H, W) float32, or bfloat16 on the CPU, as all tensors then; N = frames. Any
+            strides; contiguous is fastest on the CPU.
         weight: (M, C / groups, 3, 3, 3) float32.
         bias: (M,) float32.
         pointwise_weight: (K, M, 1, 1, 1) float32. Without it, K = M and the grouped conv is all.
@@ -64,10 +67,11 @@ def group_pointwise_conv3d(
 
     Raises:
         ValueError: a shape, ``groups`` or ``stride`` does not fit.
-        TypeError: a tensor is not float32.
+        TypeError: a tensor is not float32 (on the CPU also bfloat16), or dtypes differ.
 
     Source:
-        The group parallel module of GPLWS-Net, Journal of Software, 2024, section 2.
+        The group parallel module of GPLWS-Net, Journal of Software, 2024, section 2. Winograd's
+        scheme: A. Lavin, S. Gray, CVPR 2016, doi:10.1109/CVPR.2016.435.
 
     Example:
         >>> x = torch.rand(1, 12, 10, 64, 64)
