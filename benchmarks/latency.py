@@ -40,14 +40,14 @@ SHAPES = {
 }
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the largest result
 MOST_VOXELS_OF_OTHERS = 1.1e7  # beyond, the slow candidates take minutes and many GB
-ENGINES = ("compile", "onnxruntime", "openvino")
+ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 
 Candidate = Callable[[], Any]
 
 
 def available() -> list[str]:
     """The engines that are installed."""
-    engines = ["compile"]
+    engines = ["eager", "compile"]
     if importlib.util.find_spec("onnxscript"):
         engines += [e for e in ("onnxruntime", "openvino") if importlib.util.find_spec(e)]
     return engines
@@ -65,7 +65,7 @@ class Engines:
             self.engines = list(engines)
             self._build: Callable[[], nn.Module] = lambda: random_gplws().reparameterise()
         else:
-            self.engines = [engine for engine in engines if engine == "openvino"]
+            self.engines = [engine for engine in engines if engine in ("eager", "openvino")]
             self._build = lambda: random_peer(network, n_frames)
         # Stock torch lacks some bfloat16 kernels that peers need; autocast goes round them.
         self.autocast = network != "gplws" and self.dtype != torch.float32
@@ -103,14 +103,17 @@ class Engines:
         kernels = self.kernels
         if kernels is not None:
             yield "gplws", lambda: lambda: kernels(stack)
-        yield "eager", lambda: lambda: self._eager(self.contiguous, stack)
-        yield "eager channels_last", lambda: lambda: self._eager(self.last, last)
+        if "eager" in self.engines:
+            yield "eager", lambda: lambda: self._eager(self.contiguous, stack)
+            yield "eager channels_last", lambda: lambda: self._eager(self.last, last)
         builders: dict[str, Callable[[], Candidate]] = {
             "compile": lambda: self._compiled(last),
             "onnxruntime": lambda: self._onnxruntime(stack),
             "openvino": lambda: self._openvino(stack),
         }
         for engine in self.engines:
+            if engine not in builders:
+                continue
             if engine == "onnxruntime" and self.precision != "float32":
                 continue  # its CPU kernels have no bfloat16 conv
             yield engine, builders[engine]
@@ -212,7 +215,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=list(TOLERANCE), default=list(TOLERANCE))
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["gplws"])
     parser.add_argument(
-        "--engines", nargs="*", choices=ENGINES, default=available(), help="beside eager torch"
+        "--engines", nargs="*", choices=ENGINES, default=available(), help="beside the kernels"
     )
     parser.add_argument("--seconds", type=float, default=40.0, help="for each row, roughly")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
