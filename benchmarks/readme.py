@@ -11,12 +11,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from benchmarks.summary import load, medians
+from benchmarks.summary import load, medians, voxels
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- made by python -m benchmarks.readme -->"
 END = "<!-- end of what it made -->"
 SHAPE = "10x512x512"
+DEFAULT_MB = 640  # of reconstruct
 NAMES = {
     "gplws": "gplws",
     "eager": "torch eager",
@@ -115,7 +116,7 @@ def _flatness_sentence(latency: dict[str, Any]) -> list[str]:
         return []
     what = {"frames": "number of frames", "size": "size"}
     said = [f"{100 * f['largest_deviation']:.0f}% over {what[f['over']]}" for f in found]
-    shapes = [list(f["ns_per_voxel"]) for f in found]
+    shapes = [sorted(f["ns_per_voxel"], key=voxels) for f in found]
     measured = "; ".join(f"{s[0]} to {s[-1]}" for s in shapes)
     return [
         f"The cost per voxel (float32) strays from its median by at most {' and '.join(said)} "
@@ -129,7 +130,7 @@ def _memory_sentence(memory: dict[str, Any]) -> str:
         f"{row['candidate']} {row['peak_mib']:.0f} MiB"
         + (f" with `memory_mb={row['memory_mb']}`" if row["memory_mb"] else "")
         for row in rows
-        if row["memory_mb"] in (1024, 512, None)
+        if row["memory_mb"] in (DEFAULT_MB, None)
     ]
     return (
         f"Peak memory of `reconstruct` at {rows[0]['shape'].replace('x', ' x ')}, against one "
