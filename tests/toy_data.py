@@ -106,3 +106,8 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """A network with the same weights each time."""
     torch.manual_seed(seed)
     return make()
+
+
+def double(step: int) -> int:
+    """A job for worker processes, which find it here and not in a test file."""
+    return 2 * step

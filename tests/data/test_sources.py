@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from toy_data import ToySource
+from toy_data import ToySource, double
 
 from gplws.data import DepthSample
 from gplws.data.sources import (
@@ -42,10 +42,6 @@ class Numbered:
 
 def numbers(batch):
     return (100 * batch.stack[:, 0, 0, 0, 0]).round().int().tolist()
-
-
-def double(step):
-    return 2 * step
 
 
 def fail_at_three(step):
