@@ -55,7 +55,9 @@ def main() -> None:
 
 
 def build(folder: Path, options: list[str]) -> None:
-    environment = {**os.environ, "GPLWS_SANITIZE": ",".join(toolchain.SANITIZERS)}
+    # They watch the CPU's kernels alone; nvcc does not take their options either.
+    asked = {"GPLWS_SANITIZE": ",".join(toolchain.SANITIZERS), "GPLWS_CUDA": "0"}
+    environment = {**os.environ, **asked}
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
     run([*pip, *options, str(ROOT)], environment)
 
