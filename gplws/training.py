@@ -42,6 +42,7 @@ from gplws.data.sources import AugmentedSource, Prefetcher, Source, seed_of
 from gplws.losses import LossTerms
 from gplws.models import GPLWSNet
 from gplws.models.registry import build_model, load_model
+from gplws.nn.blocks import freeze_statistics
 from gplws.ops.focus_search import focus_search
 from gplws.training_config import (
     ModelConfig,
@@ -275,6 +276,7 @@ class _Run:
         self.optimiser = _optimiser(self.model, config.optimiser)
         self.network = self._compiled_and_parallel()
         self.step = 0
+        self.frozen = False  # batch norms keep their statistics
         self.seconds_before = 0.0
         self.started = time.monotonic()
         self.errors: dict[str, float] = {}
@@ -355,6 +357,8 @@ class _Run:
             progress = 0.0 if self.steps is None else self.step / self.steps
             if schedule.follow_time:
                 progress = max(progress, share)
+            if schedule.freeze_after is not None and progress >= schedule.freeze_after:
+                self._freeze()
             rate = config.optimiser.learning_rate * schedule.factor(progress)
             loss, parts, norm = self._update(batch, count / self.processes.world, rate)
             self.step += 1
@@ -381,10 +385,12 @@ class _Run:
         config = self.config
         batch = batch.to(self.device)
         self.network.train()
+        if self.frozen:  # train() has undone it
+            freeze_statistics(self.model)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         stack = batch.stack
-        if config.precision.channels_last:
+        if config.precision.channels_last and not self._on_kernels:
             stack = stack.contiguous(memory_format=torch.channels_last_3d)
         positions = positions_of(self.model, batch.focus_positions)
         with self._autocast():
@@ -405,6 +411,21 @@ class _Run:
             _follow(self.average, self.model, decay)
         return terms.total.detach(), terms.parts, norm
 
+    def _freeze(self) -> None:
+        """Batch norms keep their statistics from here on: the averaged ones, where there are."""
+        if self.frozen:
+            return
+        self.frozen = True
+        if self.average is not None:
+            freeze_statistics(self.average)
+            averaged = dict(self.average.named_buffers())
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(averaged[name])
+
+    @property
+    def _on_kernels(self) -> bool:
+        return self.frozen and self.device.type == "cpu"
+
     def _loss(self, output: Any, positions: Tensor, batch: _Batch, count: float) -> LossTerms:
         loss = self.config.loss
         if isinstance(output, Tensor):
@@ -413,7 +434,7 @@ class _Run:
         return loss.of_depth(depth, batch.depth_index, batch.valid, count=count)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.config.precision.dtype == "float32":
+        if self.config.precision.dtype == "float32" or self._on_kernels:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

@@ -96,8 +96,10 @@ def test_the_loss_falls_and_the_error_with_it(tmp_path):
     assert again == pytest.approx(errors[-1], rel=1e-5)
 
 
-def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(tmp_path):
+@pytest.mark.parametrize("freeze_after", [None, 0.25])
+def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(tmp_path, freeze_after):
     config = small_config(8)
+    config = replace(config, schedule=replace(config.schedule, freeze_after=freeze_after))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with_worker = replace(config, data=DataConfig(workers=2, ahead=3))
     train(with_worker, whole, source=ToySource(), validation=VALIDATION)
@@ -310,6 +312,31 @@ def test_ways_of_computing_agree_with_the_plain_one(tmp_path, precision):
         assert all(w.dtype in (torch.float32, torch.int64) for w in weights.values())
     tolerance = 0.03 if precision.dtype == "bfloat16" else 1e-3
     assert losses["other"] == pytest.approx(losses["plain"], rel=tolerance)
+
+
+def test_batch_norms_keep_the_averaged_statistics_once_they_are_frozen(tmp_path):
+    def statistics(steps, folder):
+        config = small_config(
+            12,
+            optimiser=OptimiserConfig(average_decay=0.9),
+            precision=PrecisionConfig(dtype="bfloat16"),
+            checkpoints=CheckpointConfig(every_steps=1),
+        )
+        config = replace(config, schedule=replace(config.schedule, freeze_after=6 / 12))
+        stop = StopAfter(steps, signal.SIGTERM) if steps < 12 else ToySource()
+        train(config, tmp_path / folder, source=stop, validation=VALIDATION)
+        state = load_checkpoint(tmp_path / folder / "checkpoint.pt")
+        running = [n for n in state["weights"] if "running" in n or "num_batches" in n]
+        return [{n: state[part][n] for n in running} for part in ("average", "weights")], state
+
+    (before, raw), early = statistics(6, "begun")
+    (average, frozen), late = statistics(12, "done")
+    assert early["step"] == 6 and late["step"] == 12
+    assert not torch.equal(before["head.bn.running_mean"], raw["head.bn.running_mean"])
+    for name, value in before.items():
+        assert torch.equal(frozen[name], value) and torch.equal(average[name], value)
+    weight = "head.bn.weight"  # what is learnt in a batch norm goes on
+    assert not torch.equal(late["weights"][weight], early["weights"][weight])
 
 
 def test_the_average_follows_the_weights(tmp_path):

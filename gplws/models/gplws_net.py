@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gplws import nn as gnn
 from gplws.models.focus_features import FEATURES, features_reach, focus_features
-from gplws.nn.blocks import ConvForm, GroupParallel3d, UpConv3d
+from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
 from gplws.nn.symmetry import make_symmetric
 from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
@@ -125,8 +125,7 @@ class GPLWSNet(nn.Module):
         encoders += [blocks(w, n) for w, n in zip(widths[1:], depths[1:], strict=True)]
         self.encoders = nn.ModuleList(nn.Sequential(*level) for level in encoders)
         self.downs = nn.ModuleList(
-            nn.Conv3d(fine, coarse, 3, stride=(1, 2, 2), padding=1)
-            for fine, coarse in itertools.pairwise(widths)
+            DownConv3d(fine, coarse) for fine, coarse in itertools.pairwise(widths)
         )
         self.middle = nn.Sequential(*blocks(widths[-1], middle))
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (coarse, fine)

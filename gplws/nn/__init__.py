@@ -2,10 +2,12 @@
 
 from gplws.nn.blocks import (
     ConvBN3d,
+    DownConv3d,
     GroupParallel3d,
     RepConv3d,
     UpConv3d,
     fold_bn,
+    freeze_statistics,
     fuse,
     reparameterise,
 )
@@ -15,6 +17,7 @@ from gplws.nn.workspace import Workspace, WorkspacePool
 
 __all__ = [
     "ConvBN3d",
+    "DownConv3d",
     "FusedConv3d",
     "FusedGroupParallel3d",
     "FusedUpConv3d",
@@ -27,6 +30,7 @@ __all__ = [
     "expected_depth",
     "expected_depth_and_deviation",
     "fold_bn",
+    "freeze_statistics",
     "fuse",
     "reparameterise",
 ]

@@ -2,6 +2,10 @@
 
 A block knows how to turn itself into its inference form: ``fuse()`` returns a new module and leaves
 the block as it is. All forms of a block are built from the same attributes of one conv.
+
+Once batch norms keep their statistics, the branches of a block are linear and one conv equals them
+at training as well: after `freeze_statistics` a block merges its weights in each forward pass, in a
+differentiable way, and runs the merged convs; on the CPU in float32 these are the kernels.
 """
 
 from __future__ import annotations
@@ -11,9 +15,13 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
+from gplws.ops import reference
+from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
+from gplws.ops.up_conv3d import up_conv3d
 
 ConvForm = Literal["reparameterised", "plain"]
 
@@ -74,9 +82,8 @@ class RepConv3d(nn.Module):
             self.conv_bn(self.conv(x)) + self.pointwise_bn(self.pointwise(x)) + self.identity_bn(x)
         )
 
-    @torch.no_grad()
-    def fuse(self) -> nn.Conv3d:
-        """One 3x3x3 conv with bias, equal to the three branches in eval mode."""
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one conv that equals the branches in eval mode; differentiable."""
         channels, inputs = self.conv.weight.shape[:2]
         identity = torch.zeros_like(self.pointwise.weight)  # (C, C / groups, 1, 1, 1)
         every = torch.arange(channels, device=identity.device)
@@ -88,9 +95,14 @@ class RepConv3d(nn.Module):
             (identity, self.identity_bn),
         ):
             centre, shift = fold_bn(kernel, None, bn)
-            weight[:, :, 1:2, 1:2, 1:2] += centre
-            bias += shift
-        return _conv_like(self.conv, weight, bias)
+            weight = weight + F.pad(centre, (1,) * 6)
+            bias = bias + shift
+        return weight, bias
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv3d:
+        """One 3x3x3 conv with bias, equal to the three branches in eval mode."""
+        return _conv_like(self.conv, *self.merged())
 
 
 class ConvBN3d(nn.Module):
@@ -110,10 +122,14 @@ class ConvBN3d(nn.Module):
         """(B, C, N, H, W) -> (B, C, N, H, W)."""
         return self.bn(self.conv(x))
 
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one conv that equals both in eval mode; differentiable."""
+        return fold_bn(self.conv.weight, None, self.bn)
+
     @torch.no_grad()
     def fuse(self) -> nn.Conv3d:
         """One 3x3x3 conv with bias, equal in eval mode."""
-        return _conv_like(self.conv, *fold_bn(self.conv.weight, None, self.bn))
+        return _conv_like(self.conv, *self.merged())
 
 
 class GroupParallel3d(nn.Module):
@@ -156,29 +172,55 @@ class GroupParallel3d(nn.Module):
         self.grouped: nn.Module = forms[form](in_channels, groups)
         self.pointwise = nn.Conv3d(in_channels, out_channels, 1)
         self.bn = nn.BatchNorm3d(out_channels)
+        self.groups = groups
         self.final_relu = final_relu
+        self.merges = False  # see freeze_statistics
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, N, H, W) -> (B, K, N, H, W)."""
+        if self.merges:
+            conv = group_pointwise_conv3d if _suits_kernels(x) else reference.group_pointwise_conv3d
+            return conv(x, *self._merged(), groups=self.groups, pointwise_relu=self.final_relu)
         x = self.bn(self.pointwise(self.grouped(x).relu()))
         return x.relu() if self.final_relu else x
+
+    def _merged(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights and biases of the two convs that equal the module in eval mode."""
+        conv = self.grouped
+        if isinstance(conv, RepConv3d | ConvBN3d):
+            weight, bias = conv.merged()
+        else:
+            assert isinstance(conv, nn.Conv3d) and conv.bias is not None
+            weight, bias = conv.weight, conv.bias
+        return weight, bias, *fold_bn(self.pointwise.weight, self.pointwise.bias, self.bn)
 
     @torch.no_grad()
     def fuse(self) -> FusedGroupParallel3d:
         """The whole module as one kernel call, equal in eval mode."""
-        conv = self.grouped
-        if isinstance(conv, RepConv3d | ConvBN3d):
-            conv = conv.fuse()
-        assert isinstance(conv, nn.Conv3d) and conv.bias is not None
-        weight, bias = fold_bn(self.pointwise.weight, self.pointwise.bias, self.bn)
         return FusedGroupParallel3d(
-            conv.weight.detach().clone(),
-            conv.bias.detach().clone(),
-            weight,
-            bias,
-            groups=conv.groups,
+            *(tensor.detach().clone() for tensor in self._merged()),
+            groups=self.groups,
             pointwise_relu=self.final_relu,
         )
+
+
+class DownConv3d(nn.Conv3d):
+    """3x3x3 conv that halves H and W, rounded up.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=(1, 2, 2), padding=1)
+        self.merges = False  # see freeze_statistics
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, N, H, W) -> (B, K, N, ceil(H / 2), ceil(W / 2))."""
+        if self.merges and _suits_kernels(x):
+            return group_pointwise_conv3d(x, self.weight, self.bias, stride=2, relu=False)
+        return super().forward(x)
 
 
 class UpConv3d(nn.Module):
@@ -200,10 +242,14 @@ class UpConv3d(nn.Module):
             output_padding=(0, 1, 1),
             groups=out_channels,
         )
+        self.merges = False  # see freeze_statistics
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """(B, C, N, H, W) -> (B, K, N, 2 H, 2 W), plus ``skip`` of that shape."""
-        y = self.conv(x)
+        conv = self.conv
+        if self.merges and _suits_kernels(x):
+            return up_conv3d(x, conv.weight, conv.bias, skip, groups=conv.groups)
+        y = conv(x)
         return y if skip is None else y + skip
 
     @torch.no_grad()
@@ -215,6 +261,34 @@ class UpConv3d(nn.Module):
             None if bias is None else bias.detach().clone(),
             groups=self.conv.groups,
         )
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Let batch norms keep their statistics from now on, in place; the model can train on.
+
+    All batch norms go to eval mode, and blocks of this module run merged from then on: as one conv
+    or two each, whose weights gradients reach through. That is several times faster to train on
+    the CPU, where the merged convs are the kernels (float32, without autocast; contiguous is
+    fastest). ``model.train()`` puts batch norms back to training mode: call this again after it.
+
+    Args:
+        model: any module; what is not of this module only has its batch norms frozen.
+
+    Source:
+        Merging branches while they train: Hu et al., "Online Convolutional Re-parameterization",
+        CVPR 2022, doi:10.1109/CVPR52688.2022.00065.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+        elif isinstance(module, GroupParallel3d | DownConv3d | UpConv3d):
+            module.merges = True
+
+
+def _suits_kernels(x: Tensor) -> bool:
+    """Whether the kernels, with a backward pass of their own, are the faster way to train on x."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not autocast
 
 
 def reparameterise(model: nn.Module) -> nn.Module:

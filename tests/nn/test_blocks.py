@@ -90,6 +90,44 @@ def test_the_training_form_learns_in_every_branch():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
 
 
+def _gradients(model, x):
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    y = model(x)
+    y.square().mean().backward()
+    return [y.detach(), x.grad, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize("form", ["reparameterised", "plain"])
+def test_with_frozen_statistics_merged_convs_train_as_the_branches_in_eval_mode(form):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        gnn.GroupParallel3d(8, 8, form=form),
+        gnn.DownConv3d(8, 16),
+        gnn.GroupParallel3d(16, 16, form=form, final_relu=False),
+        gnn.UpConv3d(16, 8),
+    )
+    randomise_bn(model)
+    x = torch.randn(2, 8, 4, 6, 10)
+    expected = _gradients(model, x)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    gnn.freeze_statistics(model)
+    for got, wanted in zip(_gradients(model, x), expected, strict=True):
+        assert relative_error(got, wanted) < 2e-5
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative_error(model(x).float(), expected[0]) < 0.03
+    assert relative_error(gnn.fuse(model)(x), expected[0]) < 2e-5
+
+
+def test_freezing_reaches_batch_norms_of_any_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    gnn.freeze_statistics(model)
+    model(torch.randn(2, 3, 8, 8))
+    assert model[1].num_batches_tracked == 0 and not model[1].training
+
+
 def test_wrong_groups_or_forms_are_named():
     with pytest.raises(ValueError, match="groups must divide in_channels = 6, got 4"):
         gnn.GroupParallel3d(6, 6)
