@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..luminance import LUMINANCE
 from .axes import arrange_frames
-
-# Rec. ITU-R BT.709-6, item 3.2: luminance of linear RGB.
-_LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 _TENSOR_DTYPES = frozenset(
     {
@@ -212,19 +210,19 @@ def _luminance(rgb: np.ndarray, out: np.ndarray) -> None:
     """Weighted sum over the last axis of ``rgb``, in float32."""
     channel = np.empty_like(out)
     np.copyto(out, rgb[..., 0])
-    out *= np.float32(_LUMINANCE[0])
+    out *= np.float32(LUMINANCE[0])
     for index in (1, 2):
         np.copyto(channel, rgb[..., index])
-        channel *= np.float32(_LUMINANCE[index])
+        channel *= np.float32(LUMINANCE[index])
         out += channel
 
 
 def _tensor_luminance(rgb: Tensor, out: Tensor) -> None:
     """Weighted sum over the last axis of ``rgb``, in float32."""
     channel = torch.empty_like(out)
-    out.copy_(rgb[..., 0]).mul_(_LUMINANCE[0])
+    out.copy_(rgb[..., 0]).mul_(LUMINANCE[0])
     for index in (1, 2):
-        out.add_(channel.copy_(rgb[..., index]).mul_(_LUMINANCE[index]))
+        out.add_(channel.copy_(rgb[..., index]).mul_(LUMINANCE[index]))
 
 
 def resolve_positions(

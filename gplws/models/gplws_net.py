@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gplws import nn as gnn
+from gplws.luminance import luminance
 from gplws.models.focus_features import FEATURES, features_reach, focus_features
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
@@ -22,8 +23,6 @@ from gplws.ops.reference import FocusSearchResult
 Skip = Literal["add", "concat"]
 Stem = Literal["frames", "features"]
 
-# Rec. ITU-R BT.709-6, item 3.2: luminance of linear RGB.
-_LUMINANCE = (0.2126, 0.7152, 0.0722)
 # First weights of the two focus responses in the logits, and how much faster than other weights
 # they learn.
 _PRIOR, _PRIOR_RATE = 3.0, 10.0
@@ -197,7 +196,7 @@ class GPLWSNet(nn.Module):
             )
         if self.prior is None:
             return self._logits(stack)
-        features = focus_features(_gray(stack.float()))
+        features = focus_features(luminance(stack.float())[:, 0])
         learnt = self._logits(features.channels.to(self._dtype))
         fine, coarse = (_PRIOR_RATE * self.prior.float()).unbind()
         return learnt.float() + fine * features.responses[:, 0] + coarse * features.responses[:, 1]
@@ -291,16 +290,6 @@ class GPLWSNet(nn.Module):
     def fuse(self) -> nn.Module:
         """See :func:`gplws.nn.fuse`."""
         return gnn.fuse(self)
-
-
-def _gray(stack: Tensor) -> Tensor:
-    """(B, 1 or 3, N, H, W) -> (B, N, H, W)."""
-    if stack.shape[1] == 1:
-        return stack[:, 0]
-    red, green, blue = (
-        weight * channel for weight, channel in zip(_LUMINANCE, stack.unbind(1), strict=True)
-    )
-    return red + green + blue
 
 
 class UpConcat3d(nn.Module):
