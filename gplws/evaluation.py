@@ -7,7 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +19,20 @@ from gplws.checkpoints import model_of_checkpoint
 from gplws.classical import METHODS, depth_from_focus
 from gplws.data.samples import DepthSample, collate
 from gplws.data.transforms import split
+from gplws.io.writers import jsonable
+from gplws.luminance import luminance
 from gplws.metrics import (
     DepthMetrics,
     FrameMetrics,
     depth_metrics,
     frame_metrics,
     mean_metrics,
+    mean_of_known,
     sparsification,
 )
-from gplws.models import WeightsError, load_model, model_names
+from gplws.models.registry import load_model, model_names, name_of_weights
 from gplws.training import predicted
 
-_LUMINANCE = (0.2126, 0.7152, 0.0722)  # Rec. ITU-R BT.709-6, item 3.2
 _COLUMNS = (
     ("mae_frames", "mean"),
     ("median_frames", "median"),
@@ -98,7 +100,7 @@ class Evaluation:
                 frames=mean_metrics([r.frames for r in group]),
                 trusted=mean_metrics([r.trusted for r in group]),
                 depth=mean_metrics([r.depth for r in group]),
-                ause=_mean([r.ause for r in group]),
+                ause=mean_of_known([r.ause for r in group]),
             )
             for (dataset, method), group in groups.items()
         ]
@@ -132,10 +134,10 @@ class Evaluation:
         content = {
             "versions": {"gplws": __version__, "torch": str(torch.__version__)},
             "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-            "means": [asdict(result) for result in self.means()],
-            "results": [asdict(result) for result in self.results],
+            "means": self.means(),
+            "results": self.results,
         }
-        return json.dumps(_without_nan(content), indent=2, allow_nan=False)
+        return json.dumps(jsonable(content), indent=2, allow_nan=False)
 
 
 def evaluate(
@@ -210,7 +212,7 @@ def method_of(which: nn.Module | str | Path, device: str | torch.device = "cpu")
         return _network(which, device)
     name = str(which)
     if name.endswith(".safetensors"):
-        return _network(load_model(_network_of(Path(name)), weights=name), device)
+        return _network(load_model(name_of_weights(name), weights=name), device)
     if name.endswith(".pt"):
         model: Any = model_of_checkpoint(name)
         return _network(model.fuse() if hasattr(model, "fuse") else model, device)
@@ -271,7 +273,7 @@ def _ready(method: Method | nn.Module | str | Path, device: str | torch.device) 
 
 def _classical(name: str) -> Method:
     def run(sample: DepthSample) -> Estimate:
-        found = depth_from_focus(_gray(sample.stack)[0], sample.focus_positions, method=name)
+        found = depth_from_focus(luminance(sample.stack)[0], sample.focus_positions, method=name)
         return Estimate(found.depth, found.valid, found.confidence)
 
     return run
@@ -285,29 +287,13 @@ def _network(model: nn.Module, device: str | torch.device) -> Method:
         batch = collate([sample]).to(device)
         stack = batch.stack
         if getattr(model, "in_channels", stack.shape[1]) < stack.shape[1]:
-            stack = _gray(stack[0])[None]
+            stack = luminance(stack)
         found = predicted(model, replace(batch, stack=stack))
         depth = found.depth[0].float().cpu()
         said = getattr(found, "confidence", None)
         return Estimate(depth, depth.isfinite(), None if said is None else said[0].float().cpu())
 
     return run
-
-
-def _network_of(path: Path) -> str:
-    """Name of the network that a weights file says it belongs to."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise WeightsError(f"weights: no such file: {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            name = (file.metadata() or {}).get("model")
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"weights: {path} cannot be read: {error}") from error
-    if name not in model_names():
-        raise WeightsError(f"weights: {path} belongs to {name or 'an unknown network'!r}")
-    return name
 
 
 def _result(
@@ -341,22 +327,9 @@ def _single(samples: Iterable[DepthSample]) -> Iterable[DepthSample]:
         yield from split(sample) if sample.stack.dim() == 5 else [sample]
 
 
-def _gray(stack: Tensor) -> Tensor:
-    """(C, N, H, W) -> (1, N, H, W) luminance."""
-    if stack.shape[0] == 1:
-        return stack
-    weights = stack.new_tensor(_LUMINANCE)[:, None, None, None]
-    return (stack * weights).sum(0, keepdim=True)
-
-
 def _within(depth: Tensor, sample: DepthSample) -> Tensor:
     positions = sample.focus_positions
     return depth.clamp(positions.min(), positions.max())
-
-
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _number(value: float) -> str:
@@ -369,11 +342,3 @@ def _percent(value: float) -> str:
 
 def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in text)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

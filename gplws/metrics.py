@@ -8,9 +8,7 @@ a missing pixel, which ``coverage`` counts. Where no pixel counts, a figure is N
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -381,44 +379,14 @@ def mean_metrics(metrics: Sequence[Any]) -> Any:
         names = sorted(kind.__name__ for kind in kinds)
         raise ValueError(f"metrics: expected some, of one class, got {names or 'none'}")
     kind = kinds.pop()
-    means = {}
-    for field in fields(kind):
-        values = [getattr(item, field.name) for item in metrics]
-        known = [value for value in values if not math.isnan(value)]
-        means[field.name] = math.fsum(known) / len(known) if known else math.nan
-    return kind(**means)
+    names = [field.name for field in fields(kind)]
+    return kind(**{name: mean_of_known([getattr(m, name) for m in metrics]) for name in names})
 
 
-def median_seconds(call: Callable[[], object], *, repeats: int = 5, warm_up: int = 1) -> float:
-    """Median time of a call, with all CUDA work that it started.
-
-    Args:
-        call: what is timed; its result is dropped.
-        repeats: how many calls are timed, at least 1.
-        warm_up: calls before them that are not timed.
-
-    Returns:
-        Seconds.
-
-    Raises:
-        ValueError: ``repeats`` is below 1 or ``warm_up`` below 0.
-    """
-    if repeats < 1 or warm_up < 0:
-        raise ValueError(f"expected repeats >= 1 and warm_up >= 0, got {repeats} and {warm_up}")
-    taken = []
-    for index in range(warm_up + repeats):
-        _finish_cuda()
-        begin = time.perf_counter()
-        call()
-        _finish_cuda()
-        if index >= warm_up:
-            taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
-
-
-def _finish_cuda() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def mean_of_known(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 def _arguments(

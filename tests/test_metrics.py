@@ -11,7 +11,6 @@ from gplws.metrics import (
     focus_uncertainty,
     frame_metrics,
     mean_metrics,
-    median_seconds,
     sparsification,
 )
 
@@ -210,14 +209,6 @@ def test_mean_metrics_average_images_and_leave_nan_out():
     assert mean.abs_rel == 0.5 and mean.seconds == 1.0
     with pytest.raises(ValueError, match="metrics"):
         mean_metrics([])
-
-
-def test_median_seconds_times_the_call_after_a_warm_up():
-    calls = []
-    assert median_seconds(lambda: calls.append(1), repeats=3, warm_up=2) >= 0
-    assert len(calls) == 5
-    with pytest.raises(ValueError, match="repeats"):
-        median_seconds(lambda: None, repeats=0)
 
 
 @pytest.mark.parametrize(

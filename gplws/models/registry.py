@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,13 @@ def load_model(
     """
     network = _network(name)  # an unknown name is an error before any file is read
     path = Path(weights) if weights is not None else _SHIPPED / f"{name}.safetensors"
-    if not path.is_file():
-        if weights is None:
-            raise WeightsError(
-                f"no trained weights ship for {name!r} in this version: "
-                f"pass weights=PATH of a file written by gplws.models.save_weights"
-                + (", or of a published checkpoint" if issubclass(network, PeerNetwork) else "")
-            )
-        raise WeightsError(f"weights: no such file: {path}")
+    if weights is None and not path.is_file():
+        raise WeightsError(
+            f"no trained weights ship for {name!r} in this version: "
+            f"pass weights=PATH of a file written by gplws.models.save_weights"
+            + (", or of a published checkpoint" if issubclass(network, PeerNetwork) else "")
+        )
+    _require_file(path)
     if _is_safetensors(path):
         state, config = _read_safetensors(path, name)
     else:
@@ -149,10 +149,30 @@ def load_model(
     return model.to(device)
 
 
+def name_of_weights(path: str | Path) -> str:
+    """Name of the network that a file of :func:`save_weights` belongs to.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or belongs to no known network.
+    """
+    path = Path(path)
+    _require_file(path)
+    with _opened(path) as file:
+        name = (file.metadata() or {}).get("model")
+    if name not in _NETWORKS:
+        raise WeightsError(f"weights: {path} belongs to {name or 'an unknown network'!r}")
+    return name
+
+
 def _network(name: str) -> type[GPLWSNet] | type[PeerNetwork]:
     if name not in _NETWORKS:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(_NETWORKS)}")
     return _NETWORKS[name]
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"weights: no such file: {path}")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -161,16 +181,23 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors" or head[8:] == b"{"
 
 
-def _read_safetensors(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and configuration of a file of :func:`save_weights`."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, in which what cannot be read is a :class:`WeightsError`."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"weights: {path} cannot be read: {error}") from error
+
+
+def _read_safetensors(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and configuration of a file of :func:`save_weights`."""
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if metadata.get("model") != name:
         raise WeightsError(
             f"weights: {path} belongs to {metadata.get('model', 'an unknown network')!r}, "
