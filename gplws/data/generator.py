@@ -7,8 +7,8 @@ nobody has seen before and that the same seed and step draw again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -158,25 +158,6 @@ class StackSettings:
                     raise ValueError(f"{field.name}: expected low > 0, got {value}")
             elif field.type == "float" and field.name != "layer_spacing_px" and not 0 <= value <= 1:
                 raise ValueError(f"{field.name}: expected 0..1, got {value}")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> StackSettings:
-        """Settings from a mapping, such as a YAML file holds; what is missing keeps its default.
-
-        Raises:
-            ValueError: an unknown name.
-        """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"settings: unknown {', '.join(unknown)}")
-        return cls(**values)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The settings in lists, numbers and strings, for YAML or JSON."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
 
 
 # Growth of the blur radius over an occlusion group, pixels, below which more groups do not pay.
