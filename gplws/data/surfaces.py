@@ -9,7 +9,7 @@ they do where a hole is dark or a pad is shiny. Lengths are pixels; where slopes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -50,8 +50,27 @@ def pixel_grid(shape: Shape, draw: Draw) -> tuple[Tensor, Tensor]:
 def along(shape: Shape, draw: Draw, angle: float | None = None) -> Tensor:
     """Distance along a direction (drawn if not given) from the middle, pixels: (H, W)."""
     y, x = pixel_grid(shape, draw)
-    angle = draw.angle() if angle is None else angle
-    return math.cos(angle) * x + math.sin(angle) * y
+    return turned(y, x, draw.angle() if angle is None else angle)[0]
+
+
+def turned(y: Tensor, x: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+    """Coordinates along a direction, given from x towards y, and across it."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return cosine * x + sine * y, cosine * y - sine * x
+
+
+def voronoi(shape: Shape, count: int, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Cells about ``count`` random centres, in coordinates where the image has sides of 1.
+
+    Returns:
+        owner: (H, W) int64, the cell of each pixel.
+        offset: (H, W, 2) from the centre of the cell, along rows and columns.
+    """
+    y, x = pixel_grid(shape, draw)
+    centers = draw.uniform_field(count, 2) - 0.5  # (n, 2)
+    pixels = torch.stack([y / shape[0], x / shape[1]], -1)  # (H, W, 2)
+    owner = torch.cdist(pixels.reshape(-1, 2), centers).argmin(1).view(shape)
+    return owner, pixels - centers[owner]
 
 
 def fractal(shape: Shape, draw: Draw) -> Surface:
@@ -222,9 +241,7 @@ def pads(shape: Shape, draw: Draw) -> Surface:
     """Rectangular blocks at a few levels: circuit boards, keys, etched structures."""
     size = min(shape)
     y, x = pixel_grid(shape, draw)
-    angle = draw.choice((0.0, draw.angle()))
-    u = math.cos(angle) * x + math.sin(angle) * y
-    v = math.cos(angle) * y - math.sin(angle) * x
+    u, v = turned(y, x, draw.choice((0.0, draw.angle())))
     height = torch.zeros(shape, device=draw.device)
     flank = draw.choice((0.7, draw.log_uniform(0.7, 6)))
     levels = [draw.uniform(0.3, 1) for _ in range(draw.integer(1, 4))]
@@ -256,16 +273,13 @@ def scratches(shape: Shape, draw: Draw) -> Surface:
 def cells(shape: Shape, draw: Draw) -> Surface:
     """Voronoi cells at heights and tilts of their own: crystals, fracture facets, tiles."""
     count = draw.integer(3, 60)
-    y, x = pixel_grid(shape, draw)
-    centers = draw.uniform_field(count, 2) - 0.5  # (n, 2)
-    pixels = torch.stack([y / shape[0], x / shape[1]], -1).reshape(-1, 2)  # (H * W, 2)
-    owner = torch.cdist(pixels, centers).argmin(1)  # (H * W,)
+    owner, offset = voronoi(shape, count, draw)
     tilt = draw.choice((0.0, draw.log_uniform(0.1, 3)))
     slope = tilt * draw.normal_field(count, 2)
     level = draw.normal_field(count)
-    height = level[owner] + ((pixels - centers[owner]) * slope[owner]).sum(1)
+    height = level[owner] + (offset * slope[owner]).sum(-1)
     region = draw.uniform_field(count) > 0.5
-    return Surface(unit_range(height.view(shape)), region[owner].view(shape).float())
+    return Surface(unit_range(height), region[owner].float())
 
 
 def fibres(shape: Shape, draw: Draw) -> Surface:
@@ -279,9 +293,8 @@ def fibres(shape: Shape, draw: Draw) -> Surface:
     height = height + base
     for _ in range(draw.integer(1, 10)):
         radius = size * draw.log_uniform(0.01, 0.08) + 0.6
-        angle = draw.angle()
-        forward = math.cos(angle) * x + math.sin(angle) * y
-        sideways = math.cos(angle) * y - math.sin(angle) * x - size * draw.uniform(-0.5, 0.5)
+        forward, sideways = turned(y, x, draw.angle())
+        sideways = sideways - size * draw.uniform(-0.5, 0.5)
         bend = draw.uniform(-1, 1) * 0.15 * size
         sideways = sideways + bend * torch.sin(2 * forward / size + draw.angle())
         axis = gap * draw.uniform(0.3, 1) + forward * draw.uniform(-0.4, 0.4) * gap / size * 2
@@ -339,8 +352,13 @@ def draw_surface(name: str, shape: Shape, draw: Draw) -> Surface:
     Raises:
         ValueError: an unknown name or a shape that is too small.
     """
-    if name not in SURFACES:
-        raise ValueError(f"surface: expected one of {', '.join(sorted(SURFACES))}, got {name!r}")
+    check_drawing("surface", name, SURFACES, shape)
+    return SURFACES[name](shape, draw)
+
+
+def check_drawing(what: str, name: str, known: Collection[str], shape: Shape) -> None:
+    """Raises ValueError if ``name`` is not among those ``known``, or ``shape`` is too small."""
+    if name not in known:
+        raise ValueError(f"{what}: expected one of {', '.join(sorted(known))}, got {name!r}")
     if min(shape) < 8:
         raise ValueError(f"shape: expected at least 8 x 8, got {shape}")
-    return SURFACES[name](shape, draw)

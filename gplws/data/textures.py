@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .randomness import Draw, filtered_noise, spectral_noise
-from .surfaces import Shape, along, pixel_grid, unit_range
+from .surfaces import Shape, along, check_drawing, pixel_grid, turned, unit_range, voronoi
 
 
 def cloudy(shape: Shape, draw: Draw) -> Tensor:
@@ -39,11 +39,9 @@ def speckle(shape: Shape, draw: Draw) -> Tensor:
 
 def brushed(shape: Shape, draw: Draw) -> Tensor:
     """Fine streaks in one direction: brushed or ground metal."""
-    angle = draw.angle()
     rows = torch.fft.fftfreq(shape[0], device=draw.device)[:, None]
     columns = torch.fft.rfftfreq(shape[1], device=draw.device)[None]
-    forward = math.cos(angle) * columns + math.sin(angle) * rows
-    sideways = math.cos(angle) * rows - math.sin(angle) * columns
+    forward, sideways = turned(rows, columns, draw.angle())
     length, width = draw.log_uniform(10, 80), draw.log_uniform(1, 3)
     amplitude = torch.exp(-((length * forward) ** 2) - (width * sideways) ** 2)
     noise = filtered_noise(amplitude, shape, draw)
@@ -106,11 +104,8 @@ def print_marks(shape: Shape, draw: Draw) -> Tensor:
 def patches(shape: Shape, draw: Draw) -> Tensor:
     """Cells of even brightness with hard edges: grains of an etched alloy, mosaics."""
     count = draw.integer(4, 150)
-    y, x = pixel_grid(shape, draw)
-    centers = draw.uniform_field(count, 2) - 0.5
-    pixels = torch.stack([y / shape[0], x / shape[1]], -1).reshape(-1, 2)
-    owner = torch.cdist(pixels, centers).argmin(1)
-    return draw.uniform_field(count)[owner].view(shape)
+    owner, _ = voronoi(shape, count, draw)
+    return draw.uniform_field(count)[owner]
 
 
 def specks(shape: Shape, draw: Draw) -> Tensor:
@@ -161,10 +156,7 @@ def draw_texture(name: str, shape: Shape, draw: Draw) -> Tensor:
     Raises:
         ValueError: an unknown name or a shape that is too small.
     """
-    if name not in TEXTURES:
-        raise ValueError(f"texture: expected one of {', '.join(sorted(TEXTURES))}, got {name!r}")
-    if min(shape) < 8:
-        raise ValueError(f"shape: expected at least 8 x 8, got {shape}")
+    check_drawing("texture", name, TEXTURES, shape)
     return TEXTURES[name](shape, draw)
 
 
