@@ -1,4 +1,4 @@
-"""What tests of the published networks share.
+"""What tests of the published networks share: the networks, and what is known of the originals.
 
 Weights and inputs follow a rule, so that outputs can be compared with recorded ones.
 """
@@ -7,12 +7,52 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gplws.models.registry import build_model
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A published network.
+
+    Attributes:
+        name: in the registry, and in the records.
+        outputs: fields of its result that were recorded.
+        parameters: how many the original has.
+        side: of the recorded stack, pixels.
+        arguments: of its constructor.
+    """
+
+    name: str
+    outputs: tuple[str, ...]
+    parameters: int
+    side: int = 64
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The network with random weights."""
+        return build_model(self.name, self.arguments)
+
+    def frames(self, wanted: int) -> int:
+        """Frames of a stack that it takes, as close to ``wanted`` as it can."""
+        return self.arguments.get("n_frames", wanted)
+
+
+PEERS = (
+    Peer("fvnet", ("depth", "std"), 19_501_484, side=128),
+    Peer("dfvnet", ("depth", "std"), 19_501_484, side=128),
+    Peer("aifdepthnet", ("depth", "all_in_focus"), 16_533_873),
+    Peer("ddffnet", ("disparity",), 39_790_343, arguments={"n_frames": 5}),
+    Peer("defocusnet", ("depth", "defocus"), 3_729_042),
+)
 
 
 def weights_by_rule(model: nn.Module) -> nn.Module:
@@ -60,10 +100,6 @@ def error_to_recorded(shared_dir: Path, entry: str, got: Tensor) -> float:
 
 def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def padded(stack: Tensor, right: int, bottom: int) -> Tensor:

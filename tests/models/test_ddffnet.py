@@ -2,16 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peers import (
-    error_to_recorded,
-    modules_without_gradient,
-    padded,
-    parameters,
-    recorded_state,
-    stack_by_rule,
-    state_shapes,
-    weights_by_rule,
-)
+from peers import modules_without_gradient, weights_by_rule
 
 from gplws.models import DDFFNet
 
@@ -19,32 +10,6 @@ from gplws.models import DDFFNet
 @pytest.fixture(scope="module")
 def model():
     return weights_by_rule(DDFFNet(n_frames=5))
-
-
-@pytest.mark.shared
-@torch.no_grad()
-def test_the_disparity_is_that_of_the_original(shared_dir, model):
-    stack, _ = stack_by_rule(64)
-    assert error_to_recorded(shared_dir, "ddffnet/disparity", model(stack).disparity) < 1e-4
-
-
-@pytest.mark.shared
-def test_the_state_has_the_published_names_and_shapes(shared_dir, model):
-    assert state_shapes(model) == recorded_state(shared_dir, "ddffnet")
-
-
-def test_the_number_of_parameters_is_that_of_the_original(model):
-    assert parameters(model) == 39_790_343
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("size", [(50, 70), (1, 1), (32, 33)])
-def test_other_sizes_are_continued_by_their_border(model, size):
-    height, width = size
-    stack = torch.rand(2, 3, 5, height, width)
-    found = model(stack)
-    expected = model(padded(stack, -width % 32, -height % 32))
-    assert torch.equal(found.depth, expected.depth[:, :height, :width])
 
 
 def test_another_number_of_frames_is_an_error_that_says_which_is_right(model):

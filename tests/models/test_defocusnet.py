@@ -2,16 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peers import (
-    error_to_recorded,
-    modules_without_gradient,
-    padded,
-    parameters,
-    recorded_state,
-    stack_by_rule,
-    state_shapes,
-    weights_by_rule,
-)
+from peers import modules_without_gradient, weights_by_rule
 
 from gplws.models import DefocusNet
 
@@ -19,39 +10,6 @@ from gplws.models import DefocusNet
 @pytest.fixture(scope="module")
 def model():
     return weights_by_rule(DefocusNet())
-
-
-@pytest.mark.shared
-@torch.no_grad()
-def test_depth_and_defocus_are_those_of_the_original(shared_dir, model):
-    found = model(*stack_by_rule(64))
-    assert error_to_recorded(shared_dir, "defocusnet/depth", found.depth) < 1e-4
-    assert error_to_recorded(shared_dir, "defocusnet/defocus", found.defocus) < 1e-4
-
-
-@pytest.mark.shared
-def test_the_state_has_the_published_names_and_shapes(shared_dir, model):
-    assert state_shapes(model) == recorded_state(shared_dir, "defocusnet")
-
-
-def test_the_number_of_parameters_is_that_of_the_original(model):
-    assert parameters(model) == 3_729_042
-
-
-@torch.no_grad()
-def test_other_sizes_are_continued_by_their_border(model):
-    stack, positions = torch.rand(2, 3, 3, 50, 70), torch.tensor([0.2, 0.3, 0.7])
-    found, expected = model(stack, positions), model(padded(stack, 10, 14), positions)
-    assert torch.equal(found.depth, expected.depth[:, :50, :70])
-    assert torch.equal(found.defocus, expected.defocus[..., :50, :70])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 32, 33), (7, 1, 40), (1, 1, 1)])
-def test_any_number_of_frames_and_any_size_goes_through(model, shape):
-    found = model(torch.rand(1, 3, *shape))
-    assert found.depth.shape == (1, *shape[1:])
-    assert found.defocus.shape == (1, *shape)
 
 
 @torch.no_grad()

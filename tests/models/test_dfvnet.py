@@ -3,16 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peers import (
-    error_to_recorded,
-    modules_without_gradient,
-    padded,
-    parameters,
-    recorded_state,
-    stack_by_rule,
-    state_shapes,
-    weights_by_rule,
-)
+from peers import modules_without_gradient, weights_by_rule
 
 from gplws.models import DFVNet, FVNet
 from gplws.models.dfvnet import pool_sizes
@@ -26,50 +17,10 @@ def dfvnet():
     return weights_by_rule(DFVNet())
 
 
-@pytest.mark.shared
 @BOTH
-def test_depth_and_deviation_are_those_of_the_original(shared_dir, network):
-    name = network.__name__.lower()
-    stack, positions = stack_by_rule(128)
-    with torch.no_grad():
-        found = weights_by_rule(network())(stack, positions)
-    assert error_to_recorded(shared_dir, f"{name}/depth", found.depth) < 1e-4
-    assert error_to_recorded(shared_dir, f"{name}/std", found.std) < 1e-4
-
-
-@pytest.mark.shared
-@BOTH
-def test_the_state_has_the_published_names_and_shapes(shared_dir, network):
-    assert state_shapes(network()) == recorded_state(shared_dir, network.__name__.lower())
-
-
-@BOTH
-def test_the_number_of_parameters_is_that_of_the_original(network):
-    model = network()
-    assert parameters(model) == 19_501_484
-    assert parameters(model.feature_extraction.encoder.fc) == 513_000
-
-
-@torch.no_grad()
-def test_other_sizes_are_continued_by_their_border(dfvnet):
-    stack = torch.rand(2, 3, 3, 50, 70)
-    positions = torch.tensor([0.2, 0.3, 0.7])
-    found = dfvnet(stack, positions)
-    expected = dfvnet(padded(stack, 26, 14), positions)
-    torch.testing.assert_close(found.depth, expected.depth[:, :50, :70])
-    torch.testing.assert_close(found.std, expected.std[:, :50, :70])
-    assert torch.equal(found.volume, expected.volume[..., :50, :70])
-    assert found.coarser == ()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("shape", [(1, 64, 64), (2, 32, 33), (7, 1, 40), (1, 1, 1)])
-def test_any_number_of_frames_and_any_size_goes_through(dfvnet, shape):
-    positions = torch.linspace(2, 3, shape[0])
-    found = dfvnet(torch.rand(1, 3, *shape), positions)
-    assert found.depth.shape == found.std.shape == (1, *shape[1:])
-    assert ((found.depth >= 2 - 1e-5) & (found.depth <= 3 + 1e-5)).all()
-    assert found.std.isfinite().all()
+def test_the_classifier_that_published_weights_hold_is_there_but_unused(network):
+    classifier = network().feature_extraction.encoder.fc
+    assert sum(p.numel() for p in classifier.parameters()) == 513_000
 
 
 @torch.no_grad()

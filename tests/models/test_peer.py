@@ -4,37 +4,91 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from peers import (
+    PEERS,
+    error_to_recorded,
+    padded,
+    recorded_state,
+    stack_by_rule,
+    state_shapes,
+    weights_by_rule,
+)
 from torch import Tensor, nn
 
-from gplws.models import AiFDepthNet, DDFFNet, DefocusNet, DFVNet, FVNet
-from gplws.models.peer import RegressionNetwork, initialise
+from gplws.models import AiFDepthNet, DFVNet, FVNet
+from gplws.models.peer import FocusVolumeNetwork, RegressionNetwork, initialise
 from gplws.ops.focus_search import focus_search
 
-PEERS = pytest.mark.parametrize(
-    "build",
-    [FVNet, DFVNet, AiFDepthNet, lambda: DDFFNet(n_frames=4), DefocusNet],
-    ids=["fvnet", "dfvnet", "aifdepthnet", "ddffnet", "defocusnet"],
-)
-VOLUMES = pytest.mark.parametrize("build", [FVNet, DFVNet, AiFDepthNet])
+
+@pytest.fixture(scope="module", params=PEERS, ids=[peer.name for peer in PEERS])
+def peer(request):
+    return request.param
 
 
-@PEERS
+@pytest.fixture(scope="module")
+def model(peer):
+    return weights_by_rule(peer.build())
+
+
+@pytest.mark.shared
 @torch.no_grad()
-def test_a_gray_stack_equals_its_three_equal_channels(build):
-    model = build().eval()
-    gray = torch.rand(1, 1, 4, 40, 33)
+def test_the_outputs_are_those_of_the_original(shared_dir, peer, model):
+    stack, positions = stack_by_rule(peer.side)
+    found = model(stack, positions)
+    for name in peer.outputs:
+        assert error_to_recorded(shared_dir, f"{peer.name}/{name}", getattr(found, name)) < 1e-4
+
+
+@pytest.mark.shared
+def test_the_state_has_the_published_names_and_shapes(shared_dir, peer, model):
+    assert state_shapes(model) == recorded_state(shared_dir, peer.name)
+
+
+def test_the_number_of_parameters_is_that_of_the_original(peer, model):
+    assert sum(p.numel() for p in model.parameters()) == peer.parameters
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(50, 70), (32, 33), (1, 1)])
+def test_other_sizes_are_continued_by_their_border(peer, model, size):
+    height, width = size
+    frames = peer.frames(3)
+    stack, positions = torch.rand(2, 3, frames, *size), torch.linspace(0.2, 0.7, frames) ** 2
+    whole = padded(stack, -width % model.coarsest, -height % model.coarsest)
+    found, expected = model(stack, positions), model(whole, positions)
+    for name in peer.outputs:
+        inside = getattr(expected, name)[..., :height, :width]
+        torch.testing.assert_close(getattr(found, name), inside)
+    if isinstance(model, FocusVolumeNetwork):
+        assert torch.equal(found.volume, expected.volume[..., :height, :width])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 64, 64), (2, 32, 33), (7, 1, 40), (1, 1, 1)])
+def test_any_number_of_frames_and_any_size_goes_through(peer, model, shape):
+    frames, *size = shape
+    frames = peer.frames(frames)
+    found = model(torch.rand(1, 3, frames, *size), torch.linspace(2, 3, frames))
+    assert found.depth.shape == (1, *size)
+    for name in peer.outputs:
+        assert getattr(found, name).isfinite().all()
+    if isinstance(model, FocusVolumeNetwork):
+        assert found.volume.shape == (1, frames, *size)
+        assert ((found.depth >= 2 - 1e-5) & (found.depth <= 3 + 1e-5)).all()
+
+
+@torch.no_grad()
+def test_a_gray_stack_equals_its_three_equal_channels(model):
+    gray = torch.rand(1, 1, 5, 40, 33)
     before = gray.clone()
-    positions = torch.linspace(0.1, 1, 4)
+    positions = torch.linspace(0.1, 1, 5)
     assert torch.equal(
         model(gray, positions).depth, model(gray.repeat(1, 3, 1, 1, 1), positions).depth
     )
     assert torch.equal(gray, before)
 
 
-@PEERS
-@torch.no_grad()
-def test_wrong_stacks_are_named(build):
-    model = build().eval()
+def test_wrong_stacks_are_named(model):
     for shape in ((1, 2, 4, 32, 32), (3, 4, 32, 32), (1, 3, 0, 32, 32), (1, 3, 4, 0, 32)):
         with pytest.raises(ValueError, match="stack must be"):
             model(torch.rand(*shape))
@@ -42,19 +96,18 @@ def test_wrong_stacks_are_named(build):
         model(torch.zeros(1, 3, 4, 32, 32, dtype=torch.uint8))
 
 
-@PEERS
-def test_predict_gives_depth_within_the_focus_positions(build):
-    positions = torch.tensor([5.0, 1.0, 0.0, -3.0])
-    found = build().eval().predict(torch.rand(2, 1, 4, 40, 33), positions)
+def test_predict_gives_depth_within_the_focus_positions(model):
+    positions = torch.tensor([5.0, 1.0, 0.0, -2.0, -3.0])
+    found = model.predict(torch.rand(2, 1, 5, 40, 33), positions)
     for name in ("depth", "index", "confidence"):
         assert getattr(found, name).shape == (2, 40, 33)
     assert ((found.depth >= -3) & (found.depth <= 5)).all()
-    assert ((found.index >= 0) & (found.index <= 3)).all()
+    assert ((found.index >= 0) & (found.index <= 4)).all()
 
 
-@VOLUMES
-def test_predict_reads_the_focus_volume_by_focus_search(build):
-    model = build().eval()
+@pytest.mark.parametrize("network", [FVNet, DFVNet, AiFDepthNet])
+def test_predict_reads_the_focus_volume_by_focus_search(network):
+    model = network().eval()
     stack, positions = torch.rand(1, 3, 5, 32, 40), torch.tensor([0.0, 1.0, 4.0, 5.0, 9.0])
     with torch.no_grad():
         volume = model.focus_volume(stack)
