@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     from gplws import __version__
 
@@ -70,6 +70,46 @@ def _parser() -> ArgumentParser:
         version=__version__,
     )
     commands = parser.add_subcommands(dest="subcommand")
+
+    commands.add_subcommand("reconstruct", _reconstruct_parser(), help="focal stack to height map")
+    commands.add_subcommand("simulate", _simulate_parser(), help="focal stacks of known depth")
+    commands.add_subcommand("train", _train_parser(), help="train a network")
+    commands.add_subcommand("export", _export_parser(), help="checkpoint to weights file")
+    commands.add_subcommand("evaluate", _evaluate_parser(), help="errors on known depth")
+
+    info = ArgumentParser(
+        description="Say what was compiled and what this machine can use, as JSON."
+    )
+    commands.add_subcommand("info", info, help="what was built, for which machine")
+    return parser
+
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "--z-direction": {
+        "choices": ["up", "down"],
+        "default": "up",
+        "help": "whether the plane in focus rises or sinks from frame to frame",
+    },
+    "--overwrite": {
+        "action": "store_true",
+        "help": "replace the results in a folder that has some",
+    },
+    "--quiet": {"action": "store_true", "help": "no progress bar"},
+    "--verbose": {
+        "action": "store_true",
+        "help": "more messages, and a traceback where it fails",
+    },
+}
+"""Options that several commands have."""
+
+
+def _add_shared(add: Callable[..., Any], *names: str) -> None:
+    for name in names:
+        add(name, **_SHARED[name])
+
+
+def _reconstruct_parser() -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser
 
     reconstruct = ArgumentParser(
         description="Reconstruct the surface of a focal stack and write it into a folder.",
@@ -115,12 +155,7 @@ def _parser() -> ArgumentParser:
         metavar="UM",
         help="side of a pixel on the object, um; default: from the metadata",
     )
-    add(
-        "--z-direction",
-        choices=["up", "down"],
-        default="up",
-        help="whether the plane in focus rises or sinks from frame to frame",
-    )
+    _add_shared(add, "--z-direction")
     add("--axes", type=str | None, default=None, help="axes of a TIFF or array, such as ZYX")
     add("--method", type=str, default="auto", help="auto, rdf, or a network with weights")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -132,21 +167,8 @@ def _parser() -> ArgumentParser:
         help="write a mesh as well, or several: '[ply, glb]'; needs z-step and pixel size",
     )
     add("--memory-mb", type=float, default=640, help="working memory, MiB")
-    add("--overwrite", action="store_true", help="replace the results in a folder that has some")
-    add("--quiet", action="store_true", help="no progress bar")
-    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
-    commands.add_subcommand("reconstruct", reconstruct, help="focal stack to height map")
-
-    commands.add_subcommand("simulate", _simulate_parser(), help="focal stacks of known depth")
-    commands.add_subcommand("train", _train_parser(), help="train a network")
-    commands.add_subcommand("export", _export_parser(), help="checkpoint to weights file")
-    commands.add_subcommand("evaluate", _evaluate_parser(), help="errors on known depth")
-
-    info = ArgumentParser(
-        description="Say what was compiled and what this machine can use, as JSON."
-    )
-    commands.add_subcommand("info", info, help="what was built, for which machine")
-    return parser
+    _add_shared(add, "--overwrite", "--quiet", "--verbose")
+    return reconstruct
 
 
 def _simulate_parser() -> ArgumentParser:
@@ -207,12 +229,7 @@ def _simulate_parser() -> ArgumentParser:
     add("--numerical-aperture", "--na", type=float, default=usual.numerical_aperture, help="NA")
     add("--refractive-index", type=float, default=usual.refractive_index, help="of the medium")
     add("--psf", choices=list(POINT_SPREADS), default=usual.psf, help="model of the blur")
-    add(
-        "--z-direction",
-        choices=["up", "down"],
-        default="up",
-        help="whether the plane in focus rises or sinks from frame to frame",
-    )
+    _add_shared(add, "--z-direction")
     add("--light", choices=list(LIGHTS), default=usual.light, help="illumination")
     add("--gloss", type=float, default=usual.gloss, help="strength of specular highlights")
     add("--contrast", type=float, default=usual.contrast, help="of the texture, 0..1")
@@ -242,9 +259,7 @@ def _simulate_parser() -> ArgumentParser:
     add("--seed", type=int, default=usual.seed, help="of all that is drawn")
     add("--format", choices=["tiff", "png"], default="tiff", help="of the frames")
     add("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--overwrite", action="store_true", help="replace the results in a folder that has some")
-    add("--quiet", action="store_true", help="no progress bar")
-    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    _add_shared(add, "--overwrite", "--quiet", "--verbose")
     return simulate
 
 
@@ -282,8 +297,7 @@ def _train_parser() -> ArgumentParser:
         help="go on from the checkpoint in --out; without --config with its configuration",
     )
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--quiet", action="store_true", help="no progress bar")
-    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    _add_shared(add, "--quiet", "--verbose")
     train.add_class_arguments(TrainingConfig, None)
     return train
 
@@ -301,7 +315,7 @@ def _export_parser() -> ArgumentParser:
     add("--data", type=str, default="", help="what they were trained on, for the card")
     add("--raw", action="store_true", help="the weights of the last step, not their average")
     add("--overwrite", action="store_true", help="replace existing files")
-    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    _add_shared(add, "--verbose")
     return export
 
 
@@ -341,9 +355,7 @@ def _evaluate_parser() -> ArgumentParser:
     add("-o", "--out", type=Path | None, default=None, help="folder for evaluation.json")
     add("--pictures", action="store_true", help="pictures of the errors in --out as well")
     add("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--overwrite", action="store_true", help="replace the results in a folder that has some")
-    add("--quiet", action="store_true", help="no progress bar")
-    add("--verbose", action="store_true", help="more messages, and a traceback where it fails")
+    _add_shared(add, "--overwrite", "--quiet", "--verbose")
     return evaluate
 
 
@@ -422,8 +434,6 @@ def _export(parser: ArgumentParser, options: Namespace) -> int:
 
 def _simulate(parser: ArgumentParser, options: Namespace) -> int:
     """Renders stacks one by one; each folder is complete or not there."""
-    from dataclasses import asdict, fields
-
     from tqdm import tqdm
 
     from gplws.data.scenes import SceneSettings, simulate_stack
