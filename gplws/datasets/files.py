@@ -234,6 +234,23 @@ def read_depth_map(path: Path) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32)
 
 
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of an .npz file, in the order of their names.
+
+    Raises:
+        DatasetError: the file is damaged, or an array is missing; the message names it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            there = archive.files
+            found = [archive[name] for name in names if name in there]
+    except Exception as error:  # zip, zlib and numpy have their own kinds for damaged files
+        raise DatasetError(f"{path}: unreadable or truncated: {error}") from error
+    if len(found) < len(names):
+        raise DatasetError(f"{path}: expected arrays {' and '.join(names)}, got {there}")
+    return found
+
+
 def missing_package(package: str, path: Path) -> ModuleNotFoundError:
     """The error for an optional dependency that a file needs."""
     return ModuleNotFoundError(

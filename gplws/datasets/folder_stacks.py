@@ -17,6 +17,7 @@ from .files import (
     depth_sample,
     existing_folder,
     load_frames,
+    read_arrays,
     subfolders,
 )
 
@@ -69,7 +70,9 @@ class FolderStacks(DepthDataset):
         stack = load_frames(paths)
         numbers = np.arange(len(paths), dtype=np.float64)
         truth = folder / "gt.npz"
-        depth = _read_index(truth) if truth.is_file() else np.full(stack.shape[2:], np.nan)
+        depth = np.full(stack.shape[2:], np.nan)
+        if truth.is_file():
+            (depth,) = read_arrays(truth, "gt_index")
         if "focus_positions_um" not in description:
             unit, positions = "frames", numbers
         else:
@@ -99,15 +102,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
-
-
-def _read_index(path: Path) -> np.ndarray:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            values = archive["gt_index"] if "gt_index" in names else None
-    except Exception as error:  # zip, zlib and numpy have their own kinds for damaged files
-        raise DatasetError(f"{path}: unreadable or truncated: {error}") from error
-    if values is None:
-        raise DatasetError(f"{path}: expected an array gt_index, got {names}")
-    return values

@@ -17,6 +17,7 @@ from .files import (
     depth_sample,
     existing_folder,
     load_image,
+    read_arrays,
     read_depth_map,
     require_file,
     subfolders,
@@ -165,11 +166,7 @@ def _read_disparity(path: Path) -> np.ndarray:
     if path.suffix == ".pfm":
         values = read_depth_map(path)
         return np.where(np.isfinite(values), values, np.float32(np.nan))
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            values, valid = archive["disp_px"], archive["valid"]
-    except Exception as error:  # zip, zlib and numpy have their own kinds for damaged files
-        raise DatasetError(f"{path}: disp_px and valid cannot be read: {error}") from error
+    values, valid = read_arrays(path, "disp_px", "valid")
     if values.ndim != 2 or valid.shape != values.shape:
         raise DatasetError(f"{path}: disp_px {values.shape} and valid {valid.shape} do not fit")
     usable = valid.astype(bool) & np.isfinite(values)
