@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plots
-from benchmarks.networks import NETWORKS, in_channels_last, is_registered, random_gplws, random_peer
-from benchmarks.summary import flatness, medians, voxels
-from benchmarks.timing import machine, resumed_rows, save, show, take_turns
+from benchmarks.networks import NETWORKS, in_channels_last, random_gplws, random_peer
+from benchmarks.summary import flatness, medians, shape_name, voxels
+from benchmarks.timing import introduce, resumed_rows, save, show, take_turns
 
 SHAPES = {
     "one": [(10, 512, 512)],
@@ -186,9 +186,13 @@ def measure(
         built = Engines(network, precision, engines, size[0])
         candidates, left_out = built.candidates(stack)
         times = take_turns(candidates, seconds=seconds) if candidates else {}
-    shape = "x".join(map(str, size))
-    row = {"network": network, "precision": precision, "shape": shape, "seconds": times}
-    return {**row, "left_out": left_out}
+    return {
+        "network": network,
+        "precision": precision,
+        "shape": shape_name(size),
+        "seconds": times,
+        "left_out": left_out,
+    }
 
 
 def describe(row: dict[str, Any], ours: float | None) -> str:
@@ -227,9 +231,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    introduce()
     absent = [engine for engine in ENGINES if engine not in options.engines]
-    absent += [network for network in options.networks if not is_registered(network)]
     if absent:
         print(f"left out: {', '.join(absent)}")
 
@@ -237,10 +240,10 @@ def main() -> None:
     done = {(row["network"], row["precision"], row["shape"]) for row in rows}
     # Every shape once, in the order of the sets.
     sizes = list(dict.fromkeys(size for title in options.shapes for size in SHAPES[title]))
-    for network in filter(is_registered, options.networks):
+    for network in options.networks:
         for precision in options.precision:
             for size in sizes:
-                if (network, precision, "x".join(map(str, size))) in done:
+                if (network, precision, shape_name(size)) in done:
                     continue
                 row = measure(network, precision, size, options.engines, options.seconds)
                 rows.append(row)

@@ -21,7 +21,8 @@ import torch
 import gplws
 from benchmarks import plots
 from benchmarks.networks import in_channels_last, random_gplws
-from benchmarks.timing import machine, save, show
+from benchmarks.summary import shape_name
+from benchmarks.timing import introduce, save, show
 
 BUDGETS_MB = (1024, 640, 256)
 STOCK = ("stock eager", "stock eager channels_last")
@@ -105,7 +106,12 @@ def shares(rows: list[dict[str, Any]]) -> None:
         for name in STOCK:
             for stock in rows:
                 if (stock["candidate"], stock["precision"]) == (name, row["precision"]):
-                    row[f"share_of_{name.replace(' ', '_')}"] = row["peak_mib"] / stock["peak_mib"]
+                    row[share_key(name)] = row["peak_mib"] / stock["peak_mib"]
+
+
+def share_key(stock: str) -> str:
+    """Where a row has its share of a stock candidate."""
+    return f"share_of_{stock.replace(' ', '_')}"
 
 
 def main() -> None:
@@ -119,17 +125,17 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(**options.one, shape=shape)))
         return
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    introduce()
     rows = []
     sizes = ["--frames", str(options.frames), "--side", str(options.side)]
     for row in candidates():
         command = [sys.executable, "-m", "benchmarks.memory", *sizes, "--one", json.dumps(row)]
         found = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
-        rows.append({**row, "shape": "x".join(map(str, shape)), **found})
+        rows.append({**row, "shape": shape_name(shape), **found})
         print(f"{row}: {found['peak_mib']:.0f} MiB, {found['seconds']:.1f} s", flush=True)
     shares(rows)
     path = save("memory", {"rows": rows}, options.out)
-    keys = [f"share_of_{name.replace(' ', '_')}" for name in STOCK]
+    keys = [share_key(name) for name in STOCK]
     show(
         [
             "candidate",

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 
 from gplws import models
 
-PEERS = ("fvnet", "dfvnet", "aifdepthnet", "ddffnet", "defocusnet")
-"""Published networks, on this package's own implementations of them."""
-
-NETWORKS = ("gplws", *PEERS)
-
-
-def is_registered(name: str) -> bool:
-    """Whether this version of gplws has the network."""
-    return name in models.model_names()
+NETWORKS = models.model_names()
 
 
 def random_gplws() -> models.GPLWSNet:
@@ -29,10 +19,9 @@ def random_gplws() -> models.GPLWSNet:
 def random_peer(name: str, n_frames: int) -> nn.Module:
     """A peer as a module that maps a stack (B, 3, N, H, W) to depth (B, H, W)."""
     torch.manual_seed(0)
-    network = next(c for n, c in vars(models).items() if inspect.isclass(c) and n.lower() == name)
-    # The weights of some are for one number of frames.
-    takes_frames = "n_frames" in inspect.signature(network).parameters
-    return _Depth(_with_statistics(network(n_frames=n_frames) if takes_frames else network()))
+    # The weights of one are for one number of frames.
+    arguments = {"n_frames": n_frames} if name == "ddffnet" else {}
+    return _Depth(_with_statistics(models.build_model(name, arguments)))
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:

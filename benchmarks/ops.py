@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from benchmarks import plots
 from benchmarks.summary import medians
-from benchmarks.timing import machine, save, show, take_turns
+from benchmarks.timing import introduce, save, show, take_turns
 from gplws.ops import focus_search, group_pointwise_conv3d, reference, up_conv3d
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="for each row, roughly")
     parser.add_argument("--out", type=Path, help="folder for the JSON; default: benchmarks/results")
     options = parser.parse_args()
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    introduce()
     rows: list[dict[str, Any]] = []
     found_limits: dict[str, dict[str, float]] = {}
     for name, dtype in DTYPES.items():

@@ -43,7 +43,7 @@ def section(folder: Path | None = None) -> str:
     latency = load("latency", folder)
     if latency:
         rows = [row for row in latency["rows"] if row["shape"] == SHAPE and row["seconds"]]
-        ours = [row for row in rows if row.get("network", "gplws") == "gplws"]
+        ours = [row for row in rows if row["network"] == "gplws"]
         machine = latency["machine"]
         parts.append(
             f"One stack of {SHAPE.replace('x', ' x ')} through the network of 540,273 parameters, "
@@ -85,7 +85,7 @@ def _networks_table(rows: list[dict[str, Any]]) -> str:
     best: dict[tuple[str, str], float] = {}
     for row in rows:
         found = medians(row["seconds"])
-        key = (row.get("network", "gplws"), row["precision"])
+        key = (row["network"], row["precision"])
         best[key] = found.get("gplws", min(found.values()))
     lines = [["", *precisions]]
     for network, name in NETWORKS.items():

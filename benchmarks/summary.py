@@ -30,6 +30,11 @@ def quartiles(times: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def shape_name(size: Sequence[int]) -> str:
+    """Frames, height and width as ``10x512x512``."""
+    return "x".join(map(str, size))
+
+
 def sizes(shape: str) -> tuple[int, int, int]:
     """Frames, height and width of a shape such as ``10x512x512``."""
     frames, height, width = map(int, shape.split("x"))

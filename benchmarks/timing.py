@@ -16,19 +16,19 @@ import torch
 import gplws
 from benchmarks.summary import RESULTS, load
 
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 30
+
 
 def take_turns(
     candidates: Mapping[str, Callable[[], object]],
     *,
     seconds: float = 6.0,
-    rounds: tuple[int, int] = (3, 30),
 ) -> dict[str, list[float]]:
     """Times of each candidate, in seconds; in each round every candidate has one turn.
 
     Args:
         candidates: functions without arguments, by name.
         seconds: how long all of it may take, roughly.
-        rounds: fewest and most rounds.
 
     Returns:
         The times, by name, in the order of the rounds.
@@ -37,7 +37,7 @@ def take_turns(
     for run in candidates.values():  # compiles, fills caches, allocates
         run()
     once = time.perf_counter() - start
-    count = max(rounds[0], min(rounds[1], int(seconds / once)))
+    count = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(count):
         for name, run in candidates.items():
@@ -67,6 +67,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def introduce() -> None:
+    """Print the facts of this run."""
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
 
 
 def save(name: str, content: Mapping[str, Any], folder: Path | None = None) -> Path:
