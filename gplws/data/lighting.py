@@ -17,6 +17,8 @@ from torch import Tensor
 LightKind = Literal["coaxial", "ring", "oblique"]
 LIGHTS: tuple[str, ...] = get_args(LightKind)
 
+_RING_LIGHTS = 8  # that a ring stands for
+
 
 class Shading(NamedTuple):
     """Light that a surface sends to the objective.
@@ -39,7 +41,7 @@ def slopes(height_um: Tensor, pixel_size_um: float) -> tuple[Tensor, Tensor]:
 
 
 def light_directions(
-    kind: str, *, elevation: float = math.pi / 4, azimuth: float = 0.0, count: int = 8
+    kind: str, *, elevation: float = math.pi / 4, azimuth: float = 0.0
 ) -> list[tuple[float, float, float]]:
     """Unit vectors towards the lights as (down, right, up).
 
@@ -47,7 +49,6 @@ def light_directions(
         kind: "coaxial" (through the objective), "ring" (all round) or "oblique" (one side).
         elevation: of ring and oblique light above the surface, radians.
         azimuth: of oblique light, radians; 0 is the right.
-        count: lights that a ring stands for.
 
     Raises:
         ValueError: an unknown kind.
@@ -57,7 +58,8 @@ def light_directions(
     if kind == "coaxial":
         return [(0.0, 0.0, 1.0)]
     flat, up = math.cos(elevation), math.sin(elevation)
-    turns = [azimuth + 2 * math.pi * k / count for k in range(count if kind == "ring" else 1)]
+    count = _RING_LIGHTS if kind == "ring" else 1
+    turns = [azimuth + 2 * math.pi * k / count for k in range(count)]
     return [(flat * math.sin(turn), flat * math.cos(turn), up) for turn in turns]
 
 

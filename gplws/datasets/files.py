@@ -19,9 +19,6 @@ from ..io.readers import natural_key, read_stack
 
 PathLike = str | os.PathLike[str]
 
-# Formats that `read_depth_map` knows.
-DEPTH_SUFFIXES = (".tif", ".tiff", ".npy", ".pfm", ".exr", ".mat")
-
 
 class DatasetError(ValueError):
     """A file or folder of a data set is missing, damaged or unexpected; the message names it."""
@@ -213,18 +210,10 @@ def read_depth_map(path: Path) -> np.ndarray:
     """
     require_file(path, "a depth map")
     suffix = path.suffix.lower()
-    readers = {
-        ".tif": _read_tiff,
-        ".tiff": _read_tiff,
-        ".npy": _read_npy,
-        ".pfm": _read_pfm,
-        ".exr": _read_exr,
-        ".mat": _read_mat,
-    }
-    if suffix not in readers:
+    if suffix not in _DEPTH_READERS:
         raise DatasetError(f"{path}: unknown type of depth map; expected one of {DEPTH_SUFFIXES}")
     try:
-        values = readers[suffix](path)
+        values = _DEPTH_READERS[suffix](path)
     except (DatasetError, ModuleNotFoundError):
         raise
     except Exception as error:  # each library has its own kinds for damaged files
@@ -318,3 +307,15 @@ def _read_mat(path: Path) -> np.ndarray:
     if len(maps) != 1:
         raise DatasetError(f"{path}: expected one matrix, got {sorted(content)}")
     return np.asarray(maps[0])
+
+
+_DEPTH_READERS = {
+    ".tif": _read_tiff,
+    ".tiff": _read_tiff,
+    ".npy": _read_npy,
+    ".pfm": _read_pfm,
+    ".exr": _read_exr,
+    ".mat": _read_mat,
+}
+DEPTH_SUFFIXES = tuple(_DEPTH_READERS)
+"""Formats that :func:`read_depth_map` knows."""

@@ -128,10 +128,10 @@ class DFVNet(FVNet):
         return torch.cat([volume[:, :, :-1] - volume[:, :, 1:], volume[:, :, -1:]], 2)
 
 
-def pool_sizes(smallest: int, count: int = 4) -> list[int]:
-    """Whole numbers evenly spread from 1 to half the smallest side, rounded down."""
+def pool_sizes(smallest: int) -> list[int]:
+    """Four whole numbers evenly spread from 1 to half the smallest side, rounded down."""
     largest = max(smallest // 2, 1)
-    return [1 + step * (largest - 1) // (count - 1) for step in range(count)]
+    return [1 + step * (largest - 1) // 3 for step in range(4)]
 
 
 class ConvUnit(nn.Module):

@@ -114,22 +114,11 @@ def test_float_frames_outside_0_to_1_are_refused():
         frames_tensor(np.full((2, 3, 4), 200.0, np.float32), "here")
 
 
-def test_depth_that_does_not_fit_its_frames_is_named():
-    with pytest.raises(DatasetError, match=r"gt\.npz"):
-        depth_sample(
-            torch.zeros(1, 3, 4, 5),
-            np.zeros((4, 4)),
-            [0, 1, 2],
-            unit="um",
-            name="",
-            source="gt.npz",
-        )
-    with pytest.raises(DatasetError, match="rise or fall"):
-        depth_sample(
-            torch.zeros(1, 3, 4, 5),
-            np.zeros((4, 5)),
-            [0, 2, 1],
-            unit="um",
-            name="",
-            source="gt.npz",
-        )
+@pytest.mark.parametrize(
+    ("size", "positions", "message"),
+    [((4, 4), [0, 1, 2], r"gt\.npz"), ((4, 5), [0, 2, 1], r"gt\.npz.*rise or fall")],
+)
+def test_depth_that_does_not_fit_its_frames_is_named(size, positions, message):
+    stack = torch.zeros(1, 3, 4, 5)
+    with pytest.raises(DatasetError, match=message):
+        depth_sample(stack, np.zeros(size), positions, unit="um", name="", source="gt.npz")
