@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY(gplws, m) {
   m.def(
       "up_conv3d.out(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int groups, "
       "Tensor(a!) out) -> ()");
+  m.def("conv3d_weight_gradient(Tensor x, Tensor grad, int groups, int stride) -> Tensor");
   m.def(
       "focus_search(Tensor volume, Tensor focus_positions, int groups, int refinement, int radius, "
       "bool log_scale) -> (Tensor depth, Tensor index, Tensor peak, Tensor confidence)");

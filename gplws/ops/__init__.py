@@ -3,9 +3,17 @@
 :mod:`gplws.ops.reference` holds the same functions in plain torch.
 """
 
+from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 from gplws.ops.focus_search import focus_search
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
 from gplws.ops.reference import FocusSearchResult, Refinement
 from gplws.ops.up_conv3d import up_conv3d
 
-__all__ = ["FocusSearchResult", "Refinement", "focus_search", "group_pointwise_conv3d", "up_conv3d"]
+__all__ = [
+    "FocusSearchResult",
+    "Refinement",
+    "conv3d_weight_gradient",
+    "focus_search",
+    "group_pointwise_conv3d",
+    "up_conv3d",
+]

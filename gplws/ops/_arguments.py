@@ -67,6 +67,19 @@ def follows_channels_last(x: Tensor) -> bool:
     )
 
 
+def has_gradient_kernels(x: Tensor, grad: Tensor) -> bool:
+    """Whether a backward pass runs on own kernels: on the CPU, in float32, contiguous ``x``.
+
+    Not under autocast, which would round the operands of the kernels to bfloat16.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype == grad.dtype == torch.float32
+        and x.is_contiguous()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 def vmap_by_batch(
     op: Callable[..., Tensor],
     size: int,

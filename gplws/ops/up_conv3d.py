@@ -10,12 +10,14 @@ from torch import Tensor
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops._arguments import (
     follows_channels_last,
+    has_gradient_kernels,
     register_conv_autocast,
     require_float,
     require_out,
     require_shape,
     vmap_by_batch,
 )
+from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 
 _NAME = "gplws::up_conv3d"
 _OP = torch.ops.gplws.up_conv3d
@@ -93,21 +95,35 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
+    groups = ctx.groups
     needs = ctx.needs_input_grad
+    needs_bias = needs[2] and bias is not None
+    grad_residual = grad if needs[3] else None
+    if has_gradient_kernels(x, grad):
+        # The transpose of a conv with stride 2 from the result to x.
+        grad_x = grad_weight = None
+        if needs[0]:
+            grad_x = torch.ops.gplws.group_pointwise_conv3d.default(
+                grad, weight, None, None, None, None, groups, 2, False, False, False
+            )
+        if needs[1]:
+            grad_weight = conv3d_weight_gradient(grad, x, groups=groups, stride=2)
+        grad_bias = grad.sum((0, 2, 3, 4)) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, grad_residual, None
     grads = torch.ops.aten.convolution_backward(
         grad,
         x,
         weight,
-        None if bias is None else list(bias.shape),
+        [groups] if needs_bias else None,
         [1, 2, 2],
         [1, 1, 1],
         [1, 1, 1],
         True,
         [0, 1, 1],
-        ctx.groups,
-        [bool(needs[0]), bool(needs[1]), bool(needs[2]) and bias is not None],
+        groups,
+        [bool(needs[0]), bool(needs[1]), bool(needs_bias)],
     )
-    return (*grads, grad if needs[3] else None, None)
+    return (*grads, grad_residual, None)
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
