@@ -108,7 +108,12 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     import torch
     from numpy.lib.stride_tricks import as_strided
 
-    from gplws.ops import focus_search, group_pointwise_conv3d, up_conv3d
+    from gplws.ops import (
+        conv3d_weight_gradient,
+        focus_search,
+        group_pointwise_conv3d,
+        up_conv3d,
+    )
 
     def one_too_short(*shape: int) -> torch.Tensor:
         """A tensor that claims one number more than its memory holds."""
@@ -126,6 +131,7 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     calls: dict[str, Callable[..., Any]] = {
         "group_pointwise_conv3d": lambda x: group_pointwise_conv3d(x, weight, groups=2),
         "up_conv3d": lambda x: up_conv3d(x, up_weight, groups=2),
+        "conv3d_weight_gradient": lambda x: conv3d_weight_gradient(x, good, groups=2),
         "focus_search": lambda x: focus_search(x[0]),
     }
     for name, call in calls.items():

@@ -16,7 +16,7 @@ from gplws import _extension
 
 PACKAGE = Path(_extension.__file__).parent
 ISAS = ["baseline", "avx2", "avx512"]
-OPS = ["group_pointwise_conv3d", "focus_search"]
+OPS = ["group_pointwise_conv3d", "conv3d_weight_gradient", "focus_search"]
 
 
 def run_python(

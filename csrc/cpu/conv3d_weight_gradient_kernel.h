@@ -49,6 +49,8 @@ constexpr int kSums = round_up(kOut * kIn * 3, kLanes);
 constexpr int64_t kScratchFloats = 176 * 1024;  // 704 KiB: a chunk should stay in L2
 constexpr int64_t kMaxBlock = 24, kMinBlock = 6;
 constexpr int64_t kMinRows = 4;
+// Of pixels in a chunk: adding up the lanes at its end costs as much as some ten of them.
+constexpr int64_t kMinVectors = 24;
 constexpr int64_t kTasks = 32;  // to feed many threads, as far as there are pieces
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -74,9 +76,9 @@ Geometry geometry(const Conv3dWeightGradientParams& p, int64_t rows, int64_t blo
   Geometry g;
   g.row = p.width_out + 1;
   g.length = ceil_div(rows * g.row, kLanes) * kLanes;
-  // The rows above and below; and, as whole vectors are stored, one vector more.
+  // The rows above and below; and, as whole vectors are stored and read, one vector more.
   const int64_t halo = p.stride == 1 ? 2 : 1;
-  g.x_plane = plane_size((rows + halo) * g.row + 2 * kLanes);
+  g.x_plane = plane_size((rows + halo) * g.row + kLanes + 2);
   g.x_slot = p.stride * p.stride * g.x_plane;
   g.x_channel = kSlots * g.x_slot;
   g.grad_slot = plane_size(rows * g.row + kLanes);
@@ -95,24 +97,33 @@ Conv3dWeightGradientPlan plan(const Conv3dWeightGradientParams& p) {
   const int64_t inputs = p.channels / p.groups, outputs = p.channels_out / p.groups;
   const auto piece = [&](int64_t rows) { return geometry(p, rows, t.block_in, t.block_out).piece; };
   const int64_t least_rows = min64(kMinRows, p.height_out);
-  for (int64_t block = kMaxBlock; block >= kMinBlock; block /= 2) {
-    t.block_in = min64(block, inputs);
-    t.block_out = min64(block, outputs);
-    if (piece(least_rows) <= kScratchFloats) break;
+  int64_t largest_in = kMaxBlock, largest_out = kMaxBlock;
+  for (;;) {
+    t.block_in = min64(largest_in, inputs);
+    t.block_out = min64(largest_out, outputs);
+    t.rows = least_rows;
+    while (t.rows < p.height_out && piece(t.rows + 1) <= kScratchFloats) ++t.rows;
+    t.row_blocks = ceil_div(p.height_out, t.rows);
+    t.rows = ceil_div(p.height_out, t.row_blocks);
+    t.pieces = p.batch * ceil_div(p.frames, 2) * t.row_blocks;
+    t.chunk_pieces = min64(t.pieces, max64(1, kScratchFloats / piece(t.rows)));
+    const Geometry g = geometry(p, t.rows, t.block_in, t.block_out);
+    const bool fits = g.piece <= kScratchFloats;
+    const bool long_enough = t.chunk_pieces * g.length >= kMinVectors * kLanes;
+    if (fits && (long_enough || t.chunk_pieces == t.pieces)) break;
+    // Smaller blocks are copied more often, but leave room for more pixels.
+    int64_t& larger = 2 * g.grad > g.piece ? largest_in : largest_out;
+    if (larger <= kMinBlock) break;
+    larger /= 2;
   }
   t.blocks_in = ceil_div(inputs, t.block_in);
   t.blocks_out = ceil_div(outputs, t.block_out);
   t.blocks = p.groups * t.blocks_in * t.blocks_out;
-  t.rows = least_rows;
-  while (t.rows < p.height_out && piece(t.rows + 1) <= kScratchFloats) ++t.rows;
-  t.row_blocks = ceil_div(p.height_out, t.rows);
-  t.rows = ceil_div(p.height_out, t.row_blocks);
-  t.pieces = p.batch * ceil_div(p.frames, 2) * t.row_blocks;
-  t.chunk_pieces = min64(t.pieces, max64(1, kScratchFloats / piece(t.rows)));
   // A slice is a chunk at least: what its sums cost at the end is little then.
   t.slices = min64(ceil_div(kTasks, t.blocks), ceil_div(t.pieces, t.chunk_pieces));
   t.partial_floats = partial_size(t.block_in, t.block_out);
-  t.chunk_pieces = min64(t.chunk_pieces, ceil_div(t.pieces, t.slices));
+  const int64_t slice = ceil_div(t.pieces, t.slices);
+  t.chunk_pieces = ceil_div(slice, ceil_div(slice, t.chunk_pieces));  // equal chunks
   const int64_t zeros = p.width + 2 * kLanes;
   t.scratch_floats = t.chunk_pieces * piece(t.rows) + zeros;
   return t;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,16 +69,19 @@ def follows_channels_last(x: Tensor) -> bool:
 
 
 def has_gradient_kernels(x: Tensor, grad: Tensor) -> bool:
-    """Whether a backward pass runs on own kernels: on the CPU, in float32, contiguous ``x``.
+    """Whether a backward pass runs on own kernels: on the CPU, in float32, contiguous ``x``."""
+    return x.device.type == "cpu" and x.dtype == grad.dtype == torch.float32 and x.is_contiguous()
 
-    Not under autocast, which would round the operands of the kernels to bfloat16.
-    """
-    return (
-        x.device.type == "cpu"
-        and x.dtype == grad.dtype == torch.float32
-        and x.is_contiguous()
-        and not torch.is_autocast_enabled("cpu")
-    )
+
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that computes in the dtype of its tensors, wherever it is called."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, grad: Tensor) -> Any:
+        with torch.autocast(grad.device.type, enabled=False):
+            return backward(ctx, grad)
+
+    return run
 
 
 def vmap_by_batch(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
-from gplws.ops._arguments import require_float32, require_shape, vmap_by_batch
+from gplws.ops._arguments import require_float32, require_shape, vmap_by_batch, without_autocast
 
 _NAME = "gplws::conv3d_weight_gradient"
 _OP = torch.ops.gplws.conv3d_weight_gradient
@@ -69,6 +69,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, grad)
 
 
+@without_autocast
 def _backward(ctx: Any, grad_weight: Tensor) -> tuple[Tensor | None, ...]:
     """The op is linear in ``x`` and in ``grad``: both gradients are convs with ``grad_weight``."""
     x, grad = ctx.saved_tensors

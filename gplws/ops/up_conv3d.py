@@ -16,6 +16,7 @@ from gplws.ops._arguments import (
     require_out,
     require_shape,
     vmap_by_batch,
+    without_autocast,
 )
 from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 
@@ -93,6 +94,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, weight, bias)
 
 
+@without_autocast
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     groups = ctx.groups

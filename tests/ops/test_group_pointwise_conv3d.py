@@ -14,9 +14,11 @@ def as_double(tensors):
     return [None if t is None else t.double() for t in tensors]
 
 
-def assert_close(got, expected):
+def assert_close(got, expected, relative=None):
     assert got.shape == expected.shape
-    assert (got - expected).abs().max() <= RELATIVE[got.dtype] * expected.abs().max()
+    if relative is None:
+        relative = RELATIVE[got.dtype]
+    assert (got - expected).abs().max() <= relative * expected.abs().max()
 
 
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
@@ -139,7 +141,13 @@ def test_nan_reaches_its_neighbourhood_and_no_further():
 
 
 def test_gradients_agree_with_stock_autograd():
-    for case in (SMALL, ConvCase((2, 3, 2, 5, 6), 6, groups=3, stride=2)):
+    cases = (
+        SMALL,
+        ConvCase((2, 3, 2, 5, 6), 6, groups=3, stride=2),
+        ConvCase((2, 4, 3, 7, 5), 8, groups=2, bias=False),
+        ConvCase((2, 4, 3, 7, 5), 4, 6, residual=True, bias=False),
+    )
+    for case in cases:
         for options in ({}, {"residual_relu": True}, {"relu": False, "pointwise_relu": False}):
             tensors = [
                 None if t is None else t.double().float().requires_grad_() for t in case.tensors()
@@ -151,6 +159,33 @@ def test_gradients_agree_with_stock_autograd():
             y = reference.group_pointwise_conv3d(*tensors, **case.options, **options)
             for g, e in zip(got, torch.autograd.grad(y, wanted, grad), strict=True):
                 assert_close(g, e)
+
+
+@pytest.mark.parametrize("dtype", RELATIVE)
+def test_a_backward_pass_under_autocast_keeps_the_dtypes(dtype):
+    tensors = [t.to(dtype).requires_grad_() for t in SMALL.tensors()]
+    y = group_pointwise_conv3d(*tensors, **SMALL.options)
+    expected = torch.autograd.grad(y, tensors, torch.ones_like(y), retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = torch.autograd.grad(y, tensors, torch.ones_like(y))
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype == dtype
+        assert_close(g, e, relative=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
+def test_the_layout_of_the_incoming_gradient_does_not_matter(layout):
+    tensors = [t.requires_grad_() for t in SMALL.tensors()]
+    y = group_pointwise_conv3d(*tensors, **SMALL.options)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    if layout == "expanded":
+        grad = grad[:1, :1, :1, :1, :1].expand_as(y)
+    elif layout == "channels_last":
+        grad = grad.contiguous(memory_format=torch.channels_last_3d)
+    got = torch.autograd.grad(y, tensors, grad)
+    y = reference.group_pointwise_conv3d(*tensors, **SMALL.options)
+    for g, e in zip(got, torch.autograd.grad(y, tensors, grad), strict=True):
+        assert_close(g, e)
 
 
 def test_second_derivatives_agree_with_stock_autograd():

@@ -17,7 +17,12 @@ from conv_cases import CONV_CASES, ConvCase
 from guarded_memory import GuardedMemory
 from volumes import random_volume
 
-from gplws.ops import focus_search, group_pointwise_conv3d, up_conv3d
+from gplws.ops import (
+    conv3d_weight_gradient,
+    focus_search,
+    group_pointwise_conv3d,
+    up_conv3d,
+)
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -58,6 +63,20 @@ def test_up_conv3d_stays_inside_its_tensors(edge, dtype):
         out = memory.empty_like(expected)
         given = [memory.copy(t) for t in plain]
         assert torch.equal(up_conv3d(*given, groups=2, out=out), expected), (height, width)
+
+
+@pytest.mark.parametrize("edge", ["before", "behind"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv3d_weight_gradient_stays_inside_its_tensors(edge, stride):
+    sizes = [(3, width) for width in WIDTHS] + [(height, 19) for height in HEIGHTS]
+    for height, width in sizes:
+        memory = GuardedMemory(edge)
+        x = torch.randn(1, 4, 3, height, width)
+        grad = torch.randn(1, 6, 3, -(-height // stride), -(-width // stride))
+        options = {"groups": 2, "stride": stride}
+        expected = conv3d_weight_gradient(x, grad, **options)
+        given = [memory.copy(t) for t in (x, grad)]
+        assert torch.equal(conv3d_weight_gradient(*given, **options), expected), (height, width)
 
 
 @pytest.mark.parametrize("edge", ["before", "behind"])

@@ -11,7 +11,7 @@ SCRIPT = """
 import json
 import os
 import torch
-from gplws.ops import focus_search, group_pointwise_conv3d, up_conv3d
+from gplws.ops import conv3d_weight_gradient, focus_search, group_pointwise_conv3d, up_conv3d
 
 def started(call):
     before = len(os.listdir("/proc/self/task"))
@@ -23,6 +23,7 @@ weight, up_weight = torch.rand(12, 3, 3, 3, 3), torch.rand(12, 1, 3, 3, 3)
 calls = [
     lambda: group_pointwise_conv3d(x, weight, groups=4),
     lambda: up_conv3d(x, up_weight, groups=6),
+    lambda: conv3d_weight_gradient(x, x, groups=4),
     lambda: focus_search(x[0]),
 ]
 torch.set_num_threads(1)
@@ -36,4 +37,4 @@ print(json.dumps([alone, started(calls[0])]))
 def test_no_more_threads_are_started_than_torch_was_told_to_use():
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == [[0, 0, 0], 2]
+    assert json.loads(ended.stdout) == [[0, 0, 0, 0], 2]
