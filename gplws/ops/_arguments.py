@@ -78,6 +78,8 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def run(ctx: Any, grad: Tensor) -> Any:
+        if not torch.amp.is_autocast_available(grad.device.type):  # e.g. of meta tensors
+            return backward(ctx, grad)
         with torch.autocast(grad.device.type, enabled=False):
             return backward(ctx, grad)
 
