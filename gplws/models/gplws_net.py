@@ -22,6 +22,7 @@ from gplws.ops.reference import FocusSearchResult
 
 Skip = Literal["add", "concat"]
 Stem = Literal["frames", "features"]
+Groups = int | Literal["depthwise"]
 
 # First weights of the two focus responses in the logits, and how much faster than other weights
 # they learn.
@@ -41,7 +42,8 @@ class GPLWSNet(nn.Module):
         depths: group parallel modules of each encoder level.
         middle: group parallel modules between encoder and decoder.
         decoder_depths: group parallel modules of each decoder level, coarse to fine.
-        groups: groups of the 3x3x3 convs; divides each of ``widths``.
+        groups: groups of the 3x3x3 convs; divides each of ``widths``. 1 makes them dense convs,
+            "depthwise" gives each channel a group of its own.
         skip: "add", or "concat" followed by a 1x1x1 conv.
         form: "reparameterised" or "plain" convs in the group parallel modules.
         stem: what the first conv sees: "frames" (as in the paper) or "features": gray frames,
@@ -53,7 +55,8 @@ class GPLWSNet(nn.Module):
             exactly the reversed focus volume: no bias towards either end can be learnt.
 
     Raises:
-        ValueError: numbers of levels that do not match, or unknown ``skip``, ``form`` or ``stem``.
+        ValueError: numbers of levels that do not match, or unknown ``groups``, ``skip``, ``form``
+            or ``stem``.
 
     Notes:
         The defaults have 555,513 parameters in training form and 540,273 after
@@ -79,7 +82,7 @@ class GPLWSNet(nn.Module):
         depths: Sequence[int] = (2, 1, 2, 2),
         middle: int = 2,
         decoder_depths: Sequence[int] = (2, 1, 1),
-        groups: int = 4,
+        groups: Groups = 4,
         skip: Skip = "add",
         form: ConvForm = "reparameterised",
         stem: Stem = "frames",
@@ -93,6 +96,8 @@ class GPLWSNet(nn.Module):
             )
         if any(coarse % fine for fine, coarse in itertools.pairwise(widths)):
             raise ValueError(f"each of widths must divide the next one, got {tuple(widths)}")
+        if groups != "depthwise" and not isinstance(groups, int):
+            raise ValueError(f"groups must be a number or 'depthwise', got {groups!r}")
         if skip not in ("add", "concat"):
             raise ValueError(f"skip must be 'add' or 'concat', got {skip!r}")
         if stem not in ("frames", "features"):
@@ -114,11 +119,16 @@ class GPLWSNet(nn.Module):
         self.in_channels = in_channels
         self.coarsest = 2 ** (len(widths) - 1)  # H and W are padded to multiples of it
 
-        def blocks(width: int, count: int) -> list[nn.Module]:
-            return [GroupParallel3d(width, width, groups, form=form) for _ in range(count)]
+        def groups_of(channels: int) -> int:
+            return channels if groups == "depthwise" else groups
 
+        def blocks(width: int, count: int) -> list[nn.Module]:
+            per_conv = groups_of(width)
+            return [GroupParallel3d(width, width, per_conv, form=form) for _ in range(count)]
+
+        first_groups = groups_of(in_channels)
         first = GroupParallel3d(
-            in_channels, widths[0], 1 if in_channels % groups else groups, form=form
+            in_channels, widths[0], 1 if in_channels % first_groups else first_groups, form=form
         )
         encoders = [[first, *blocks(widths[0], depths[0] - 1)]]
         encoders += [blocks(w, n) for w, n in zip(widths[1:], depths[1:], strict=True)]
@@ -136,7 +146,9 @@ class GPLWSNet(nn.Module):
             nn.Sequential(*blocks(fine, n))
             for (_, fine), n in zip(pairs, decoder_depths, strict=True)
         )
-        self.head = GroupParallel3d(widths[0], 1, groups, form=form, final_relu=False)
+        self.head = GroupParallel3d(
+            widths[0], 1, groups_of(widths[0]), form=form, final_relu=False
+        )
         if stem == "features":
             weights = torch.full((FEATURES - 1,), _PRIOR / _PRIOR_RATE)
             self.prior: nn.Parameter | None = nn.Parameter(weights)
