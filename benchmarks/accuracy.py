@@ -1,9 +1,20 @@
-"""Errors of methods in frames: simulated stacks of rising difficulty, and stacks with known depth.
+"""Errors of methods in the form of the paper's Tables 4 to 6, networks trained with one budget.
 
-The simulated levels have fixed seeds. Give surfaces and pictures that no weights have seen by
---surfaces and --textures; without them all surfaces and textures are drawn by the simulator, from
-other seeds than training uses. Levels:
+    python -m benchmarks.accuracy --methods rdf my_net.safetensors
+    python -m benchmarks.accuracy --train-steps 2000 --frames 10 --stacks FOLDER
 
+With --train-steps or --train-minutes each of --networks is first trained on the simulator, all
+with the same recipe: Adam, L1 of the depth map, the same batches. Their checkpoints stay in
+--checkpoints, and the same command goes on where it was stopped. Then all networks and --methods
+are measured on the same stacks. Depth is the share of the focus range, 0.1 at the first frame, 1 at
+the last.
+
+Networks read their depth as trained (--reading); DDFFNet takes one number of frames, that of
+--frames, and is left out elsewhere. The simulated levels have fixed seeds. Give surfaces and
+pictures that no weights have seen by --surfaces and --textures; without them all surfaces and
+textures are drawn by the simulator, from other seeds than training uses. Levels:
+
+    simulated what training draws
     easy      full contrast, little noise
     weak      a few grey levels of texture
     noisy     few electrons for each pixel
@@ -17,19 +28,33 @@ other seeds than training uses. Levels:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.timing import save
+from benchmarks import paper
+from benchmarks.networks import NETWORKS, frames_of
+from benchmarks.summary import NAMES_OF_NETWORKS
+from benchmarks.timing import save, show
+from benchmarks.trained import (
+    FOLDER,
+    UNIT,
+    Reading,
+    Recipe,
+    in_focus_range,
+    method_of_network,
+    train_network,
+    trained_network,
+)
 from gplws.data import DepthSample
 from gplws.data.generator import StackGenerator, StackSettings
 from gplws.data.topographies import read_textures, read_topographies
-from gplws.datasets import FolderStacks
-from gplws.evaluation import evaluate
+from gplws.datasets import FolderStacks, MiddleburyPairs
+from gplws.evaluation import Evaluation, Method, Result, evaluate, method_of
 
 SEED = 7_000_000  # far from those of training and validation
 CALM = StackSettings(
@@ -51,10 +76,11 @@ class Level:
     """What a level draws."""
 
     settings: StackSettings
-    frames: int = 16
+    frames: int | None = None  # None: those of --frames
 
 
 LEVELS = {
+    "simulated": Level(StackSettings()),
     "easy": Level(CALM),
     "weak": Level(replace(CALM, texture_contrast=(0.01, 0.05), residual_blur_px=(0.4, 0.9))),
     "noisy": Level(
@@ -77,9 +103,30 @@ LEVELS = {
     "many": Level(replace(CALM, blur_per_frame_px=(0.3, 1.0)), frames=40),
 }
 
+COLUMNS = {
+    "mse": "MSE",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "log_rmse": "log RMSE",
+    "abs_rel": "AbsRel",
+    "sq_rel": "SqRel",
+    "a1": "a1",
+    "a2": "a2",
+    "a3": "a3",
+    "bumpiness": "bump",
+    "mean_uncertainty": "unc.",
+    "seconds": "s",
+}
+"""Figures of the tables, and their titles."""
+
+TRAINED_ON = "simulated"
+"""The level that is drawn as the training data are."""
+
+Datasets = list[tuple[str, list[DepthSample]]]
+
 
 def level_samples(
-    level: Level, count: int, side: int, surfaces: list[Path], textures: list[Path]
+    level: Level, count: int, side: int, frames: int, surfaces: list[Path], textures: list[Path]
 ) -> Iterator[DepthSample]:
     """``count`` stacks of a level, one scene each, of ``side`` x ``side`` pixels."""
     generator = StackGenerator(
@@ -89,50 +136,223 @@ def level_samples(
         seed=SEED,
     )
     for step in range(count):
-        yield generator.batch(step, 1, level.frames, side)
+        yield generator.batch(step, 1, level.frames or frames, side)
+
+
+def measured(
+    methods: Mapping[str, Method],
+    datasets: Datasets,
+    *,
+    only_frames: Mapping[str, int] | None = None,
+    pictures: Path | None = None,
+) -> tuple[list[Result], list[dict[str, Any]]]:
+    """Means of each method on each data set, and what was left out and why.
+
+    Args:
+        methods: functions of a sample of :func:`benchmarks.trained.in_focus_range`.
+        datasets: names and samples.
+        only_frames: number of frames of methods that take no other.
+        pictures: folder for pictures of the errors.
+    """
+    left_out = []
+    results: list[Result] = []
+    for name, samples in datasets:
+        numbers = {sample.stack.shape[-3] for sample in samples}
+        fitting = {}
+        for method, run in methods.items():
+            only = (only_frames or {}).get(method)
+            if only is None or numbers <= {only}:
+                fitting[method] = run
+                continue
+            counts = ", ".join(map(str, sorted(numbers)))
+            reason = f"made for {only} frames, the stacks have {counts}"
+            left_out.append({"method": method, "data": name, "reason": reason})
+        if fitting:
+            of_set = [(name, in_focus_range(samples))]
+            found = evaluate(fitting, of_set, pictures=pictures, progress=True)
+            results += found.results
+    return Evaluation(tuple(results)).means(), left_out
+
+
+def figures(result: Result) -> dict[str, Any]:
+    """A row of the JSON."""
+    depth = {key: None if math.isnan(v) else v for key, v in asdict(result.depth).items()}
+    frames = {key: None if math.isnan(v) else v for key, v in asdict(result.frames).items()}
+    ause = None if math.isnan(result.ause) else result.ause
+    names = {"data": result.dataset, "method": result.method}
+    return {**names, "depth": depth, "frames": frames, "ause": ause}
+
+
+def report(means: list[Result], left_out: list[dict[str, Any]], note: str) -> None:
+    """All figures, then those of the paper's tables beside the printed ones."""
+    rows = [
+        [
+            r.dataset,
+            NAMES_OF_NETWORKS.get(r.method, r.method),
+            _number(r.frames.mae_frames),
+            *(_number(getattr(r.depth, key)) for key in COLUMNS),
+        ]
+        for r in means
+    ]
+    print(f"\nmean error in frames; the others with depth as {UNIT}")
+    show(["data", "method", "frames", *COLUMNS.values()], rows)
+    for entry in left_out:
+        print(f"left out: {entry['method']} on {entry['data']}: {entry['reason']}")
+    comparison = [r for r in means if r.dataset == TRAINED_ON]
+    others = [r for r in means if r.dataset != TRAINED_ON]
+    for title, printed, of_table in (
+        ("Table 4, trained and tested on one kind of data", paper.TABLE_4, comparison),
+        ("Table 5, trained and tested on one kind of data", paper.TABLE_5, comparison),
+        ("Table 6, tested on other data than trained on", paper.TABLE_6, others),
+    ):
+        if of_table:
+            print(f"\n{title}")
+            show(*beside_printed(printed, of_table))
+    print(f"\n{paper.DIFFERENCES['accuracy']}\nMeasured: {note}, depth as {UNIT}.")
+
+
+def beside_printed(
+    printed: Mapping[str, Mapping[str, paper.Errors]], means: list[Result]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of the paper, the measured rows of each network below its printed.
+
+    Args:
+        printed: by data set and network.
+        means: what was measured; methods that the paper's table does not have come last.
+    """
+    having = {key for rows in printed.values() for errors in rows.values() for key in errors}
+    keys = [key for key in COLUMNS if key in having]
+    methods = dict.fromkeys([*NETWORKS, *(result.method for result in means)])
+    rows = []
+    for method in methods:
+        shown = NAMES_OF_NETWORKS.get(method, method)
+        for dataset, errors in ((of, r[method]) for of, r in printed.items() if method in r):
+            cells = [f"{errors[key]:g}" if key in errors else "" for key in keys]
+            rows.append([shown, f"printed: {dataset}", *cells])
+        for result in (r for r in means if r.method == method):
+            cells = [_number(getattr(result.depth, key)) for key in keys]
+            rows.append([shown, result.dataset, *cells])
+    return ["", "data", *(COLUMNS[key] for key in keys)], rows
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def trained(
+    names: list[str], recipe: Recipe, folder: Path, reading: Reading, device: str
+) -> tuple[dict[str, Method], list[dict[str, Any]]]:
+    """Networks by name, trained one after the other, and how their runs went."""
+    methods: dict[str, Method] = {}
+    runs = []
+    for name in names:
+        takes_frames = frames_of(name)
+        print(f"{name}: training in {folder / name}", flush=True)
+        try:
+            arguments = {takes_frames: recipe.frames} if takes_frames else {}
+            spent = train_network(recipe, folder / name, name, arguments, device=device)
+        except FloatingPointError as error:  # the others shall be measured all the same
+            runs.append({"network": name, "failed": str(error)})
+            print(f"left out: {name}: {error}")
+            continue
+        runs.append({"network": name, **spent})
+        methods[name] = method_of_network(trained_network(folder / name), reading, device)
+    return methods, runs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", default=["rdf"], help="names or weights files")
+    parser.add_argument("--methods", nargs="*", default=["rdf"], help="names or weights files")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--train-steps", type=int, help="steps of the training of each network")
+    budget.add_argument("--train-minutes", type=float, help="time of it, for each network")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--checkpoints", type=Path, default=FOLDER / "accuracy", help="folder")
+    parser.add_argument("--loss", choices=("l1", "mse", "soft_target"), default="l1")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--crop", type=int, default=96, help="of training images, pixels")
+    parser.add_argument("--reading", choices=("expectation", "search"), default="expectation")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and training data")
+    parser.add_argument("--frames", type=int, default=16, help="of training, levels, Middlebury")
     parser.add_argument("--levels", nargs="*", choices=LEVELS, default=list(LEVELS))
     parser.add_argument("--count", type=int, default=12, help="stacks of each level")
     parser.add_argument("--side", type=int, default=192, help="of simulated images, pixels")
     parser.add_argument("--surfaces", nargs="*", type=Path, default=[], help="files, folders")
     parser.add_argument("--textures", nargs="*", type=Path, default=[], help="files, folders")
     parser.add_argument("--stacks", nargs="*", type=Path, default=[], help="folders with gt.npz")
+    parser.add_argument("--middlebury", type=Path, help="folder of scenes, to render stacks from")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the errors")
     parser.add_argument("--out", type=Path, help="folder of the result; benchmarks/results")
     options = parser.parse_args()
-    methods: dict[str, Any] = {Path(name).stem: name for name in options.methods}
-    datasets: list[tuple[str, Any]] = [
+
+    methods: dict[str, Method] = {}
+    runs: list[dict[str, Any]] = []
+    recipe: Recipe | None = None
+    note = "weights as given"
+    if options.train_steps is not None or options.train_minutes is not None:
+        recipe = Recipe(
+            options.train_steps,
+            options.train_minutes,
+            loss=options.loss,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+            frames=options.frames,
+            crop=options.crop,
+            seed=options.seed,
+        )
+        methods, runs = trained(
+            options.networks, recipe, options.checkpoints, options.reading, options.device
+        )
+        steps = ", ".join(f"{run['network']} {run['steps']}" for run in runs if "steps" in run)
+        note = f"networks trained on the simulator, steps: {steps}; {options.frames} frames"
+    only_frames = {name: options.frames for name in methods if frames_of(name)}
+    methods |= {Path(name).stem: method_of(name, options.device) for name in options.methods}
+
+    datasets: Datasets = [
         (
             name,
-            level_samples(
-                LEVELS[name], options.count, options.side, options.surfaces, options.textures
+            list(
+                level_samples(
+                    LEVELS[name],
+                    options.count,
+                    options.side,
+                    options.frames,
+                    options.surfaces,
+                    options.textures,
+                )
             ),
         )
         for name in options.levels
     ]
-    datasets += [(folder.name, FolderStacks(folder)) for folder in options.stacks]
+    datasets += [(folder.name, list(_all(FolderStacks(folder)))) for folder in options.stacks]
+    if options.middlebury:
+        pairs = MiddleburyPairs(options.middlebury, frames=options.frames)
+        datasets.append(("Middlebury, rendered", list(_all(pairs))))
     with torch.inference_mode():
-        found = evaluate(
-            methods, datasets, device=options.device, pictures=options.pictures, progress=True
+        means, left_out = measured(
+            methods, datasets, only_frames=only_frames, pictures=options.pictures
         )
-    print(found.table())
-    means = [
-        {
-            "data": result.dataset,
-            "method": result.method,
-            "frames": asdict(result.frames),
-            "ause": result.ause,
-        }
-        for result in found.means()
-    ]
-    print(save("accuracy", {"seed": SEED, "count": options.count, "means": means}, options.out))
+    report(means, left_out, note)
+    content = {
+        "seed": SEED,
+        "count": options.count,
+        "side": options.side,
+        "unit": UNIT,
+        "recipe": None if recipe is None else asdict(recipe),
+        "reading": options.reading,
+        "runs": runs,
+        "means": [figures(result) for result in means],
+        "left_out": left_out,
+    }
+    print(f"\n{save('accuracy', content, options.out)}")
+
+
+def _all(dataset: FolderStacks | MiddleburyPairs) -> Iterator[DepthSample]:
+    return (dataset[index] for index in range(len(dataset)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ Shapes: Figure 1 of the paper (10 frames of 128 to 1024 pixels squared), its Tab
 frames of 256 pixels squared, and 10 frames of 256 to 2048 pixels squared. The engines get the same
 network with BN folded; their results are compared with the kernels' before they are timed.
 Published networks (--networks) run on stock torch in either memory format (bfloat16: by autocast)
-and on OpenVINO.
+and on OpenVINO. --paper takes all six networks through the shapes of Figure 1, Table 7 and 5 to 100
+frames in float32, and shows what Table 7 prints beside it. DDFFNet is made for one number of frames;
+it is built anew for each, and so not one network over all of them.
 
 Each shape is written to the JSON as soon as it is measured; --resume goes on from there.
 """
@@ -27,9 +29,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import plots
-from benchmarks.networks import NETWORKS, in_channels_last, random_gplws, random_peer
-from benchmarks.summary import flatness, medians, shape_name, voxels
+from benchmarks import paper, plots
+from benchmarks.networks import (
+    NETWORKS,
+    frames_of,
+    in_channels_last,
+    random_gplws,
+    random_peer,
+)
+from benchmarks.summary import (
+    NAMES_OF_NETWORKS,
+    fastest,
+    flatness,
+    lower_by,
+    medians,
+    shape_name,
+    sizes,
+    voxels,
+)
 from benchmarks.timing import introduce, resumed_rows, save, show, take_turns
 
 SHAPES = {
@@ -39,6 +56,7 @@ SHAPES = {
     "frames": [(n, 256, 256) for n in (5, 10, 20, 50, 100)],
     "sizes": [(10, s, s) for s in (256, 512, 1024, 2048)],
 }
+PAPER_SHAPES = ("figure 1", "table 7", "frames")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the largest result
 # Random weights leave the softmax of a deep network undecided: bfloat16 results of the peers differ
 # from engine to engine by more than any sensible bound, so only float32 is compared there.
@@ -176,6 +194,18 @@ class Engines:
         return lambda: request.infer([feed])[compiled.output(0)]
 
 
+def shapes_of(text: str) -> list[tuple[int, int, int]]:
+    """The shapes of a set by its name, or the one that ``text`` says."""
+    if text in SHAPES:
+        return SHAPES[text]
+    try:
+        return [sizes(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected one of {', '.join(SHAPES)} or NxHxW, got {text!r}"
+        ) from error
+
+
 def measure(
     network: str, precision: str, size: tuple[int, int, int], engines: list[str], seconds: float
 ) -> dict[str, Any]:
@@ -186,13 +216,16 @@ def measure(
         built = Engines(network, precision, engines, size[0])
         candidates, left_out = built.candidates(stack)
         times = take_turns(candidates, seconds=seconds) if candidates else {}
-    return {
+    row = {
         "network": network,
         "precision": precision,
         "shape": shape_name(size),
         "seconds": times,
         "left_out": left_out,
     }
+    if frames_of(network):
+        row["made_for_frames"] = size[0]
+    return row
 
 
 def describe(row: dict[str, Any], ours: float | None) -> str:
@@ -219,10 +252,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = [title for title in SHAPES if title != "one"]
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=every)
-    parser.add_argument("--precision", nargs="+", choices=list(TOLERANCE), default=list(TOLERANCE))
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["gplws"])
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=shapes_of,
+        metavar="SHAPE",
+        help=f"{', '.join(SHAPES)}, or NxHxW",
+    )
+    parser.add_argument("--precision", nargs="+", choices=list(TOLERANCE))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS)
+    parser.add_argument(
+        "--paper", action="store_true", help="what the paper measures, unless said otherwise"
+    )
     parser.add_argument(
         "--engines", nargs="*", choices=ENGINES, default=available(), help="beside the kernels"
     )
@@ -230,19 +271,27 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results")
     options = parser.parse_args()
+    networks = options.networks or (NETWORKS if options.paper else ["gplws"])
+    precisions = options.precision or (["float32"] if options.paper else list(TOLERANCE))
+    titles = PAPER_SHAPES if options.paper else [title for title in SHAPES if title != "one"]
+    sets = options.shapes or [SHAPES[title] for title in titles]
     logging.disable(logging.WARNING)
     introduce()
     absent = [engine for engine in ENGINES if engine not in options.engines]
     if absent:
         print(f"left out: {', '.join(absent)}")
 
+    for network in networks:
+        if frames_of(network):
+            print(f"{network}: made for one number of frames, built anew for each")
+
     rows = resumed_rows("latency", options.out) if options.resume else []
     done = {(row["network"], row["precision"], row["shape"]) for row in rows}
     # Every shape once, in the order of the sets.
-    sizes = list(dict.fromkeys(size for title in options.shapes for size in SHAPES[title]))
-    for network in options.networks:
-        for precision in options.precision:
-            for size in sizes:
+    shapes = list(dict.fromkeys(size for one in sets for size in one))
+    for network in networks:
+        for precision in precisions:
+            for size in shapes:
                 if (network, precision, shape_name(size)) in done:
                     continue
                 row = measure(network, precision, size, options.engines, options.seconds)
@@ -283,6 +332,49 @@ def report(rows: list[dict[str, Any]]) -> None:
             for f in found
         ],
     )
+
+    measured = fastest(rows, "float32")
+    if any(set(found) - {"gplws"} for found in measured.values()):
+        print("\nseconds of the networks, float32, each in its fastest setting")
+        show(*networks_table(measured))
+        print("\nTable 7: percent that GPLWS-Net needs less; printed figures in brackets")
+        show(*table_7(measured))
+        print(f"{paper.DIFFERENCES['latency']}")
+
+
+Seconds = dict[str, dict[str, float]]
+
+
+def networks_table(measured: Seconds) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: seconds of each network at each shape, by number of voxels."""
+    shapes = sorted(measured, key=voxels)
+    names = [name for name in NETWORKS if any(name in found for found in measured.values())]
+    rows = [
+        [shape, *(_number(measured[shape].get(name), "{:.3f}") for name in names)]
+        for shape in shapes
+    ]
+    return ["shape", *(NAMES_OF_NETWORKS[name] for name in names)], rows
+
+
+def table_7(measured: Seconds) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: the paper's Table 7 with what was measured, as far as it was."""
+    rows = []
+    for shape, printed in paper.TABLE_7.items():
+        found = measured.get(shape, {})
+        for name in NETWORKS:
+            cells = [_number(found.get(name), "{:.3f}"), f"({printed[name].seconds:.3f})"]
+            if name == "gplws":
+                cells += ["", ""]
+            else:
+                both = name in found and "gplws" in found
+                percent = lower_by(found["gplws"], found[name]) if both else None
+                cells += [_number(percent, "{:.2f}"), f"({printed[name].lower_by:.2f})"]
+            rows.append([shape, NAMES_OF_NETWORKS[name], *cells])
+    return ["shape", "network", "s", "(s)", "% less", "(% less)"], rows
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
@@ -10,18 +12,31 @@ from gplws import models
 NETWORKS = models.model_names()
 
 
+def frames_of(name: str) -> str | None:
+    """Name of the argument for the number of frames, of a network made for one number of them.
+
+    The others take any number.
+    """
+    return "n_frames" if "n_frames" in inspect.signature(_class_of(name)).parameters else None
+
+
 def random_gplws() -> models.GPLWSNet:
     """The paper's configuration in training form; the same weights each time."""
     torch.manual_seed(0)
-    return _with_statistics(models.GPLWSNet())  # type: ignore[return-value]
+    return with_statistics(models.GPLWSNet())  # type: ignore[return-value]
 
 
 def random_peer(name: str, n_frames: int) -> nn.Module:
     """A peer as a module that maps a stack (B, 3, N, H, W) to depth (B, H, W)."""
     torch.manual_seed(0)
-    # The weights of one are for one number of frames.
-    arguments = {"n_frames": n_frames} if name == "ddffnet" else {}
-    return _Depth(_with_statistics(models.build_model(name, arguments)))
+    takes_frames = frames_of(name)
+    arguments = {takes_frames: n_frames} if takes_frames else {}
+    return _Depth(with_statistics(models.build_model(name, arguments)))
+
+
+def _class_of(name: str) -> type[nn.Module]:
+    with torch.device("meta"):  # no weights are made
+        return type(models.build_model(name))
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:
@@ -45,7 +60,8 @@ class _Depth(nn.Module):
         return self.network(stack, positions).depth
 
 
-def _with_statistics(model: nn.Module) -> nn.Module:
+def with_statistics(model: nn.Module) -> nn.Module:
+    """The model itself in eval mode, with running statistics that matter."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]

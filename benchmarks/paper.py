@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 DIFFERENCES = {
     "ablation": (
-        "Printed: trained and tested on 4D Light Field (its loss, crop, length of training and size "
-        "of the input at the timing are not printed), mean of 50 repetitions on one machine; "
-        "parameters of Table 2 belong to a smaller layout, which is not printed."
+        "Printed: trained and tested on 4D Light Field (loss, crop, and the size of the input and "
+        "the machine of the timing are not printed), mean of 50 repetitions; the parameters of "
+        "Table 2 belong to a smaller layout, which is not printed either."
     ),
     "accuracy": (
         "Printed: trained by the authors on the data sets they name, 720 epochs on a TITAN XP, in "

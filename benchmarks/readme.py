@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from benchmarks.summary import load, medians, voxels
+from benchmarks.summary import NAMES_OF_NETWORKS, load, medians, voxels
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- made by python -m benchmarks.readme -->"
@@ -25,14 +25,6 @@ NAMES = {
     "compile": "torch.compile",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
-}
-NETWORKS = {
-    "gplws": "GPLWS-Net",
-    "fvnet": "FVNet",
-    "dfvnet": "DFVNet",
-    "aifdepthnet": "AiFDepthNet",
-    "ddffnet": "DDFFNet",
-    "defocusnet": "DefocusNet",
 }
 ISAS = {"baseline": "no AVX", "avx2": "AVX2", "avx512": "AVX-512"}
 
@@ -88,7 +80,7 @@ def _networks_table(rows: list[dict[str, Any]]) -> str:
         key = (row["network"], row["precision"])
         best[key] = found.get("gplws", min(found.values()))
     lines = [["", *precisions]]
-    for network, name in NETWORKS.items():
+    for network, name in NAMES_OF_NETWORKS.items():
         cells = [_cell(best.get((network, p)), best["gplws", p]) for p in precisions]
         if any(cells):
             lines.append([name + (" on gplws" if network == "gplws" else ""), *cells])

@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
+NAMES_OF_NETWORKS = {
+    "gplws": "GPLWS-Net",
+    "fvnet": "FVNet",
+    "dfvnet": "DFVNet",
+    "aifdepthnet": "AiFDepthNet",
+    "ddffnet": "DDFFNet",
+    "defocusnet": "DefocusNet",
+}
 
 
 def load(name: str, folder: Path | None = None) -> dict[str, Any] | None:
@@ -33,6 +41,30 @@ def quartiles(times: Sequence[float]) -> tuple[float, float]:
 def shape_name(size: Sequence[int]) -> str:
     """Frames, height and width as ``10x512x512``."""
     return "x".join(map(str, size))
+
+
+def fastest(rows: Sequence[Mapping[str, Any]], precision: str) -> dict[str, dict[str, float]]:
+    """Seconds of each network at each shape: of the kernels where it has them, else the fastest.
+
+    Args:
+        rows: of ``latency.json``.
+        precision: "float32" or "bfloat16".
+
+    Returns:
+        Medians by shape and network.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["precision"] == precision and row["seconds"]:
+            engines = medians(row["seconds"])
+            seconds = engines.get("gplws", min(engines.values()))
+            found.setdefault(row["shape"], {})[row["network"]] = seconds
+    return found
+
+
+def lower_by(ours: float, theirs: float) -> float:
+    """Percent that ``ours`` needs less than ``theirs``, as the paper's Table 7 prints it."""
+    return 100 * (1 - ours / theirs)
 
 
 def sizes(shape: str) -> tuple[int, int, int]:

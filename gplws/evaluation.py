@@ -49,6 +49,7 @@ class Estimate(NamedTuple):
     depth: Tensor  # unit of the sample; NaN where the method gives none
     valid: Tensor  # bool; where the method trusts its depth
     confidence: Tensor | None  # higher is better
+    uncertainty: Tensor | None = None  # unit of the sample
 
 
 Method = Callable[[DepthSample], Estimate]
@@ -317,7 +318,13 @@ def _result(
         unit=sample.unit,
         frames=frame_metrics(*given, known, unit=sample.unit),
         trusted=frame_metrics(*given, known & estimate.valid, unit=sample.unit),
-        depth=depth_metrics(estimate.depth, sample.depth, known, seconds=seconds),
+        depth=depth_metrics(
+            estimate.depth,
+            sample.depth,
+            known,
+            uncertainty=estimate.uncertainty,
+            seconds=seconds,
+        ),
         ause=ause,
     )
 

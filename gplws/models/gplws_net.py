@@ -146,9 +146,7 @@ class GPLWSNet(nn.Module):
             nn.Sequential(*blocks(fine, n))
             for (_, fine), n in zip(pairs, decoder_depths, strict=True)
         )
-        self.head = GroupParallel3d(
-            widths[0], 1, groups_of(widths[0]), form=form, final_relu=False
-        )
+        self.head = GroupParallel3d(widths[0], 1, groups_of(widths[0]), form=form, final_relu=False)
         if stem == "features":
             weights = torch.full((FEATURES - 1,), _PRIOR / _PRIOR_RATE)
             self.prior: nn.Parameter | None = nn.Parameter(weights)
