@@ -178,23 +178,13 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
                 _mean_and_range([run["depth"]["mse"] for run in runs]),
                 _mean_and_range([run["frames"]["mae_frames"] for run in runs]),
             ]
-        printed = variant_of(row).printed()
         # One row of the network stands for all tables that print it.
-        for number, of_paper in printed.items():
-            cells = measured_cells if number == next(iter(printed)) else [""] * len(measured_cells)
-            name = row["variant"] if number == next(iter(printed)) else ""
-            figures_of_paper = [
-                f"{of_paper.parameters:,}",
-                f"{of_paper.seconds:.3f}",
-                f"{of_paper.mse:.4f}",
-            ]
-            lines.append([name, str(number), *cells, *figures_of_paper])
+        for number, (of_table, printed) in enumerate(row["printed"].items()):
+            cells = [""] * len(measured_cells) if number else measured_cells
+            name = "" if number else row["variant"]
+            of_paper = [f"{printed['parameters']:,}", f"{printed['seconds']:.3f}"]
+            lines.append([name, of_table, *cells, *of_paper, f"{printed['mse']:.4f}"])
     return head, lines
-
-
-def variant_of(row: dict[str, Any]) -> Variant:
-    """The variant of a row of the JSON."""
-    return next(variant for variant in VARIANTS if variant.name == row["variant"])
 
 
 def _mean_and_range(values: list[float]) -> str:
@@ -238,7 +228,12 @@ def main() -> None:
     earlier = resumed_rows("ablation", options.out) if options.resume else []
     by_name = {row["variant"]: row for row in earlier}
     rows = [
-        {**by_name.get(variant.name, {}), "variant": variant.name, **counts(variant, size)}
+        {
+            **by_name.get(variant.name, {}),
+            "variant": variant.name,
+            "printed": {str(of): row._asdict() for of, row in variant.printed().items()},
+            **counts(variant, size),
+        }
         for variant in variants
     ]
     shape = "x".join(map(str, size))

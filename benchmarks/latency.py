@@ -5,8 +5,8 @@ frames of 256 pixels squared, and 10 frames of 256 to 2048 pixels squared. The e
 network with BN folded; their results are compared with the kernels' before they are timed.
 Published networks (--networks) run on stock torch in either memory format (bfloat16: by autocast)
 and on OpenVINO. --paper takes all six networks through the shapes of Figure 1, Table 7 and 5 to 100
-frames in float32, and shows what Table 7 prints beside it. DDFFNet is made for one number of frames;
-it is built anew for each, and so not one network over all of them.
+frames in float32, and shows what Table 7 prints beside it. DDFFNet is made for one number of
+frames; it is built anew for each, and so not one network over all of them.
 
 Each shape is written to the JSON as soon as it is measured; --resume goes on from there.
 """

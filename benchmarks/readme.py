@@ -11,7 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from benchmarks.summary import NAMES_OF_NETWORKS, load, medians, voxels
+from benchmarks.paper import TABLE_7
+from benchmarks.summary import NAMES_OF_NETWORKS, fastest, load, lower_by, medians, voxels
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- made by python -m benchmarks.readme -->"
@@ -46,10 +47,17 @@ def section(folder: Path | None = None) -> str:
         if len(rows) > len(ours):
             parts.append("Published networks, each in the fastest of its settings, seconds:")
             parts.append(_networks_table(rows))
+        parts += _table_7(latency)
         parts += _flatness_sentence(latency)
     memory = load("memory", folder)
     if memory:
         parts.append(_memory_sentence(memory))
+    ablation = load("ablation", folder)
+    if ablation:
+        parts += _ablation(ablation)
+    accuracy = load("accuracy", folder)
+    if accuracy and accuracy.get("runs"):
+        parts += _accuracy(accuracy)
     # Neither tables nor shapes are broken.
     wrap = textwrap.TextWrapper(100, break_on_hyphens=False, break_long_words=False)
     return "\n\n".join(p if p.startswith("|") else wrap.fill(p) for p in parts)
@@ -85,6 +93,92 @@ def _networks_table(rows: list[dict[str, Any]]) -> str:
         if any(cells):
             lines.append([name + (" on gplws" if network == "gplws" else ""), *cells])
     return _table(lines)
+
+
+def _table_7(latency: dict[str, Any]) -> list[str]:
+    """Time saved against each network, for the shapes at which all of them were measured."""
+    measured = fastest(latency["rows"], "float32")
+    shapes = [
+        shape for shape in TABLE_7 if NAMES_OF_NETWORKS.keys() <= measured.get(shape, {}).keys()
+    ]
+    if not shapes:
+        return []
+    lines = [["", *(shape.replace("x", " x ") for shape in shapes)]]
+    for network, name in NAMES_OF_NETWORKS.items():
+        if network != "gplws":
+            cells = []
+            for shape in shapes:
+                percent = lower_by(measured[shape]["gplws"], measured[shape][network])
+                cells.append(f"{percent:.0f}% ({TABLE_7[shape][network].lower_by:.0f}%)")
+            lines.append([name, *cells])
+    said = (
+        "How much less time GPLWS-Net takes (float32), and in brackets what Table 7 of the paper "
+        "prints, on a Xeon Silver 4210:"
+    )
+    return [said, _table(lines)]
+
+
+def _ablation(ablation: dict[str, Any]) -> list[str]:
+    """What each choice of the paper's ablation costs, and what it does to the error."""
+    rows = ablation["rows"]
+    timed = all(row.get("seconds") for row in rows)
+    trained = all(row.get("trained") for row in rows)
+    engines = [name for name in NAMES if timed and all(name in row["seconds"] for row in rows)]
+    head = ["", "parameters (paper)", "GMAC", *(f"{NAMES[engine]}, s" for engine in engines)]
+    head += ["MSE (paper)"] if trained else []
+    lines = [head]
+    for row in rows:
+        # Table 2 is of another layout, so it comes last.
+        printed = row["printed"].get("1") or row["printed"].get("3") or row["printed"]["2"]
+        cells = [f"{row['parameters']:,} ({printed['parameters']:,})", f"{row['gmac']:.1f}"]
+        found = medians(row["seconds"]) if timed else {}
+        cells += [f"{found[engine]:.2f}" for engine in engines]
+        if trained:
+            errors = [run["depth"]["mse"] for run in row["trained"]]
+            cells.append(f"{sum(errors) / len(errors):.4f} ({printed['mse']:.4f})")
+        lines.append([row["variant"], *cells])
+    said = (
+        f"The ablation of the paper's Tables 1 to 3 at {ablation['shape'].replace('x', ' x ')}, "
+        f"float32, {_words(ablation['machine'])}. The paper prints the counts of dense and "
+        f"depthwise convs for a smaller layout; concatenation and the 1x1x1 conv behind it run on "
+        f"stock torch in all forms:"
+    )
+    if trained:
+        runs = rows[0]["trained"]
+        said = said[:-1] + (
+            f". Errors are those after {runs[0]['steps']} steps on simulated stacks, the paper's "
+            f"those after its full training on 4D Light Field:"
+        )
+    return [said, _table(lines)]
+
+
+def _accuracy(accuracy: dict[str, Any]) -> list[str]:
+    """Errors of the networks that were trained with one budget."""
+    means = {(row["data"], row["method"]): row for row in accuracy["means"]}
+    sets = list(dict.fromkeys(data for data, _ in means))
+    runs = {run["network"]: run for run in accuracy["runs"] if "steps" in run}
+    methods = [*runs, *(m for m in dict.fromkeys(m for _, m in means) if m not in runs)]
+    lines = [["", "steps", *sets]]
+    for method in methods:
+        cells = []
+        for data in sets:
+            row = means.get((data, method))
+            cells.append("" if row is None else f"{row['frames']['mae_frames']:.2f}")
+        steps = f"{runs[method]['steps']:,}" if method in runs else ""
+        lines.append([NAMES_OF_NETWORKS.get(method, method), steps, *cells])
+    recipe = accuracy["recipe"]
+    budget = (
+        f"{recipe['steps']:,} steps"
+        if recipe["steps"] is not None
+        else f"{recipe['minutes']:g} minutes"
+    )
+    said = (
+        f"Mean error in frames of networks trained with one budget, {budget} of "
+        f"{recipe['batch_size']} simulated stacks {recipe['frames']}x{recipe['crop']}x"
+        f"{recipe['crop']} and the loss {recipe['loss']}, {_words(accuracy['machine'])}; in the "
+        f"form of the paper's Tables 4 to 6 by `python -m benchmarks.accuracy`:"
+    )
+    return [said, _table(lines)]
 
 
 def _cell(seconds: float | None, ours: float) -> str:

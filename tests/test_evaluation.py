@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -46,6 +47,17 @@ def test_figures_are_those_of_the_error(samples):
     assert exact.frames.mae_frames == pytest.approx(0, abs=1e-6)
     share = off.trusted.pixels / off.frames.pixels
     assert share == pytest.approx(0.5, abs=0.05) and off.depth.seconds >= 0
+
+
+def test_the_uncertainty_of_a_method_is_among_its_figures(samples):
+    def method(sample):
+        spread = torch.where(sample.valid, 0.25, 100.0)  # where nothing is known it does not count
+        return Estimate(sample.depth, sample.valid, None, spread)
+
+    found = evaluate({"known": method, "none": shifted(0.0)}, [("toy", samples)])
+    known, none = found.means()
+    assert known.depth.mean_uncertainty == pytest.approx(0.25)
+    assert math.isnan(none.depth.mean_uncertainty)
 
 
 def test_a_network_is_read_as_at_training(samples, tmp_path):

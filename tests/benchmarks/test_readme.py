@@ -1,11 +1,10 @@
 """What the README says of speed and memory is what was measured."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from repository_runs import run
 
 SUMMARY = """
 import json, sys
@@ -13,12 +12,6 @@ from benchmarks.summary import flatness, quartiles
 rows = json.load(sys.stdin)
 print(json.dumps([flatness(rows), quartiles([4.0, 1.0, 3.0, 2.0, 5.0])]))
 """
-
-
-def run(repository: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    # benchmarks is no part of the installed package.
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=repository, input=given, capture_output=True, text=True)
 
 
 def test_the_figures_of_the_readme_are_those_of_the_results(repository: Path) -> None:
@@ -36,12 +29,8 @@ def test_the_fastest_setting_and_the_ratios_come_from_the_medians(repository, tm
         {"network": "fvnet", "seconds": peers, **shape},
         {"network": "gplws", "seconds": {"gplws": [99.0]}, **shape, "shape": "5x256x256"},
     ]
-    (tmp_path / "latency.json").write_text(json.dumps({"machine": machine, "rows": rows}))
-    script = (
-        f"from pathlib import Path; from benchmarks.readme import section; "
-        f"print(section(Path({str(tmp_path)!r})))"
-    )
-    shown = run(repository, "-c", script).stdout
+    write(tmp_path, "latency", machine=machine, rows=rows)
+    shown = section(repository, tmp_path)
     assert "one core of an Z80 with AVX2" in shown
     assert "| | gplws | torch eager | OpenVINO |" in shown
     assert "| float32 | **2.00** | 8.00 (4.0x) | 3.00 (1.5x) |" in shown
@@ -64,3 +53,65 @@ def test_flatness_is_the_largest_deviation_from_the_median_cost_per_voxel(reposi
     assert found["over"] == "frames" and found["median_ns_per_voxel"] == pytest.approx(100)
     assert found["largest_deviation"] == pytest.approx(0.2)
     assert middle == [2.0, 4.0]
+
+
+def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> None:
+    machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
+    names = ["gplws", "fvnet", "dfvnet", "aifdepthnet", "ddffnet", "defocusnet"]
+    rows = [
+        {
+            "network": name,
+            "precision": "float32",
+            "shape": shape,
+            "seconds": {"gplws": [2.0]} if name == "gplws" else {"eager": [8.0], "openvino": [5.0]},
+        }
+        for shape in ("10x512x512", "5x256x256")
+        for name in names
+        if (shape, name) != ("5x256x256", "ddffnet")  # a shape that is not complete
+    ]
+    write(tmp_path, "latency", machine=machine, rows=rows)
+    row = {
+        "variant": "add, conv, plain",
+        "printed": {"2": {"parameters": 1000, "seconds": 1.0, "mse": 0.5}},
+        "parameters": 2000,
+        "gmac": 3.14,
+        "seconds": {"gplws": [0.5], "eager channels_last": [1.0, 3.0]},
+    }
+    write(tmp_path, "ablation", machine=machine, shape="1x2x3", rows=[row])
+    run_of = {"network": "gplws", "steps": 1200, "minutes": 3.0}
+    mean = {"data": "simulated", "method": "gplws", "frames": {"mae_frames": 0.25}}
+    recipe = {"steps": 1200, "minutes": None, "batch_size": 2, "frames": 7, "crop": 32}
+    write(
+        tmp_path,
+        "accuracy",
+        machine=machine,
+        runs=[run_of],
+        means=[mean, {**mean, "method": "rdf", "frames": {"mae_frames": 0.75}}],
+        recipe={**recipe, "loss": "l1"},
+    )
+    shown = section(repository, tmp_path)
+    assert "| | 10 x 512 x 512 |" in shown
+    assert "| DefocusNet | 60% (47%) |" in shown
+    assert "| add, conv, plain | 2,000 (1,000) | 3.1 | 0.50 | 2.00 |" in shown
+    assert "720" not in shown and "full training" not in shown
+    assert "| GPLWS-Net | 1,200 | 0.25 |" in shown and "| rdf |  | 0.75 |" in shown
+
+    row["trained"] = [{"steps": 9, "depth": {"mse": error}} for error in (0.1, 0.3)]
+    write(tmp_path, "ablation", machine=machine, shape="1x2x3", rows=[row])
+    shown = section(repository, tmp_path)
+    assert "| add, conv, plain | 2,000 (1,000) | 3.1 | 0.50 | 2.00 | 0.2000 (0.5000) |" in shown
+    assert "after 9 steps" in shown
+
+
+def write(folder: Path, name: str, **content: object) -> None:
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def section(repository: Path, folder: Path) -> str:
+    script = (
+        f"from pathlib import Path; from benchmarks.readme import section; "
+        f"print(section(Path({str(folder)!r})))"
+    )
+    ended = run(repository, "-c", script)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout

@@ -31,6 +31,17 @@ def test_the_fused_network_agrees_with_its_training_form(skip, form):
         assert relative_error(model.fuse()(stack), expected) < 1e-5
 
 
+@pytest.mark.parametrize("groups", [1, "depthwise"])
+def test_dense_and_depthwise_modules_fuse_as_well(groups):
+    model = randomise_bn(GPLWSNet(groups=groups))
+    convs = [module.grouped.conv for module in model.modules() if hasattr(module, "grouped")]
+    assert len(convs) == 14 and model.config["groups"] == groups
+    assert all(conv.groups == (1 if groups == 1 else conv.in_channels) for conv in convs)
+    stack = torch.rand(1, 3, 5, 24, 40)
+    with torch.no_grad():
+        assert relative_error(model.fuse()(stack), model(stack)) < 1e-5
+
+
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 7, 9), (3, 8, 1), (2, 17, 33), (11, 5, 64)])
 def test_any_number_of_frames_and_any_size_goes_through(size):
     model = randomise_bn(GPLWSNet())
@@ -103,6 +114,8 @@ def test_wrong_arguments_are_named():
         GPLWSNet()(torch.rand(3, 4, 16, 16))
     with pytest.raises(ValueError, match="skip must be"):
         GPLWSNet(skip="sum")
+    with pytest.raises(ValueError, match="groups must be"):
+        GPLWSNet(groups="dense")
     with pytest.raises(ValueError, match="widths must divide"):
         GPLWSNet(widths=(12, 20, 40, 80))
     with pytest.raises(ValueError, match="decoder_depths"):

@@ -1,0 +1,65 @@
+"""The ablation builds, counts, times and trains the variants of the paper."""
+
+import json
+
+from repository_runs import run_main
+
+SMALL = (
+    "--shape 3 16 16 --engines gplws --seconds 0.1 --batch-size 2 --crop 16 --frames 3 --count 1 "
+    "--side 16 --variants 'add, group parallel, plain' 'add, depthwise, reparameterised'"
+)
+
+
+def test_parameters_are_those_of_the_paper_and_macs_those_of_the_layers(
+    repository, tmp_path
+) -> None:
+    options = f"--shape 10 256 256 --no-training --no-latency --out {tmp_path}"
+    run_main(repository, "benchmarks.ablation", options)
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    rows = {row["variant"]: row for row in content["rows"]}
+    assert len(rows) == 7
+    for row in rows.values():
+        for table in row["printed"].keys() & {"1", "3"}:
+            assert row["parameters"] == row["printed"][table]["parameters"]
+    ours = rows["add, group parallel, reparameterised"]
+    assert ours["training_parameters"] == 555_513
+    assert round(ours["gmac"], 3) == 13.612
+    # A dense conv has four times the products of one in four groups, and channels times those of a
+    # depthwise one; all modules but the first have four groups in the network.
+    channels = {12: 3, 24: 2, 48: 4, 96: 4}  # 3x3x3 convs in modules, by width
+    voxels = {12: 655_360, 24: 163_840, 48: 40_960, 96: 10_240}
+    grouped = sum(27 * n * c * c / 4 * voxels[c] for c, n in channels.items()) / 1e9
+    dense = sum(27 * n * c * c * voxels[c] for c, n in channels.items()) / 1e9
+    first = 27 * 3 * 3 * voxels[12] / 1e9
+    depthwise = sum(27 * n * c * voxels[c] for c, n in channels.items()) / 1e9 + first / 3
+    rest = ours["gmac"] - grouped - first
+    assert abs(rows["add, conv, reparameterised"]["gmac"] - rest - dense - first) < 1e-6
+    assert abs(rows["add, depthwise, reparameterised"]["gmac"] - rest - depthwise) < 1e-6
+    assert (
+        rows["concat, conv, reparameterised"]["gmac"] > rows["add, conv, reparameterised"]["gmac"]
+    )
+
+
+def test_an_ablation_that_was_stopped_goes_on_and_does_nothing_twice(repository, tmp_path) -> None:
+    small = f"{SMALL} --out {tmp_path}/RUN --checkpoints {tmp_path}/runs"
+    one = small.replace("RUN", "one")
+    ended, ends = run_main(
+        repository,
+        "benchmarks.ablation",
+        f"{one} --steps 2 --no-latency",
+        f"{one} --steps 2 --resume",
+        f"{small.replace('RUN', 'two')} --steps 3 --no-latency",
+    )
+    parts = ended.stdout.split("--- end of call")
+    assert parts[0].count("training in") == 2 and "training in" not in parts[1]
+    assert ends[:2] == ["", ""] and "another recipe" in ends[2]
+
+    content = json.loads((tmp_path / "one" / "ablation.json").read_text())
+    assert {"processor", "cpu_isa", "torch", "commit"} <= content["machine"].keys()
+    errors = []
+    for row in content["rows"]:
+        (trained,) = row["trained"]
+        assert trained["steps"] == 2 and trained["seed"] == 0
+        errors.append(trained["depth"]["mse"])
+        assert set(row["seconds"]) == {"gplws"} and min(row["seconds"]["gplws"]) > 0
+    assert 0 < errors[0] != errors[1] > 0
