@@ -268,10 +268,10 @@ def main() -> None:
         for row in rows:
             row |= {"shape": shape, "seconds": times[row["variant"]]}
     write()
-    for row in rows:
-        if row.get("recipe") != recipe:
-            row |= {"recipe": recipe, "trained": []}
     if not options.no_training:
+        for row in rows:
+            if row.get("recipe") != recipe:
+                row |= {"recipe": recipe, "trained": []}
         # Seed by seed, so that all variants are there early.
         for one in recipes:
             for variant, row in zip(variants, rows, strict=True):
@@ -284,16 +284,17 @@ def main() -> None:
                 row["trained"].append(run)
                 write()
     path = write()
-    print(f"\n{shape}; " + note(recipe, rows))
+    print(f"\n{shape}; {note(rows)}")
     show(*table(rows))
     print(f"\n{paper.DIFFERENCES['ablation']}\n{path}")
 
 
-def note(recipe: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+def note(rows: Sequence[dict[str, Any]]) -> str:
     """What the measured errors are of."""
-    runs = [run for row in rows for run in row["trained"]]
+    runs = [run for row in rows for run in row.get("trained", [])]
     if not runs:
         return "no training"
+    recipe = rows[0]["recipe"]
     steps = sorted({run["steps"] for run in runs})
     length = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     seeds = sorted({run["seed"] for run in runs})

@@ -348,7 +348,8 @@ def main() -> None:
         "means": [figures(result) for result in means],
         "left_out": left_out,
     }
-    print(f"\n{save('accuracy', content, options.out)}")
+    name = "accuracy" if recipe is None else "accuracy_trained"
+    print(f"\n{save(name, content, options.out)}")
 
 
 def _all(dataset: FolderStacks | MiddleburyPairs) -> Iterator[DepthSample]:

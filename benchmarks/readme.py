@@ -55,8 +55,8 @@ def section(folder: Path | None = None) -> str:
     ablation = load("ablation", folder)
     if ablation:
         parts += _ablation(ablation)
-    accuracy = load("accuracy", folder)
-    if accuracy and accuracy.get("runs"):
+    accuracy = load("accuracy_trained", folder)
+    if accuracy:
         parts += _accuracy(accuracy)
     # Neither tables nor shapes are broken.
     wrap = textwrap.TextWrapper(100, break_on_hyphens=False, break_long_words=False)

@@ -38,7 +38,8 @@ for call in {list(calls)!r}:
         ends.append("")
     except SystemExit as error:
         ends.append(str(error.code))
-    print(f"--- end of call {{len(ends)}}")
+    for stream in (sys.stdout, sys.stderr):
+        print("--- end of call", file=stream)
 print(json.dumps(ends))
 """
     ended = run(repository, "-c", script)

@@ -83,7 +83,7 @@ def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> 
     recipe = {"steps": 1200, "minutes": None, "batch_size": 2, "frames": 7, "crop": 32}
     write(
         tmp_path,
-        "accuracy",
+        "accuracy_trained",
         machine=machine,
         runs=[run_of],
         means=[mean, {**mean, "method": "rdf", "frames": {"mae_frames": 0.75}}],
