@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import paper
 from benchmarks.accuracy import LEVELS, SEED, TRAINED_ON, figures, level_samples, measured
 from benchmarks.networks import in_channels_last, with_statistics
-from benchmarks.summary import medians
-from benchmarks.timing import machine, resumed_rows, save, show, take_turns
+from benchmarks.summary import medians, shape_name
+from benchmarks.timing import introduce, resumed_rows, save, show, take_turns
 from benchmarks.trained import FOLDER, Recipe, method_of_network, train_network, trained_network
 from gplws.models import GPLWSNet
 
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
     parser.add_argument("--out", type=Path, help="folder of the result; benchmarks/results")
     options = parser.parse_args()
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
+    introduce()
     size = (options.shape[0], options.shape[1], options.shape[2])
     variants = [variant for variant in VARIANTS if variant.name in options.variants]
     earlier = resumed_rows("ablation", options.out) if options.resume else []
@@ -236,7 +236,7 @@ def main() -> None:
         }
         for variant in variants
     ]
-    shape = "x".join(map(str, size))
+    shape = shape_name(size)
     steps = DEFAULT_STEPS if options.steps is None and options.minutes is None else options.steps
     recipes = [
         Recipe(
