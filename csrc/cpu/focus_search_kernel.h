@@ -196,10 +196,38 @@ static Vec fit_window(const FocusSearchParams& p, const float* volume, const flo
   return minimum(maximum(z0 + scale * vertex, minimum(before, after)), maximum(before, after));
 }
 
+// Stores frames past the caches; `p` is aligned to a vector.
+GPLWS_INLINE void stream_frames(int64_t* p, IntVec frames) {
+#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
+  const __m512i v = reinterpret_cast<__m512i>(frames);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p),
+                      _mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)));
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p + kLanes / 2),
+                      _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1)));
+#elif defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
+  const __m256i v = reinterpret_cast<__m256i>(frames);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_cvtepi32_epi64(_mm256_castsi256_si128(v)));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p + kLanes / 2),
+                      _mm256_cvtepi32_epi64(_mm256_extracti128_si256(v, 1)));
+#else
+  store_first(p, frames, kLanes);
+#endif
+}
+
+// Whether vectors of the results from pixel `at` on can be stored past the caches: else each of
+// their lines would be read from memory before it is overwritten.
+bool aligned(const FocusSearchParams& p, int64_t at) {
+  const auto floats = reinterpret_cast<uintptr_t>(p.depth + at) |
+                      reinterpret_cast<uintptr_t>(p.peak + at) |
+                      reinterpret_cast<uintptr_t>(p.confidence + at);
+  return (floats | reinterpret_cast<uintptr_t>(p.index + at)) % GPLWS_VEC_BYTES == 0;
+}
+
 // Results of up to one vector of pixels, from pixel `at` of the flattened (batch, pixels) on.
 template <Fit kFit>
 GPLWS_INLINE void finish(const FocusSearchParams& p, int64_t image, const float* volume,
-                         const Walk& w, int64_t at, int count) {
+                         const Walk& w, int64_t at, int count, bool past_caches) {
   const float* tables = p.tables + image * p.table_stride;
   Vec depth;
   if constexpr (kFit == Fit::kNone) {
@@ -210,6 +238,13 @@ GPLWS_INLINE void finish(const FocusSearchParams& p, int64_t image, const float*
     depth = fit_window(p, volume, tables, w, count);
   }
   const IntVec found = w.peak > broadcast(-INFINITY);
+  if (past_caches) {
+    stream(p.depth + at, found ? depth : broadcast(NAN));
+    stream(p.peak + at, w.peak);
+    stream(p.confidence + at, confidence(w, p.log_scale));
+    stream_frames(p.index + at, w.frame);
+    return;
+  }
   store_first(p.depth + at, found ? depth : broadcast(NAN), count);
   store_first(p.peak + at, w.peak, count);
   store_first(p.confidence + at, confidence(w, p.log_scale), count);
@@ -228,6 +263,7 @@ void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
     const int64_t here = kRunPixels - pixel % kRunPixels;
     const int64_t run = here < left ? here : left;
     const float* volume = p.volume + image * p.frames * p.pixels + pixel;
+    const bool past_caches = aligned(p, at);
     const auto block_start = [&](int64_t b) { return b * p.frames / blocks; };
     for (int64_t b = 0; b < blocks; ++b) {
       Block block;
@@ -254,7 +290,8 @@ void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
         walk<kNeighbours, kStrips>(w, block, p.frames, p.group_size, load_frame, fetch_ahead);
         if (!ends) continue;
         for (int i = 0; i < kStrips; ++i)
-          finish<kFit>(p, image, strip + i * kLanes, w[i], at + done + i * kLanes, kLanes);
+          finish<kFit>(p, image, strip + i * kLanes, w[i], at + done + i * kLanes, kLanes,
+                       past_caches);
       }
       for (; done < run; done += kLanes) {
         const int count = run - done < kLanes ? static_cast<int>(run - done) : kLanes;
@@ -263,11 +300,12 @@ void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
         };
         Walk* w = state + done / kLanes;
         walk<kNeighbours, 1>(w, block, p.frames, p.group_size, load_frame, [](int64_t, int) {});
-        if (ends) finish<kFit>(p, image, volume + done, *w, at + done, count);
+        if (ends) finish<kFit>(p, image, volume + done, *w, at + done, count, false);
       }
     }
     at += run;
   }
+  finish_streaming();
 }
 
 void run(const FocusSearchParams& p, int64_t begin, int64_t end) {
