@@ -2,7 +2,7 @@
 
 from gplws.classical.aggregation import aggregate, aggregation_reach, aggregation_sigma
 from gplws.classical.focus_measures import ring_difference_filter
-from gplws.classical.rdf import (
+from gplws.classical.depth import (
     METHODS,
     DepthFromFocus,
     depth_from_focus,
