@@ -50,6 +50,7 @@ from benchmarks.trained import (
     train_network,
     trained_network,
 )
+from gplws.classical import METHODS
 from gplws.data import DepthSample
 from gplws.data.generator import StackGenerator, StackSettings
 from gplws.data.topographies import read_textures, read_topographies
@@ -264,7 +265,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="*", default=["rdf"], help="names or weights files")
+    parser.add_argument(
+        "--methods", nargs="*", default=list(METHODS), help="names or weights files; all classical"
+    )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--train-steps", type=int, help="steps of the training of each network")
     budget.add_argument("--train-minutes", type=float, help="time of it, for each network")

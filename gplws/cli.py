@@ -157,7 +157,13 @@ def _reconstruct_parser() -> ArgumentParser:
     )
     _add_shared(add, "--z-direction")
     add("--axes", type=str | None, default=None, help="axes of a TIFF or array, such as ZYX")
-    add("--method", type=str, default="auto", help="auto, rdf, or a network with weights")
+    add(
+        "--method",
+        type=str,
+        default="auto",
+        help="auto (rdf), rdf, sml, mdml, tenengrad, glv, wavelet, shearlet, rr, tft, or a network "
+        "with weights",
+    )
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add(
         "--mesh",

@@ -16,8 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from gplws import _extension
+from gplws.classical import (
+    LOCAL_PART,
+    DepthFromFocus,
+    StackStatistics,
+    depth_from_focus,
+    receptive_radius,
+    regularised,
+    stack_statistics,
+)
 from gplws.classical import METHODS as CLASSICAL_METHODS
-from gplws.classical import StackStatistics, depth_from_focus, receptive_radius, stack_statistics
 from gplws.data import FocalStack
 from gplws.io import read_stack, save_reconstruction
 from gplws.io.readers import StackSource
@@ -93,14 +101,17 @@ def reconstruct(
         z_direction: "up" if the plane in focus rises with growing focus position, "down" if it
             sinks (the first frame shows the top in focus). Up is positive in the height map.
         axes: one letter per axis of the array or file, such as "ZYX", where it is ambiguous.
-        method: "auto", the name of a classical method ("rdf"), the name of a network with weights
-            ("gplws"), or a network: a module with ``predict(stack, focus_positions)`` like those of
-            :mod:`gplws.models`, or one that maps (1, 1, N, H, W) in 0..1, in the dtype of its
-            parameters, to a focus volume (1, N, H, W) of logits.
+        method: "auto", the name of a classical method ("rdf", "sml", "mdml", "tenengrad", "glv",
+            "wavelet", "shearlet", "rr", "tft"; see :func:`gplws.classical.depth_from_focus`), the
+            name of a network with weights ("gplws"), or a network: a module with
+            ``predict(stack, focus_positions)`` like those of :mod:`gplws.models`, or one that maps
+            (1, 1, N, H, W) in 0..1, in the dtype of its parameters, to a focus volume (1, N, H, W)
+            of logits.
         device: "auto" (the device of a tensor; else a GPU with compiled kernels, else the CPU), or
             any torch device.
         memory_mb: working memory that the method may take, MiB; larger images are cut into bands of
-            rows. Bands overlap by the method's reach, so the result does not depend on it.
+            rows. Bands overlap by the method's reach, so the result does not depend on it. The last
+            step of "rr" takes some 100 bytes for each pixel of the image, whatever the limit.
         progress: show progress bars on stderr.
 
     Returns:
@@ -178,6 +189,7 @@ class _Band(NamedTuple):
     frame: Tensor  # int64, the frame with the highest response
     confidence: Tensor
     valid: Tensor  # bool
+    guide: Tensor | None = None  # gray all-in-focus image, for methods that regularise
 
 
 class _Engine(Protocol):
@@ -197,6 +209,9 @@ class _Engine(Protocol):
     def search(self, band: Tensor, positions: Tensor) -> _Band:
         """Find the focus in a band (N, h, W) float32 that includes the rows within reach."""
 
+    def regularise(self, found: _Band, positions: Tensor) -> _Band | None:
+        """The whole image (H, W) once more, now that all bands are known; None: as it is."""
+
 
 class _ClassicalEngine:
     alignment = 1
@@ -214,8 +229,27 @@ class _ClassicalEngine:
         self._statistics = stack_statistics(bands)
 
     def search(self, band: Tensor, positions: Tensor) -> _Band:
-        found = depth_from_focus(band, positions, method=self.name, statistics=self._statistics)
-        return _Band(found.depth, found.index, found.confidence, found.valid)
+        local = LOCAL_PART.get(self.name, self.name)
+        found = depth_from_focus(band, positions, method=local, statistics=self._statistics)
+        if local == self.name:
+            return _Band(found.depth, found.index, found.confidence, found.valid)
+        # Regularisation works on frame numbers, and brings back depths.
+        guide = band.gather(0, found.index[None])[0]
+        return _Band(found.depth_index, found.index, found.confidence, found.valid, guide)
+
+    def regularise(self, found: _Band, positions: Tensor) -> _Band | None:
+        if found.guide is None:
+            return None
+        searched = DepthFromFocus(
+            depth=found.depth,
+            depth_index=found.depth,
+            confidence=found.confidence,
+            valid=found.valid,
+            peak=found.confidence,
+            index=found.frame,
+        )
+        smooth = regularised(searched, found.guide, positions)
+        return _Band(smooth.depth, smooth.index, smooth.confidence, smooth.valid)
 
 
 class _Prediction(Protocol):
@@ -284,6 +318,9 @@ class _NetworkEngine:
         depth, index, confidence = found.depth[0], found.index[0], found.confidence[0]
         return _Band(depth, index, confidence, depth.isfinite())
 
+    def regularise(self, found: _Band, positions: Tensor) -> _Band | None:
+        return None
+
 
 def _engine(method: str | nn.Module, device: torch.device) -> _Engine:
     if isinstance(method, nn.Module):
@@ -340,6 +377,7 @@ def _search(
         valid=torch.empty(shape, dtype=torch.bool, device=home),
         all_in_focus=_like_frames(stack),
     )
+    whole: list[_Band] = []  # what regularisation needs; empty for methods without
     with _progress_bar(2 * len(bands), f"gplws {engine.name}", progress) as advance:
 
         def tiles() -> Iterator[Tensor]:
@@ -357,9 +395,32 @@ def _search(
                 found.depth[rows] = torch.where(valid, band.depth[inner].to(home), torch.nan)
                 found.confidence[rows] = band.confidence[inner].to(home)
                 found.all_in_focus[rows] = _sharpest(stack, rows, band.frame[inner].to(home))
+                if band.guide is not None:
+                    maps = cast(tuple[Tensor, ...], tuple(band))
+                    whole.append(_Band(*(values[inner].clone() for values in maps)))
                 del band, valid  # before the next band is searched
                 advance()
+            if whole:
+                _regularise(stack, engine, positions, whole, found)
     return found
+
+
+def _regularise(
+    stack: FocalStack, engine: _Engine, positions: Tensor, bands: list[_Band], found: _Found
+) -> None:
+    """Puts depth and all-in-focus image in ``found`` after the last step of the method."""
+    searched = _Band(*(torch.cat(maps) for maps in zip(*bands, strict=True)))
+    result = engine.regularise(searched, positions)
+    if result is None:
+        return
+    home = found.depth.device
+    found.depth.copy_(torch.where(result.valid, result.depth, torch.nan))
+    frame = result.frame.to(home)
+    first = 0
+    for band in bands:
+        rows = slice(first, first + band.frame.shape[0])
+        found.all_in_focus[rows] = _sharpest(stack, rows, frame[rows])
+        first = rows.stop
 
 
 def _bands(stack: FocalStack, engine: _Engine, memory_mb: float) -> list[tuple[int, int, int, int]]:

@@ -1,6 +1,6 @@
-"""Depth from focus with the ring difference filter.
+"""Depth from focus with the ring difference filter or another focus measure.
 
-1. Response: absolute ring difference of each frame, frames brought to the same brightness.
+1. Response: the focus measure of each frame, frames brought to the same brightness.
 2. Aggregation at three widths. Each pixel takes the narrowest window in which its focus peak stands
    clear of the noise, which is known from the stack itself: fine structure stays sharp, weak
    texture is averaged over more of its surroundings. Of several peaks that are nearly as high, the
@@ -10,32 +10,43 @@
    the surface just found, in a few samples on both sides of it, and the peak is fitted again. On a
    slope a window within one frame mixes pixels that are in focus in different frames, which widens
    and shifts the peak; along the surface all of them peak together.
+
+"tft" does all of this with each octave of a time-frequency transform and fuses the depth maps; "rr"
+does it with one measure and regularises the depth map.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from gplws.classical.aggregation import aggregation_reach, smooth
-from gplws.classical.focus_measures import chunks, ring_difference_filter
+from gplws.classical.focus_measures import chunks
+from gplws.classical.focus_volume import MEASURES, FocusMeasure
+from gplws.classical.regularisation import regularise_depth
 from gplws.classical.statistics import StackStatistics, stack_statistics
+from gplws.classical.time_frequency import (
+    OCTAVES,
+    fuse_by_texture,
+    octave_measure,
+    octave_reach,
+)
 from gplws.ops.focus_search import focus_search
 
-METHODS = ("rdf",)
+METHODS = (*MEASURES, "rr", "tft")
 """Names of the classical methods that :func:`depth_from_focus` knows."""
 
-_FILTER_REACH = 3
+LOCAL_PART = {"rr": "mdml"}
+"""Methods that end with a pass over the whole depth map, and the method that comes before."""
+
+PeakRefinement = Literal["surface", "gaussian", "parabola", "none"]
+
 # Aggregation levels of the three windows: standard deviations of 2.2, 4.6 and 9.2 pixels.
 _LEVELS = (2, 3, 4)
-# Deviation of a noise response over its mean, seen through the two narrower of these windows
-# (simulated with white noise).
-_FINE_DEVIATION = 0.134
-_MEDIUM_DEVIATION = 0.069
 _STEP_OF_NOISE = 2 / math.sqrt(math.pi)  # mean distance of two normal numbers, in deviations
 _EVEN_STEPS = 0.02  # focus positions may stray from even steps by this much, in steps
 _TINY = 1e-7  # far below the response to one grey level of 16 bits
@@ -109,13 +120,19 @@ def receptive_radius(method: str = "rdf") -> int:
     """How far away a pixel can influence the result of :func:`depth_from_focus`, in pixels.
 
     Tiles that overlap by this much give exactly the result of the whole image, if all of them are
-    given the same statistics.
+    given the same statistics. Of "rr" it is the reach of what comes before the regularisation,
+    which looks at the whole depth map: search tiles with ``LOCAL_PART["rr"]``, then call
+    :func:`regularised`.
 
     Raises:
         ValueError: the method is unknown.
     """
     _check_method(method)
-    return _FILTER_REACH + _SURFACE_REACH + 2 * aggregation_reach(max(_LEVELS))
+    if method == "tft":
+        reach = octave_reach(OCTAVES - 1)
+    else:
+        reach = MEASURES[LOCAL_PART.get(method, method)].total_reach
+    return reach + _SURFACE_REACH + 2 * aggregation_reach(max(_LEVELS))
 
 
 def rdf_volume(
@@ -138,7 +155,8 @@ def rdf_volume(
         TypeError: ``frames`` is not float32.
     """
     stacks, known = _check_frames(frames, statistics)
-    volumes = [_focus_volume(*pair).volume for pair in zip(stacks, known, strict=True)]
+    rdf = MEASURES["rdf"]
+    volumes = [_focus_volume(*pair, rdf).volume for pair in zip(stacks, known, strict=True)]
     return torch.stack(volumes) if frames.dim() == 4 else volumes[0]
 
 
@@ -147,6 +165,7 @@ def depth_from_focus(
     focus_positions: Tensor | None = None,
     *,
     method: str = "rdf",
+    refinement: PeakRefinement = "surface",
     statistics: StackStatistics | Sequence[StackStatistics] | None = None,
 ) -> DepthFromFocus:
     """Depth, confidence and validity of each pixel of a focal stack, by a classical method.
@@ -159,7 +178,12 @@ def depth_from_focus(
         frames: (N, H, W) or (B, N, H, W) float32 gray frames in 0..1, N >= 1, in focus order,
             registered.
         focus_positions: (N,), strictly monotonic, any unit; default: the frame numbers.
-        method: "rdf".
+        method: a focus measure of :data:`gplws.classical.MEASURES` ("rdf", "sml", "mdml",
+            "tenengrad", "glv", "wavelet", "shearlet"), "tft" (octaves of a time-frequency transform
+            of the stack, fused by texture) or "rr" ("mdml", then :func:`regularised`).
+        refinement: how the peak is found below one frame: "surface" (step 4 above), or a fit
+            through the focus volume of :func:`gplws.ops.focus_search`: "gaussian", "parabola" or
+            "none".
         statistics: of the whole stack, or one for each of the batch; default: of these frames.
 
     Returns:
@@ -168,7 +192,8 @@ def depth_from_focus(
         to 0.07 frames. With fewer than three frames it is the sharper frame's position.
 
     Raises:
-        ValueError: a shape does not fit, positions are not monotonic, or the method is unknown.
+        ValueError: a shape does not fit, positions are not monotonic, or the method or refinement
+            is unknown.
         TypeError: ``frames`` is not float32.
 
     Source:
@@ -185,6 +210,10 @@ def depth_from_focus(
         (True, 4.3)
     """
     _check_method(method)
+    if refinement not in get_args(PeakRefinement):
+        raise ValueError(
+            f"refinement: expected one of {get_args(PeakRefinement)}, got {refinement!r}"
+        )
     stacks, known = _check_frames(frames, statistics)
     n_frames = frames.shape[-3]
     if focus_positions is None:
@@ -192,10 +221,33 @@ def depth_from_focus(
     else:
         positions = focus_positions.to(frames.device, torch.float32)
     _check_positions(positions, n_frames)
-    results = [_search(stack, positions, s) for stack, s in zip(stacks, known, strict=True)]
+    results = [
+        _depth_of_stack(stack, positions, one, method, refinement)
+        for stack, one in zip(stacks, known, strict=True)
+    ]
     if frames.dim() == 3:
         return results[0]
     return DepthFromFocus(*(torch.stack(maps) for maps in zip(*results, strict=True)))
+
+
+def regularised(found: DepthFromFocus, guide: Tensor, focus_positions: Tensor) -> DepthFromFocus:
+    """A depth map after :func:`gplws.classical.regularise_depth`: the last step of "rr".
+
+    Confident pixels hold on to their depth, the others follow their neighbours across smooth parts
+    of ``guide``. Confidence, validity and peak stay as they were.
+
+    Args:
+        found: maps (H, W) of a whole image, depth finite.
+        guide: (H, W) float32 all-in-focus image in 0..1.
+        focus_positions: (N,) as they were searched, float32.
+    """
+    # The square: an uncertain pixel is worth less than its confidence says, as it is often wrong
+    # by many frames.
+    index = regularise_depth(found.depth_index, found.confidence**2, guide.nan_to_num(0))
+    index = index.clamp(0, focus_positions.numel() - 1)
+    return found._replace(
+        depth=_at(focus_positions, index), depth_index=index, index=index.round().long()
+    )
 
 
 def focus_validity(prominence: Tensor, contrast: Tensor, vertex: Tensor, n_frames: int) -> Tensor:
@@ -263,16 +315,16 @@ def _check_positions(positions: Tensor, n_frames: int) -> None:
         raise ValueError("focus_positions: expected strictly rising or falling values")
 
 
-def _focus_volume(frames: Tensor, statistics: StackStatistics) -> _Search:
-    noise = statistics.noise()
+def _focus_volume(frames: Tensor, statistics: StackStatistics, measure: FocusMeasure) -> _Search:
+    noise = measure.noise_gain * statistics.noise()
     gains = statistics.gains().to(frames.device).view(-1, 1, 1)
-    response = ring_difference_filter(frames).abs().mul_(gains)  # (N, H, W)
+    response = measure(frames * gains)  # (N, H, W)
     volumes = _three_windows(response)
     peak = volumes[1].amax(0)
     fine_span = volumes[0].amax(0) - volumes[0].amin(0)
     medium_span = peak - volumes[1].amin(0)
-    fine = fine_span / (_FINE_DEVIATION * noise + _TINY)
-    medium = medium_span / (_MEDIUM_DEVIATION * noise + _TINY)
+    fine = fine_span / (measure.fine_deviation * noise + _TINY)
+    medium = medium_span / (measure.medium_deviation * noise + _TINY)
     unrest = _unrest(volumes[1], peak)
     volume = _blend(volumes, _share(fine, _SEARCH_PROMINENCE), _share(medium, _SEARCH_PROMINENCE))
     medium_volume = volumes[1]
@@ -347,17 +399,67 @@ def _blend(windows: Sequence[Tensor], to_medium: Tensor, to_wide: Tensor) -> Ten
     return result
 
 
-def _search(frames: Tensor, positions: Tensor, statistics: StackStatistics) -> DepthFromFocus:
+def _depth_of_stack(
+    frames: Tensor,
+    positions: Tensor,
+    statistics: StackStatistics,
+    method: str,
+    refinement: PeakRefinement,
+) -> DepthFromFocus:
+    def search(measure: FocusMeasure) -> DepthFromFocus:
+        return _search(frames, positions, statistics, measure, refinement)
+
+    if method == "tft":
+        width = statistics.peak_width() or _WIDTH_PER_SPACING
+        return _fused([search(octave_measure(k, width)) for k in range(OCTAVES)], positions)
+    found = search(MEASURES[LOCAL_PART.get(method, method)])
+    if method in LOCAL_PART:
+        return regularised(found, frames.gather(0, found.index[None])[0], positions)
+    return found
+
+
+def _fused(octaves: Sequence[DepthFromFocus], positions: Tensor) -> DepthFromFocus:
+    """What several octaves, finest first, find together."""
+    confidences = torch.stack([found.confidence for found in octaves])
+    index = fuse_by_texture(torch.stack([found.depth_index for found in octaves]), confidences)
+    confidence, best = confidences.max(0, keepdim=True)
+    return DepthFromFocus(
+        depth=_at(positions, index),
+        depth_index=index,
+        confidence=confidence[0],
+        valid=torch.stack([found.valid for found in octaves]).any(0),
+        peak=torch.stack([found.peak for found in octaves]).gather(0, best)[0],
+        index=index.round().long(),
+    )
+
+
+def _search(
+    frames: Tensor,
+    positions: Tensor,
+    statistics: StackStatistics,
+    measure: FocusMeasure,
+    refinement: PeakRefinement,
+) -> DepthFromFocus:
     n_frames = frames.shape[0]
-    search = _focus_volume(frames, statistics)
+    search = _focus_volume(frames, statistics, measure)
     width = statistics.peak_width() or _WIDTH_PER_SPACING
     spacing = max(1, round(width / _WIDTH_PER_SPACING))
     radius = min(math.ceil(width / _WIDTH_PER_RADIUS), _LARGEST_RADIUS)
-    found = focus_search(search.volume[None], refinement="gaussian", radius=radius)
+    places = _place(positions)
+    along_surface = refinement == "surface"
+    found = focus_search(
+        search.volume[None],
+        None if along_surface else places,
+        refinement="gaussian" if refinement == "surface" else refinement,
+        radius=radius,
+    )
     # NaN pixels end up as invalid ones; a NaN frame number could not be looked up.
     rough, peak, confidence = found.depth[0].nan_to_num(0), found.peak[0], found.confidence[0]
     surface = _smooth_surface(rough, _SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
-    vertex = _refine(search, surface, spacing, _place(positions))
+    if along_surface:
+        vertex = _refine(search, surface, spacing, places)
+    else:
+        vertex = surface = rough if places is None else _frame_at(places, rough)
     index = torch.where(vertex.isnan(), surface, vertex).nan_to_num(0).clamp(0, n_frames - 1)
     valid = focus_validity(search.prominence, search.contrast, vertex, n_frames)
     return DepthFromFocus(
