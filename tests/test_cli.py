@@ -185,12 +185,12 @@ def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folde
     out = tmp_path / "evaluation"
     generator = '[{factory: "toy_data:ToySource", name: toy, count: 1}]'
     words = ("evaluate", "--stacks", f"[{folder}]", "--data", generator, "-o", out, "--pictures")
-    assert run(*words, "--methods", "[rdf]") == 0
+    assert run(*words, "--methods", "[rdf, rr]") == 0
     shown = capsys.readouterr()
     table = [line.split()[:2] for line in shown.out.splitlines()]
-    assert ["frames", "rdf"] in table and ["toy", "rdf"] in table
+    assert ["frames", "rdf"] in table and ["toy", "rdf"] in table and ["toy", "rr"] in table
     assert json.loads((out / "evaluation.json").read_text())["means"][0]["dataset"] == "frames"
-    assert len(list((out / "pictures").iterdir())) == 3
+    assert len(list((out / "pictures").iterdir())) == 6
     assert run(*words, "--quiet") == 1 and "--overwrite" in capsys.readouterr().err
     assert run(*words, "--quiet", "--overwrite") == 0
 

@@ -184,6 +184,29 @@ def test_a_peer_by_name_needs_weights(wedge):
         gplws.reconstruct(wedge[0], method="dfvnet")
 
 
+@pytest.mark.parametrize("method", ["mdml", "shearlet", "rr", "tft"])
+def test_methods_other_than_the_default_measure_a_wedge_in_bands_as_a_whole(wedge, method):
+    frames, height = wedge
+    tall = np.concatenate([frames, frames[:, ::-1], frames], 1)
+    whole = gplws.reconstruct(tall, z_step_um=3.0, method=method)
+    bands = gplws.reconstruct(tall, z_step_um=3.0, method=method, memory_mb=0.5)
+    assert whole.metadata["method"] == method
+    assert error_um(whole, np.concatenate([height, height[::-1], height])) < 0.6
+    assert (whole.valid == bands.valid).mean() > 0.999
+    both = whole.valid & bands.valid
+    assert np.abs(whole.height - bands.height)[both].max() < 0.02
+    assert (whole.all_in_focus == bands.all_in_focus).mean() > 0.999
+
+
+def test_regularised_heights_take_their_pixels_from_the_frames_they_say():
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.rand(5, 24, 30, generator=generator)
+    result = gplws.reconstruct(frames, method="rr")
+    index = result.depth_index.round().long()
+    chosen = frames.gather(0, index.clamp(0)[None])[0]
+    assert torch.equal(result.all_in_focus[result.valid], chosen[result.valid])
+
+
 def test_a_network_sees_enough_of_the_neighbouring_bands():
     model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).fuse()
     frames = torch.rand(3, 420, 24)

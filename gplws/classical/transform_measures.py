@@ -135,7 +135,8 @@ def _shearlets(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     frequency = torch.fft.fftfreq(grid, dtype=torch.float64) * 2  # 1 at half the sampling rate
     vertical, horizontal = torch.meshgrid(frequency, frequency, indexing="ij")
     place = torch.arange(-SHEARLET_REACH, SHEARLET_REACH + 1)
-    taper = 0.5 + 0.5 * torch.cos(math.pi * place / (SHEARLET_REACH + 1))
+    angle = math.pi * place.double() / (SHEARLET_REACH + 1)
+    taper = 0.5 + 0.5 * torch.cos(angle)
     window = taper[:, None] * taper
     kernels = []
     for along, across in ((horizontal, vertical), (vertical, horizontal)):

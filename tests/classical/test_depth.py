@@ -1,4 +1,4 @@
-"""Depth from focus with the ring difference filter: depth, validity, tiles, bad input."""
+"""Depth from focus by all classical methods: depth, validity, tiles, bad input."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,14 @@ from stacks import noise_stack, texture, textured_stack
 from torch import Tensor
 
 from gplws.classical import (
+    LOCAL_PART,
+    METHODS,
     DepthFromFocus,
     depth_from_focus,
     focus_validity,
     rdf_volume,
     receptive_radius,
+    regularised,
     stack_statistics,
 )
 from gplws.io import read_stack
@@ -22,6 +25,7 @@ END_ERROR = 0.1  # within a frame of the ends, where the peak is cut off
 NOISY_ERROR = 0.1
 TILT_ERROR = 0.08
 MEASURED_ERROR = 0.12
+OTHER_METHODS = [method for method in METHODS if method != "rdf"]
 # Agreement of two ways to the same result, frames.
 SAME = 1e-5
 SAME_UP_TO_NOISE = 0.1
@@ -96,6 +100,64 @@ def test_texture_beside_an_empty_area_is_told_apart():
 def test_a_surface_out_of_the_focus_range_is_invalid(depth):
     found = depth_from_focus(textured_stack(depth, width=3.0, noise=0.0002))
     assert found.valid.float().mean() < 0.02
+
+
+@pytest.mark.parametrize("method", OTHER_METHODS)
+def test_other_methods_find_a_slope_with_noise(method):
+    depth = tilted((56, 72), 3, 11)
+    found = depth_from_focus(textured_stack(depth, n_frames=14, noise=0.004), method=method)
+    assert found.valid.float().mean() > 0.98
+    assert mean_error(found, depth) < 1.5 * TILT_ERROR
+    assert found.confidence.min() >= 0 and found.confidence.max() <= 1
+
+
+@pytest.mark.parametrize("method", OTHER_METHODS)
+def test_to_other_methods_noise_alone_is_invalid(method):
+    found = depth_from_focus(noise_stack(12, (64, 64), 0.01), method=method)
+    assert found.valid.float().mean() < 0.01
+    assert depth_from_focus(torch.full((5, 20, 20), 0.5), method=method).valid.sum() == 0
+
+
+@pytest.mark.parametrize("method", OTHER_METHODS)
+def test_tiles_of_other_methods_agree_with_the_whole_image(method):
+    frames = textured_stack(tilted((20, 190), 1, 6), n_frames=7, noise=0.01)
+    statistics = stack_statistics(frames)
+    local, edge = LOCAL_PART.get(method, method), 60
+    whole = depth_from_focus(frames, method=local, statistics=statistics)
+    tile = frames[:, :, : edge + receptive_radius(method)]
+    found = depth_from_focus(tile, method=local, statistics=statistics)
+    inner = (..., slice(0, edge))
+    torch.testing.assert_close(found.depth[inner], whole.depth[inner], rtol=0, atol=1e-3)
+    assert torch.equal(found.valid[inner], whole.valid[inner])
+
+
+def test_the_last_step_of_rr_is_the_regularisation():
+    frames = textured_stack(tilted((40, 48), 2, 7), n_frames=9, contrast=0.02, noise=0.004)
+    positions = torch.arange(9.0) * 3
+    searched = depth_from_focus(frames, positions, method=LOCAL_PART["rr"])
+    guide = frames.gather(0, searched.index[None])[0]
+    expected = regularised(searched, guide, positions)
+    found = depth_from_focus(frames, positions, method="rr")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(found.depth, found.depth_index * 3)
+    assert mean_error(found, tilted((40, 48), 2, 7)) < mean_error(searched, tilted((40, 48), 2, 7))
+
+
+@pytest.mark.parametrize("refinement", ["surface", "gaussian", "parabola", "none"])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_every_refinement_finds_a_plane(refinement, uneven):
+    positions = torch.arange(12.0)
+    if uneven:
+        positions = positions + 0.3 * torch.sin(positions)
+    frames = textured_stack(5.3, width=2.0, positions=positions, noise=0.001)
+    found = depth_from_focus(frames, positions, refinement=refinement)
+    error = (found.depth - 5.3).abs().mean()
+    limits = {"surface": 0.03, "gaussian": 0.03, "parabola": 0.1}
+    if refinement == "none":
+        assert torch.equal(found.depth, positions[found.index]) and error < 0.6
+    else:
+        assert error < limits[refinement]
 
 
 def test_tiles_agree_with_the_whole_image():
@@ -233,6 +295,7 @@ def test_input_is_left_alone():
         ({"frames": torch.rand(0, 4, 4)}, ValueError, "frames: .*not empty"),
         ({"frames": torch.rand(5, 4, 4).double()}, TypeError, "frames: .*float64"),
         ({"method": "magic"}, ValueError, "method: expected one of .*got 'magic'"),
+        ({"refinement": "spline"}, ValueError, "refinement: expected one of .*got 'spline'"),
         ({"focus_positions": torch.arange(4.0)}, ValueError, "focus_positions: .*N = 5"),
         (
             {"focus_positions": torch.tensor([0.0, 1, 1, 2, 3])},
@@ -275,6 +338,17 @@ def test_generated_stacks_are_measured(shared_dir, number):
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_measures_a_part_of_a_generated_stack(shared_dir, method):
+    rows = columns = slice(100, 260)
+    frames = shared_stack(shared_dir, "cou2023_1_gt")[:, rows, columns]
+    with np.load(shared_dir / "data/stacks/cou2023_1_gt/gt.npz") as truth:
+        depth = torch.from_numpy(truth["gt_index"])[rows, columns]
+    found = depth_from_focus(frames, method=method)
+    assert float((found.depth_index - depth).abs()[depth.isfinite()].mean()) < MEASURED_ERROR
+
+
+@pytest.mark.shared
 def test_a_blind_hole_is_measured(shared_dir):
     found = depth_from_focus(shared_stack(shared_dir, "drillhole"))
     top, bottom = found.depth_index[:120, :140], found.depth_index[225:, 225:]
@@ -285,8 +359,9 @@ def test_a_blind_hole_is_measured(shared_dir):
 
 
 @pytest.mark.cuda
-def test_it_is_the_same_on_a_gpu():
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_the_same_on_a_gpu(method):
     frames = textured_stack(tilted((90, 70), 1, 10), noise=0.01)
-    found, expected = depth_from_focus(frames.cuda()), depth_from_focus(frames)
+    found, expected = (depth_from_focus(f, method=method) for f in (frames.cuda(), frames))
     assert (found.depth_index.cpu() - expected.depth_index).abs().mean() < 1e-4
     assert (found.valid.cpu() == expected.valid).float().mean() > 0.999
