@@ -410,7 +410,7 @@ def _depth_of_stack(
         return _search(frames, positions, statistics, measure, refinement)
 
     if method == "tft":
-        width = statistics.peak_width() or _WIDTH_PER_SPACING
+        width = statistics.peak_width()
         return _fused([search(octave_measure(k, width)) for k in range(OCTAVES)], positions)
     found = search(MEASURES[LOCAL_PART.get(method, method)])
     if method in LOCAL_PART:
@@ -421,7 +421,10 @@ def _depth_of_stack(
 def _fused(octaves: Sequence[DepthFromFocus], positions: Tensor) -> DepthFromFocus:
     """What several octaves, finest first, find together."""
     confidences = torch.stack([found.confidence for found in octaves])
-    index = fuse_by_texture(torch.stack([found.depth_index for found in octaves]), confidences)
+    # The coarser octave has the wider peaks: half the say.
+    shares = 0.5 ** torch.arange(len(octaves), device=confidences.device)
+    depths = torch.stack([found.depth_index for found in octaves])
+    index = fuse_by_texture(depths, confidences * shares.view(-1, 1, 1))
     confidence, best = confidences.max(0, keepdim=True)
     return DepthFromFocus(
         depth=_at(positions, index),

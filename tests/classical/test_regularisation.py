@@ -1,5 +1,7 @@
 """Regularisation of a depth map: the energy, its minimum, steps, outliers, tiny maps."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_the_energy_never_rises():
     for iterations in (1, 2, 3, 5, 8, 20):
         result = regularise_depth(*maps, **OPTIONS, iterations=iterations)
         energies.append(float(regularisation_energy(result, *maps, **OPTIONS)))
-    assert all(after <= before + 1e-12 for before, after in zip(energies, energies[1:]))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(energies))
     assert energies[-1] < 0.7 * energies[0]
 
 
