@@ -45,14 +45,14 @@ def test_octaves_add_up_to_the_image_less_its_average():
 
 
 @pytest.mark.parametrize("number", range(OCTAVES))
-@pytest.mark.parametrize("peak_width", [0.0, 6.0, 20.0])
+@pytest.mark.parametrize("peak_width", [0.0, 6.0, 7.0])
 def test_noise_is_what_the_table_says(number, peak_width):
     frames = noise_stack(12, (160, 160), 0.01)
-    inner = (..., slice(40, -40), slice(40, -40))
+    # Mirrored frames beyond the ends would average less noise away.
+    inner = (slice(3, -3), slice(40, -40), slice(40, -40))
     measure = octave_measure(number, peak_width)
     response = measure(frames)[inner].mean() / MEASURES["rdf"](frames)[inner].mean()
-    # Mirrored frames beyond the ends average less noise away.
-    assert response == pytest.approx(measure.noise_gain, rel=0.15)
+    assert response == pytest.approx(measure.noise_gain, rel=0.1)
 
 
 def test_texture_that_stands_still_survives_the_average_over_frames():

@@ -67,7 +67,7 @@ def test_shearlets_have_no_mean_and_tell_directions_apart():
     assert len(set(strongest)) == 4
 
 
-@pytest.mark.parametrize("wavelength", [2.5, 4.0, 6.0, 8.0])
+@pytest.mark.parametrize("wavelength", [3.0, 4.0, 6.0, 8.0])
 def test_shearlets_see_a_grating_as_well_in_all_directions(wavelength):
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
     found = []
