@@ -7,8 +7,11 @@ from gplws.classical.depth import (
     DepthFromFocus,
     depth_from_focus,
     focus_validity,
+    position_at,
     rdf_volume,
     receptive_radius,
+    refine_depth,
+    refining_radius,
     regularised,
 )
 from gplws.classical.focus_measures import ring_difference_filter
@@ -38,8 +41,11 @@ __all__ = [
     "focus_volume",
     "gray_level_deviation",
     "multi_directional_modified_laplacian",
+    "position_at",
     "rdf_volume",
     "receptive_radius",
+    "refine_depth",
+    "refining_radius",
     "regularise_depth",
     "regularised",
     "ring_difference_filter",

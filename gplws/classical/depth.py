@@ -77,6 +77,12 @@ _WIDTH_PER_SPACING = 8.0
 _WIDTH_PER_RADIUS = 4.0
 _LARGEST_RADIUS = 8
 
+# What refines depth that other means found: "mdml" has the narrowest peaks. The second pass follows
+# the better surface of the first (0.064 -> 0.053 frames on stacks with known depth); a third gains
+# nothing.
+_REFINING_MEASURE = "mdml"
+_REFINING_PASSES = 2
+
 # A pixel is valid where its peak rises above its lowest response by more than noise alone does
 # among N frames, about 2 sqrt(2 ln N) deviations, by this many deviations more ...
 _VALID_MARGIN = 4.0
@@ -104,13 +110,27 @@ class DepthFromFocus(NamedTuple):
     """int64, frame nearest to ``depth_index``."""
 
 
+class _Samples(NamedTuple):
+    """Responses on both sides of a surface, (2 S + 1, H, W) each."""
+
+    values: Tensor  # 0 where there is no frame
+    distances: Tensor  # from the surface, in spacings
+    weights: Tensor  # 1, or 0 where there is no frame
+
+
+class _Shares(NamedTuple):
+    """How far a pixel turns to the wider windows in the refinement, (H, W) in 0..1 each."""
+
+    to_medium: Tensor  # share of the two wider windows
+    to_wide: Tensor  # share of the widest among those two
+
+
 class _Search(NamedTuple):
     """One stack (N, H, W) after steps 1 and 2."""
 
     response: Tensor  # (N, H, W), absolute
     volume: Tensor  # (N, H, W), aggregated
-    to_medium: Tensor  # (H, W) in 0..1, share of the two wider windows in the refinement
-    to_wide: Tensor  # (H, W) in 0..1, share of the widest among those two
+    shares: _Shares
     prominence: Tensor  # (H, W), of the peak in the medium window, in deviations of the noise
     contrast: Tensor  # (H, W) in 0..1, the same as share of the peak
     noise: float  # mean response of noise
@@ -215,12 +235,7 @@ def depth_from_focus(
             f"refinement: expected one of {get_args(PeakRefinement)}, got {refinement!r}"
         )
     stacks, known = _check_frames(frames, statistics)
-    n_frames = frames.shape[-3]
-    if focus_positions is None:
-        positions = torch.arange(n_frames, device=frames.device, dtype=torch.float32)
-    else:
-        positions = focus_positions.to(frames.device, torch.float32)
-    _check_positions(positions, n_frames)
+    positions = _positions(focus_positions, frames)
     results = [
         _depth_of_stack(stack, positions, one, method, refinement)
         for stack, one in zip(stacks, known, strict=True)
@@ -246,8 +261,53 @@ def regularised(found: DepthFromFocus, guide: Tensor, focus_positions: Tensor) -
     index = regularise_depth(found.depth_index, found.confidence**2, guide.nan_to_num(0))
     index = index.clamp(0, focus_positions.numel() - 1)
     return found._replace(
-        depth=_at(focus_positions, index), depth_index=index, index=index.round().long()
+        depth=position_at(focus_positions, index), depth_index=index, index=index.round().long()
     )
+
+
+def refine_depth(
+    frames: Tensor,
+    depth_index: Tensor,
+    focus_positions: Tensor | None = None,
+    *,
+    statistics: StackStatistics | Sequence[StackStatistics] | None = None,
+) -> Tensor:
+    """A depth map that other means found, refined below one frame along its own surface.
+
+    Step 4 of the recipe above with responses of "mdml", twice. The depth is smoothed over a few
+    pixels, never across steps, and moves by less than the spacing of the samples, the less the more
+    noise hides the texture.
+
+    Args:
+        frames: (N, H, W) or (B, N, H, W) float32 gray frames in 0..1, in focus order.
+        depth_index: (H, W) or (B, H, W) float32 finite, depth in frames, 0 .. N-1.
+        focus_positions: (N,), strictly monotonic, any unit; default: the frame numbers.
+        statistics: of the whole stack, or one for each of the batch; default: of these frames.
+
+    Returns:
+        Frames, shape of ``depth_index``, 0 .. N-1. Below three frames ``depth_index`` as it is.
+
+    Raises:
+        ValueError: a shape does not fit, or positions are not monotonic.
+        TypeError: ``frames`` is not float32.
+    """
+    stacks, known = _check_frames(frames, statistics)
+    positions = _positions(focus_positions, frames)
+    if depth_index.shape != frames.shape[:-3] + frames.shape[-2:]:
+        raise ValueError(
+            f"depth_index: expected {tuple(frames.shape[:-3] + frames.shape[-2:])} for frames "
+            f"{tuple(frames.shape)}, got {tuple(depth_index.shape)}"
+        )
+    if frames.dim() == 3:
+        return _refined(frames, depth_index, positions, known[0])
+    triples = zip(stacks, depth_index, known, strict=True)
+    return torch.stack([_refined(stack, map_, positions, one) for stack, map_, one in triples])
+
+
+def refining_radius() -> int:
+    """How far away a pixel can influence the result of :func:`refine_depth`, in pixels."""
+    windows = 2 * aggregation_reach(max(_LEVELS)) + 2 * _SURFACE_REACH
+    return MEASURES[_REFINING_MEASURE].total_reach + _REFINING_PASSES * windows
 
 
 def focus_validity(prominence: Tensor, contrast: Tensor, vertex: Tensor, n_frames: int) -> Tensor:
@@ -305,7 +365,12 @@ def _check_frames(
     return stacks, known
 
 
-def _check_positions(positions: Tensor, n_frames: int) -> None:
+def _positions(focus_positions: Tensor | None, frames: Tensor) -> Tensor:
+    """Focus positions (N,) float32 on the device of ``frames`` (..., N, H, W)."""
+    n_frames = frames.shape[-3]
+    if focus_positions is None:
+        return torch.arange(n_frames, device=frames.device, dtype=torch.float32)
+    positions = focus_positions.to(frames.device, torch.float32)
     if tuple(positions.shape) != (n_frames,):
         raise ValueError(
             f"focus_positions: expected (N,) with N = {n_frames}, got {tuple(positions.shape)}"
@@ -313,6 +378,7 @@ def _check_positions(positions: Tensor, n_frames: int) -> None:
     steps = positions.diff()
     if not bool((steps > 0).all() or (steps < 0).all()):
         raise ValueError("focus_positions: expected strictly rising or falling values")
+    return positions
 
 
 def _focus_volume(frames: Tensor, statistics: StackStatistics, measure: FocusMeasure) -> _Search:
@@ -333,8 +399,7 @@ def _focus_volume(frames: Tensor, statistics: StackStatistics, measure: FocusMea
     return _Search(
         response=response,
         volume=volume,
-        to_medium=_share(fine, _REFINE_PROMINENCE),
-        to_wide=_share(medium, _REFINE_PROMINENCE),
+        shares=_Shares(_share(fine, _REFINE_PROMINENCE), _share(medium, _REFINE_PROMINENCE)),
         prominence=torch.minimum(medium, medium_span / (unrest + _TINY)),
         contrast=medium_span / peak.clamp(min=1e-12),
         noise=noise,
@@ -427,7 +492,7 @@ def _fused(octaves: Sequence[DepthFromFocus], positions: Tensor) -> DepthFromFoc
     index = fuse_by_texture(depths, confidences * shares.view(-1, 1, 1))
     confidence, best = confidences.max(0, keepdim=True)
     return DepthFromFocus(
-        depth=_at(positions, index),
+        depth=position_at(positions, index),
         depth_index=index,
         confidence=confidence[0],
         valid=torch.stack([found.valid for found in octaves]).any(0),
@@ -446,7 +511,7 @@ def _search(
     n_frames = frames.shape[0]
     search = _focus_volume(frames, statistics, measure)
     width = statistics.peak_width() or _WIDTH_PER_SPACING
-    spacing = max(1, round(width / _WIDTH_PER_SPACING))
+    spacing = _spacing(statistics)
     radius = min(math.ceil(width / _WIDTH_PER_RADIUS), _LARGEST_RADIUS)
     places = _place(positions)
     along_surface = refinement == "surface"
@@ -460,19 +525,49 @@ def _search(
     rough, peak, confidence = found.depth[0].nan_to_num(0), found.peak[0], found.confidence[0]
     surface = _smooth_surface(rough, _SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
     if along_surface:
-        vertex = _refine(search, surface, spacing, places)
+        samples = _sampled(search.response, surface, spacing, places)
+        vertex = _vertex(samples, search.shares, surface, spacing, places, n_frames)
     else:
         vertex = surface = rough if places is None else _frame_at(places, rough)
     index = torch.where(vertex.isnan(), surface, vertex).nan_to_num(0).clamp(0, n_frames - 1)
     valid = focus_validity(search.prominence, search.contrast, vertex, n_frames)
     return DepthFromFocus(
-        depth=_at(positions, index),
+        depth=position_at(positions, index),
         depth_index=index,
         confidence=torch.where(valid, _confidence(confidence, peak, search), 0.0),
         valid=valid,
         peak=peak,
         index=index.round().long(),
     )
+
+
+def _spacing(statistics: StackStatistics) -> int:
+    """Frames from one sample of the refinement to the next."""
+    width = statistics.peak_width() or _WIDTH_PER_SPACING
+    return max(1, round(width / _WIDTH_PER_SPACING))
+
+
+def _refined(
+    frames: Tensor, index: Tensor, positions: Tensor, statistics: StackStatistics
+) -> Tensor:
+    """:func:`refine_depth` of one stack."""
+    n_frames = frames.shape[0]
+    if n_frames < 3:
+        return index
+    measure = MEASURES[_REFINING_MEASURE]
+    noise = measure.noise_gain * statistics.noise()
+    response = measure(frames * statistics.gains().to(frames.device).view(-1, 1, 1))
+    spacing, places = _spacing(statistics), _place(positions)
+    for _ in range(_REFINING_PASSES):
+        surface = _smooth_surface(index, _SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
+        samples = _sampled(response, surface, spacing, places)
+        fine, medium, _ = (w.amax(0) - w.amin(0) for w in _three_windows(samples.values))
+        fine = _share(fine / (measure.fine_deviation * noise + _TINY), _REFINE_PROMINENCE)
+        medium = _share(medium / (measure.medium_deviation * noise + _TINY), _REFINE_PROMINENCE)
+        vertex = _vertex(samples, _Shares(fine, medium), surface, spacing, places, n_frames)
+        shift = (1 - medium) * (vertex - surface)
+        index = surface + torch.where(shift.abs() < spacing, shift, 0.0)  # no shift for NaN
+    return index.clamp(0, n_frames - 1)
 
 
 def _confidence(searched: Tensor, peak: Tensor, search: _Search) -> Tensor:
@@ -513,40 +608,60 @@ def _place(positions: Tensor) -> Tensor | None:
     return None if even else places
 
 
-def _refine(search: _Search, surface: Tensor, spacing: int, places: Tensor | None) -> Tensor:
-    """Peak position (H, W) in frames, from responses averaged along ``surface`` (H, W).
-
-    ``places`` are the focus positions where their steps are uneven: the peak is symmetric over
-    those, not over the frame numbers. The result is not confined to the stack; NaN where there is
-    no maximum and the surface is at an end.
-    """
-    n_frames = search.response.shape[0]
+def _sampled(response: Tensor, surface: Tensor, spacing: int, places: Tensor | None) -> _Samples:
+    """Responses (N, H, W) at ``surface`` (H, W) and every ``spacing`` frames before and behind."""
+    n_frames = response.shape[0]
     samples, offsets, exists = [], [], []
     for k in range(-_SAMPLES, _SAMPLES + 1):
         # The first sample beyond an end is taken at the end; those farther out do not exist.
         wanted = surface + k * spacing
         frame = wanted.clamp(0, n_frames - 1)
         exists.append((wanted - frame).abs() < spacing)
-        offset = frame - surface if places is None else _at(places, frame) - _at(places, surface)
+        offset = (
+            frame - surface
+            if places is None
+            else position_at(places, frame) - position_at(places, surface)
+        )
         offsets.append(offset / spacing)
         lower = frame.detach().floor().clamp(max=max(n_frames - 2, 0))
         index = lower.long()[None]
-        before = search.response.gather(0, index)[0]
-        after = search.response.gather(0, (index + 1).clamp(max=n_frames - 1))[0]
+        before = response.gather(0, index)[0]
+        after = response.gather(0, (index + 1).clamp(max=n_frames - 1))[0]
         samples.append(torch.lerp(before, after, frame - lower))
-    weights = torch.stack(exists).to(surface.dtype)  # (2 S + 1, H, W)
-    values = _aggregate(torch.stack(samples) * weights, search)
-    distances = torch.stack(offsets)
+    weights = torch.stack(exists).to(surface.dtype)
+    return _Samples(torch.stack(samples) * weights, torch.stack(offsets), weights)
+
+
+def _vertex(
+    samples: _Samples,
+    shares: _Shares,
+    surface: Tensor,
+    spacing: int,
+    places: Tensor | None,
+    n_frames: int,
+) -> Tensor:
+    """Peak position (H, W) in frames, from samples averaged along ``surface`` (H, W).
+
+    ``places`` are the focus positions where their steps are uneven: the peak is symmetric over
+    those, not over the frame numbers. The result is not confined to the stack; NaN where there is
+    no maximum and the surface is at an end.
+    """
+    values, distances, weights = samples
+    values = _aggregate(values, shares)
     reach = _SAMPLES * spacing
     inside = (surface >= reach).all() & (surface <= n_frames - 1 - reach).all()
     if places is not None or not bool(inside):
         # Neighbours' samples differ in place, and near the ends in number: average those too.
-        distances = _aggregate(distances * weights, search)
-        weights = _aggregate(weights, search)
+        distances = _aggregate(distances * weights, shares)
+        weights = _aggregate(weights, shares)
         values, distances = (x / weights.clamp(min=1e-6) for x in (values, distances))
     shift, concave = _fit_peak(values, distances, weights)
     shift = spacing * shift
-    vertex = surface + shift if places is None else _frame_at(places, _at(places, surface) + shift)
+    vertex = (
+        surface + shift
+        if places is None
+        else _frame_at(places, position_at(places, surface) + shift)
+    )
     at_end = (surface < _VALID_OVERSHOOT) | (surface > n_frames - 1 - _VALID_OVERSHOOT)
     return torch.where(~concave & at_end & (n_frames >= 3), torch.nan, vertex)
 
@@ -558,8 +673,8 @@ def _frame_at(places: Tensor, place: Tensor) -> Tensor:
     return lower + (place - places[lower]) / (places[lower + 1] - places[lower])
 
 
-def _aggregate(samples: Tensor, search: _Search) -> Tensor:
-    return _blend(_three_windows(samples), search.to_medium, search.to_wide)
+def _aggregate(samples: Tensor, shares: _Shares) -> Tensor:
+    return _blend(_three_windows(samples), *shares)
 
 
 def _fit_peak(values: Tensor, places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -593,7 +708,7 @@ def _fit_peak(values: Tensor, places: Tensor, weights: Tensor) -> tuple[Tensor, 
     return torch.where(concave, vertex, 0.0).clamp(-limit, limit), concave
 
 
-def _at(positions: Tensor, index: Tensor) -> Tensor:
+def position_at(positions: Tensor, index: Tensor) -> Tensor:
     """Focus positions (N,) at fractional frame numbers (H, W), by linear interpolation."""
     last = positions.numel() - 1
     lower = index.detach().floor().clamp(max=max(last - 1, 0)).long()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gplws import nn as gnn
+from gplws.classical import position_at, refine_depth
 from gplws.luminance import luminance
 from gplws.models.focus_features import FEATURES, features_reach, focus_features
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
@@ -170,14 +171,14 @@ class GPLWSNet(nn.Module):
         # to level l reaches as far as one of the coarser level.
         reach = sum(count << level for level, count in enumerate(modules))
         reach += sum((1 << level) + (2 << level) for level in range(levels - 1))
-        return reach + (0 if self.prior is None else features_reach())
+        return reach + (features_reach() if self.refines else 0)
 
     @property
     def floats_per_voxel(self) -> float:
         """Memory that one pass takes, in floats for each voxel of the stack."""
         outside = 2  # the stack and the focus volume
         if self.prior is not None:
-            outside += FEATURES + 2  # and sums while the focus volume is made
+            outside += FEATURES + 2  # and sums while the focus volume is made or depth refined
         if self._is_planned():
             side = 16 * self.coarsest
             stack = torch.empty(1, 1, 1, side, side, device="meta")
@@ -270,6 +271,11 @@ class GPLWSNet(nn.Module):
         """Free the memory that a fused network on the CPU keeps from one call to the next."""
         self._workspaces.clear()
 
+    @property
+    def refines(self) -> bool:
+        """Whether :meth:`predict` refines depth in the frames: with ``stem="features"``."""
+        return self.prior is not None
+
     @torch.inference_mode()
     def predict(
         self,
@@ -277,21 +283,44 @@ class GPLWSNet(nn.Module):
         focus_positions: Tensor | None = None,
         *,
         groups: int = 4,
-        radius: int = 1,
+        radius: int | None = None,
+        refine: bool = True,
     ) -> FocusSearchResult:
         """Depth and confidence by focus search in the focus volume.
+
+        With ``stem="features"`` the network decides which frame, and the classical responses around
+        it decide where between two frames: see :func:`gplws.classical.refine_depth`.
 
         Args:
             stack: as for :meth:`forward`.
             focus_positions: (N,) or (B, N), any unit; default: frame numbers.
             groups: groups of the focus search.
-            radius: frames on each side of the maximum that refine it.
+            radius: frames on each side of the maximum that refine it; default: 1, or 2 with
+                ``stem="features"``.
+            refine: False leaves that last step out; :attr:`reach` holds without it.
 
         Returns:
             What :func:`gplws.ops.focus_search` returns, (B, H, W) each.
         """
         volume = self(stack).float()
-        return focus_search(volume, focus_positions, groups=groups, radius=radius, log_scale=True)
+        radius = radius or (2 if self.refines else 1)
+        options: dict[str, Any] = {"groups": groups, "radius": radius, "log_scale": True}
+        if not (self.refines and refine):
+            return focus_search(volume, focus_positions, **options)
+        found = focus_search(volume, **options)
+        batch, frames = volume.shape[:2]
+        del volume
+        positions = torch.arange(frames, device=stack.device, dtype=torch.float32)
+        if focus_positions is not None:
+            positions = focus_positions.to(stack.device, torch.float32)
+        positions = positions.expand(batch, frames)
+        depth = [
+            position_at(place, refine_depth(gray, index.nan_to_num(0), place))
+            for gray, index, place in zip(
+                luminance(stack.float())[:, 0], found.depth, positions, strict=True
+            )
+        ]
+        return found._replace(depth=torch.stack(depth).where(found.depth.isfinite(), torch.nan))
 
     def reparameterise(self) -> nn.Module:
         """See :func:`gplws.nn.reparameterise`."""

@@ -7,7 +7,7 @@ from scipy import ndimage
 from stacks import noise_stack, textured_stack
 
 from gplws.classical import MEASURES, aggregate, focus_volume
-from gplws.classical.focus_volume import gaussian_blur, luminance
+from gplws.classical.focus_volume import gaussian_blur
 from gplws.ops.focus_search import focus_search
 
 
@@ -55,11 +55,9 @@ def test_a_batch_equals_its_members(measure):
 
 
 def test_of_colour_the_luminance_counts():
-    stack = torch.rand(2, 3, 4, 9, 11)
+    stack = torch.rand(2, 3, 4, 19, 21)
     gray = 0.2126 * stack[:, 0] + 0.7152 * stack[:, 1] + 0.0722 * stack[:, 2]
-    torch.testing.assert_close(luminance(stack), gray)
     torch.testing.assert_close(focus_volume(stack, "sml"), focus_volume(gray, "sml"))
-    torch.testing.assert_close(focus_volume(gray[:, None]), focus_volume(gray))
 
 
 @pytest.mark.parametrize("name", list(MEASURES))
