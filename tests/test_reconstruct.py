@@ -279,7 +279,6 @@ def test_a_saved_reconstruction_says_how_it_was_made(wedge, tmp_path):
         ({"axes": "ZYXC"}, ValueError, "axes"),
         ({"method": "magic"}, ValueError, "method must be one of auto, rdf, .*got 'magic'"),
         ({"method": 3}, TypeError, "method must be a name or a module"),
-        ({"method": "gplws"}, ValueError, "no trained weights ship"),
         ({"device": "warp"}, ValueError, "device 'warp' cannot be used"),
         ({"z_direction": "left"}, ValueError, "z_direction must be"),
         ({"memory_mb": 0}, ValueError, "memory_mb must be positive"),

@@ -79,7 +79,7 @@ def test_networks_of_one_budget_go_on_and_stand_beside_the_printed_figures(
         repository,
         "benchmarks.accuracy",
         f"{small} --train-steps 1 --methods",
-        f"{small} --train-steps 1",
+        f"{small} --train-steps 1 --methods rdf",
         f"{small} --train-steps 2",
     )
     assert ends[:2] == ["", ""] and "another recipe" in ends[2]
