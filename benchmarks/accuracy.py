@@ -266,7 +266,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--methods", nargs="*", default=list(METHODS), help="names or weights files; all classical"
+        "--methods",
+        nargs="*",
+        default=["rdf"],
+        help=f"weights files or names, among them {', '.join(METHODS)}",
     )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--train-steps", type=int, help="steps of the training of each network")
