@@ -25,6 +25,7 @@ END_ERROR = 0.1  # within a frame of the ends, where the peak is cut off
 NOISY_ERROR = 0.1
 TILT_ERROR = 0.08
 MEASURED_ERROR = 0.12
+PART_ERROR = 0.1  # 0.056 to 0.073 over the whole stack, by method
 OTHER_METHODS = [method for method in METHODS if method != "rdf"]
 # Agreement of two ways to the same result, frames.
 SAME = 1e-5
@@ -337,15 +338,23 @@ def test_generated_stacks_are_measured(shared_dir, number):
     assert float((found.depth_index - depth).abs()[known].mean()) < MEASURED_ERROR
 
 
+@pytest.fixture(scope="module")
+def part_of_a_generated_stack(shared_dir):
+    """Frames (N, 112, 112) of a stack with known depth, and that depth."""
+    part = (..., slice(100, 212), slice(100, 212))
+    with np.load(shared_dir / "data/stacks/cou2023_1_gt/gt.npz") as truth:
+        return shared_stack(shared_dir, "cou2023_1_gt")[part], torch.from_numpy(truth["gt_index"])[
+            part
+        ]
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_measures_a_part_of_a_generated_stack(shared_dir, method):
-    rows = columns = slice(100, 260)
-    frames = shared_stack(shared_dir, "cou2023_1_gt")[:, rows, columns]
-    with np.load(shared_dir / "data/stacks/cou2023_1_gt/gt.npz") as truth:
-        depth = torch.from_numpy(truth["gt_index"])[rows, columns]
+def test_every_method_measures_a_part_of_a_generated_stack(part_of_a_generated_stack, method):
+    frames, depth = part_of_a_generated_stack
     found = depth_from_focus(frames, method=method)
-    assert float((found.depth_index - depth).abs()[depth.isfinite()].mean()) < MEASURED_ERROR
+    error = (found.depth_index - depth).abs()[depth.isfinite()].mean()
+    assert float(error) < PART_ERROR
 
 
 @pytest.mark.shared
