@@ -33,6 +33,7 @@ from gplws.data import FocalStack
 from gplws.io import read_stack, save_reconstruction
 from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
+from gplws.models.gplws_net import refinement_limit
 from gplws.ops.focus_search import focus_search
 
 ZDirection = Literal["up", "down"]
@@ -238,9 +239,10 @@ class _Refiner:
         """Gather what depends on the whole stack."""
         self._statistics = stack_statistics(bands)
 
-    def refine(self, band: Tensor, index: Tensor, positions: Tensor) -> Tensor:
+    def refine(self, band: Tensor, index: Tensor, confidence: Tensor, positions: Tensor) -> Tensor:
         """Depth (h, W) in the unit of ``positions`` from frames (N, h, W) and frame numbers."""
-        refined = refine_depth(band, index, positions, statistics=self._statistics)
+        limit = refinement_limit(confidence)
+        refined = refine_depth(band, index, positions, limit, statistics=self._statistics)
         return position_at(positions, refined)
 
 
@@ -464,7 +466,8 @@ def _refined(
     index = found.depth.nan_to_num(0)  # a copy: bands overlap
     for begin, end, first, last in bands:
         frames = stack.gray(slice(first, last)).to(positions.device)
-        depth = refiner.refine(frames, index[first:last].to(positions.device), positions)
+        maps = (index[first:last], found.confidence[first:last])
+        depth = refiner.refine(frames, *(map_.to(positions.device) for map_ in maps), positions)
         depth = depth[begin - first : end - first].to(index.device)
         yield begin, end, torch.where(found.valid[begin:end], depth, torch.nan)
 

@@ -269,6 +269,7 @@ def refine_depth(
     frames: Tensor,
     depth_index: Tensor,
     focus_positions: Tensor | None = None,
+    limit: Tensor | None = None,
     *,
     statistics: StackStatistics | Sequence[StackStatistics] | None = None,
 ) -> Tensor:
@@ -282,6 +283,8 @@ def refine_depth(
         frames: (N, H, W) or (B, N, H, W) float32 gray frames in 0..1, in focus order.
         depth_index: (H, W) or (B, H, W) float32 finite, depth in frames, 0 .. N-1.
         focus_positions: (N,), strictly monotonic, any unit; default: the frame numbers.
+        limit: shape of ``depth_index``, >= 0, frames: how far from it the result may lie; default:
+            anywhere.
         statistics: of the whole stack, or one for each of the batch; default: of these frames.
 
     Returns:
@@ -293,15 +296,19 @@ def refine_depth(
     """
     stacks, known = _check_frames(frames, statistics)
     positions = _positions(focus_positions, frames)
-    if depth_index.shape != frames.shape[:-3] + frames.shape[-2:]:
-        raise ValueError(
-            f"depth_index: expected {tuple(frames.shape[:-3] + frames.shape[-2:])} for frames "
-            f"{tuple(frames.shape)}, got {tuple(depth_index.shape)}"
-        )
+    limit = torch.full_like(depth_index, torch.inf) if limit is None else limit
+    for name, map_ in (("depth_index", depth_index), ("limit", limit)):
+        if map_.shape != frames.shape[:-3] + frames.shape[-2:]:
+            raise ValueError(
+                f"{name}: expected {tuple(frames.shape[:-3] + frames.shape[-2:])} for frames "
+                f"{tuple(frames.shape)}, got {tuple(map_.shape)}"
+            )
     if frames.dim() == 3:
-        return _refined(frames, depth_index, positions, known[0])
-    triples = zip(stacks, depth_index, known, strict=True)
-    return torch.stack([_refined(stack, map_, positions, one) for stack, map_, one in triples])
+        refined = _refined(frames, depth_index, positions, known[0])
+    else:
+        triples = zip(stacks, depth_index, known, strict=True)
+        refined = torch.stack([_refined(one, map_, positions, two) for one, map_, two in triples])
+    return refined.clamp(depth_index - limit, depth_index + limit)
 
 
 def refining_radius() -> int:

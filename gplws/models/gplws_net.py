@@ -16,6 +16,7 @@ from gplws.luminance import luminance
 from gplws.models.focus_features import FEATURES, features_reach, focus_features
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
+from gplws.nn.readout import median_and_deviation
 from gplws.nn.symmetry import make_symmetric
 from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
 from gplws.ops.focus_search import focus_search
@@ -28,6 +29,9 @@ Groups = int | Literal["depthwise"]
 # First weights of the two focus responses in the logits, and how much faster than other weights
 # they learn.
 _PRIOR, _PRIOR_RATE = 3.0, 10.0
+# A probability as narrow as training makes it deviates by the first number of frames; what it
+# deviates beyond, times the second, is how far the refinement may move the depth.
+_LEAST_DEVIATION, _LIMIT_PER_DEVIATION = 0.5, 0.7
 
 
 class GPLWSNet(nn.Module):
@@ -283,44 +287,51 @@ class GPLWSNet(nn.Module):
         focus_positions: Tensor | None = None,
         *,
         groups: int = 4,
-        radius: int | None = None,
+        radius: int = 1,
         refine: bool = True,
     ) -> FocusSearchResult:
-        """Depth and confidence by focus search in the focus volume.
+        """Depth and confidence from the focus volume.
 
-        With ``stem="features"`` the network decides which frame, and the classical responses around
-        it decide where between two frames: see :func:`gplws.classical.refine_depth`.
+        By focus search, as in the paper. With ``stem="features"``, where the softmax over the
+        frames is trained to be the probability of each of them, depth is its median instead
+        (:func:`gplws.nn.median_and_deviation`), confidence falls with the deviation from it, and
+        the classical responses around it decide where it lies between two frames: see
+        :func:`gplws.classical.refine_depth`.
 
         Args:
             stack: as for :meth:`forward`.
             focus_positions: (N,) or (B, N), any unit; default: frame numbers.
-            groups: groups of the focus search.
-            radius: frames on each side of the maximum that refine it; default: 1, or 2 with
-                ``stem="features"``.
+            groups: groups of the focus search; nothing to the median.
+            radius: frames on each side of the maximum that refine it in the focus search.
             refine: False leaves that last step out; :attr:`reach` holds without it.
 
         Returns:
             What :func:`gplws.ops.focus_search` returns, (B, H, W) each.
         """
         volume = self(stack).float()
-        radius = radius or (2 if self.refines else 1)
-        options: dict[str, Any] = {"groups": groups, "radius": radius, "log_scale": True}
-        if not (self.refines and refine):
+        if not self.refines:
+            options: dict[str, Any] = {"groups": groups, "radius": radius, "log_scale": True}
             return focus_search(volume, focus_positions, **options)
-        found = focus_search(volume, **options)
+        median, deviation = median_and_deviation(volume)
+        index = median.nan_to_num(0).round().long()
+        peak = volume.gather(1, index[:, None])[:, 0]
+        confidence = (1 / (1 + deviation)).nan_to_num(0)
         batch, frames = volume.shape[:2]
         del volume
         positions = torch.arange(frames, device=stack.device, dtype=torch.float32)
         if focus_positions is not None:
             positions = focus_positions.to(stack.device, torch.float32)
-        positions = positions.expand(batch, frames)
+        found = median.nan_to_num(0)
+        if refine:
+            gray, limit = luminance(stack.float())[:, 0], refinement_limit(confidence)
+            maps = zip(gray, found, positions.expand(batch, frames), limit, strict=True)
+            found = torch.stack([refine_depth(*one) for one in maps])
         depth = [
-            position_at(place, refine_depth(gray, index.nan_to_num(0), place))
-            for gray, index, place in zip(
-                luminance(stack.float())[:, 0], found.depth, positions, strict=True
-            )
+            position_at(place, one)
+            for place, one in zip(positions.expand(batch, frames), found, strict=True)
         ]
-        return found._replace(depth=torch.stack(depth).where(found.depth.isfinite(), torch.nan))
+        depth_map = torch.stack(depth).where(median.isfinite(), torch.nan)
+        return FocusSearchResult(depth_map, index, peak, confidence)
 
     def reparameterise(self) -> nn.Module:
         """See :func:`gplws.nn.reparameterise`."""
@@ -329,6 +340,20 @@ class GPLWSNet(nn.Module):
     def fuse(self) -> nn.Module:
         """See :func:`gplws.nn.fuse`."""
         return gnn.fuse(self)
+
+
+def refinement_limit(confidence: Tensor) -> Tensor:
+    """How far classical responses may move a depth of :class:`GPLWSNet`, by its confidence.
+
+    Args:
+        confidence: (...) of :meth:`GPLWSNet.predict` with ``stem="features"``, 0..1.
+
+    Returns:
+        (...) frames: little where the network is sure, and where the blur differs a lot from frame
+        to frame; more where many frames look alike.
+    """
+    deviation = 1 / confidence - 1  # inf where confidence is 0
+    return _LIMIT_PER_DEVIATION * (deviation - _LEAST_DEVIATION).clamp(min=0)
 
 
 class UpConcat3d(nn.Module):

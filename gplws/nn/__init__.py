@@ -12,7 +12,12 @@ from gplws.nn.blocks import (
     reparameterise,
 )
 from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
-from gplws.nn.readout import batch_positions, expected_depth, expected_depth_and_deviation
+from gplws.nn.readout import (
+    batch_positions,
+    expected_depth,
+    expected_depth_and_deviation,
+    median_and_deviation,
+)
 from gplws.nn.workspace import Workspace, WorkspacePool
 
 __all__ = [
@@ -32,5 +37,6 @@ __all__ = [
     "fold_bn",
     "freeze_statistics",
     "fuse",
+    "median_and_deviation",
     "reparameterise",
 ]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_VALUES_AT_A_TIME = 1 << 18
+"""Of a focus volume; what is computed from them stays in the caches."""
+
 
 def batch_positions(focus_positions: Tensor | None, like: Tensor, *, name: str) -> Tensor:
     """Focus positions of each stack of a batch.
@@ -29,6 +32,44 @@ def batch_positions(focus_positions: Tensor | None, like: Tensor, *, name: str) 
             f"got shape {tuple(focus_positions.shape)}"
         )
     return focus_positions.to(like).expand(batch, frames)
+
+
+def median_and_deviation(volume: Tensor) -> tuple[Tensor, Tensor]:
+    """Median of the frame number under a softmax over the frames, and how far around it spreads.
+
+    Each frame's probability is spread evenly over n - 1/2 .. n + 1/2. Where a distribution has one
+    narrow peak the median is at the peak, like the vertex of a parabola; where it has several, or
+    none, the median errs less: of all estimates it has the least expected absolute error, and that
+    error is the deviation.
+
+    Args:
+        volume: (B, N, H, W) floating logits.
+
+    Returns:
+        median: (B, H, W), frames, 0 .. N-1; NaN where a logit is NaN.
+        deviation: (B, H, W), frames: mean absolute deviation of the frame number from the median.
+    """
+    maps = [_median_and_deviation(part) for part in volume.split(_rows_at_a_time(volume), 2)]
+    median, deviation = (torch.cat(parts, 1) for parts in zip(*maps, strict=True))
+    return median, deviation
+
+
+def _rows_at_a_time(volume: Tensor) -> int:
+    batch, frames, _, width = volume.shape
+    return max(_VALUES_AT_A_TIME // max(batch * frames * width, 1), 1)
+
+
+def _median_and_deviation(volume: Tensor) -> tuple[Tensor, Tensor]:
+    frames = volume.shape[1]
+    probability = volume.softmax(1)
+    cumulative = probability.cumsum(1)
+    frame = (cumulative < 0.5).sum(1, keepdim=True).clamp_(max=frames - 1)
+    beyond = (cumulative.gather(1, frame) - 0.5) / probability.gather(1, frame)
+    median = frame + 0.5 - beyond
+    median = median.clamp_(0, frames - 1)
+    numbers = torch.arange(frames, device=volume.device, dtype=volume.dtype).view(-1, 1, 1)
+    deviation = probability.mul_((numbers - median).abs_()).sum(1)
+    return median[:, 0], deviation
 
 
 def expected_depth(volume: Tensor, focus_positions: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from gplws.classical import (
     focus_validity,
     rdf_volume,
     receptive_radius,
+    refine_depth,
     regularised,
     stack_statistics,
 )
@@ -280,6 +281,21 @@ def test_the_volume_is_differentiable():
     frames = textured_stack(4.0, n_frames=6, size=(20, 20), noise=0.01).requires_grad_()
     rdf_volume(frames).square().mean().backward()
     assert frames.grad is not None and frames.grad.isfinite().all() and frames.grad.any()
+
+
+def test_a_coarse_depth_map_is_refined_no_further_than_its_limit():
+    truth = tilted((64, 80), 3, 12)
+    frames = textured_stack(truth, n_frames=16, noise=0.003)
+    coarse = truth.round()
+    free = refine_depth(frames, coarse)
+    assert (free - truth).abs().mean() < 0.25 * (coarse - truth).abs().mean()
+    limit = tilted((64, 80), 0, 0.2)
+    held = refine_depth(frames, coarse, limit=limit)
+    assert torch.equal(held[:, 0], coarse[:, 0]) and ((held - coarse).abs() <= limit + SAME).all()
+    unheld = (free - coarse).abs() < limit
+    assert unheld.any() and torch.equal(held[unheld], free[unheld])
+    with pytest.raises(ValueError, match=r"limit: expected \(64, 80\)"):
+        refine_depth(frames, coarse, limit=limit[1:])
 
 
 def test_input_is_left_alone():

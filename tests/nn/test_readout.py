@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gplws.nn import expected_depth, expected_depth_and_deviation
+from gplws.nn import expected_depth, expected_depth_and_deviation, median_and_deviation
 
 
 def test_a_sharp_volume_reads_as_its_frame():
@@ -42,3 +42,37 @@ def test_a_deviation_of_zero_has_a_gradient_of_zero():
 def test_wrong_positions_are_named():
     with pytest.raises(ValueError, match="focus_positions must be"):
         expected_depth(torch.zeros(1, 4, 1, 1), torch.arange(3.0))
+
+
+def test_the_median_of_a_narrow_peak_is_where_the_peak_is():
+    truth = torch.linspace(2, 7, 12).view(1, 1, 3, 4)
+    frames = torch.arange(10.0).view(1, 10, 1, 1)
+    median, deviation = median_and_deviation(-0.5 * ((frames - truth) / 0.7) ** 2)
+    assert (median - truth[:, 0]).abs().max() < 0.05
+    assert (deviation - 0.7 * (2 / torch.pi) ** 0.5).abs().max() < 0.12
+
+
+def test_the_median_of_two_peaks_lies_in_the_heavier_one():
+    probability = torch.tensor([0.0, 0.45, 0.0, 0.0, 0.0, 0.0, 0.0, 0.55]).view(1, 8, 1, 1)
+    median, deviation = median_and_deviation(probability.log())
+    assert median.item() == pytest.approx(6.5 + 0.05 / 0.55, abs=1e-5)
+    expected = 0.45 * (median.item() - 1) + 0.55 * (7 - median.item())
+    assert deviation.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_median_says_the_same_in_parts_and_of_one_frame(monkeypatch):
+    volume = torch.randn(2, 6, 50, 7)
+    whole = median_and_deviation(volume)
+    monkeypatch.setattr("gplws.nn.readout._VALUES_AT_A_TIME", 600)
+    for one, other in zip(whole, median_and_deviation(volume), strict=True):
+        assert one.shape == (2, 50, 7)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    median, deviation = median_and_deviation(torch.randn(1, 1, 3, 3))
+    assert torch.equal(median, torch.zeros(1, 3, 3)) and not deviation.any()
+
+
+def test_a_nan_in_a_volume_is_a_nan_in_the_median_of_that_pixel():
+    volume = torch.randn(1, 4, 2, 2)
+    volume[0, 2, 1, 0] = torch.nan
+    median, _ = median_and_deviation(volume)
+    assert median.isnan().sum() == 1 and median[0, 1, 0].isnan()
