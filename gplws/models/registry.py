@@ -72,7 +72,7 @@ def save_weights(model: nn.Module, path: str | Path, *, name: str = "gplws") -> 
     Raises:
         ValueError: ``name`` is unknown, or ``model`` is not that network in training form.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     expected = _network(name)
     if type(model) is not expected:
@@ -88,7 +88,9 @@ def save_weights(model: nn.Module, path: str | Path, *, name: str = "gplws") -> 
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(state, partial, metadata={"model": name, "config": json.dumps(config)})
+        # Not save_file, whose files only their owner may read.
+        metadata = {"model": name, "config": json.dumps(config)}
+        partial.write_bytes(save(state, metadata))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

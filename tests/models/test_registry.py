@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import os
 
 import numpy as np
 import pytest
@@ -164,3 +165,11 @@ class Evil:
 def test_peers_ship_without_weights(name):
     with pytest.raises(WeightsError, match=f"no trained weights ship for '{name}'.*published"):
         load_model(name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+def test_weights_can_be_read_by_whom_other_new_files_can(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(GPLWSNet(widths=(4, 8), depths=(1, 1), decoder_depths=(1,)), path)
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
