@@ -31,7 +31,7 @@ def random_peer(name: str, n_frames: int) -> nn.Module:
     torch.manual_seed(0)
     takes_frames = frames_of(name)
     arguments = {takes_frames: n_frames} if takes_frames else {}
-    return _Depth(with_statistics(models.build_model(name, arguments)))
+    return _Depth(with_statistics(models.build_model(name, arguments))).eval()
 
 
 def _class_of(name: str) -> type[nn.Module]:

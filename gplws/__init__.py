@@ -1,6 +1,7 @@
 """Shape from focus: a focal stack becomes a microscopic 3-D shape in real time."""
 
 from gplws._extension import __version__, build_info
+from gplws.accelerate import accelerate
 from gplws.data import FocalStack
 from gplws.models import load_model
 from gplws.reconstruct import Reconstruction, reconstruct
@@ -9,6 +10,7 @@ __all__ = [
     "FocalStack",
     "Reconstruction",
     "__version__",
+    "accelerate",
     "build_info",
     "load_model",
     "reconstruct",

@@ -90,9 +90,9 @@ class AiFDepthNet(FocusVolumeNetwork):
         all_in_focus = (volume.softmax(1)[:, None] * frames).sum(2)  # (B, 3, H, W)
         return AllInFocusDepth(depth, all_in_focus, volume)
 
-    def focus_volume(self, stack: Tensor) -> Tensor:
-        """Focus volume of a stack (B, 3 or 1, N, H, W): (B, N, H, W) logits; differentiable."""
-        f1a = self.conv3d_1a(self._enter(stack))  # 1/2
+    def _logits(self, x: Tensor) -> Tensor:
+        """(B, 3, N, h, w) -> (B, N, h, w)."""
+        f1a = self.conv3d_1a(x)  # 1/2
         f2c = self.conv3d_2c(self.conv3d_2b(halve(f1a)))  # 1/4
         f3c = self.Mixed_3c(self.Mixed_3b(halve(f2c)))  # 1/8
         f4d = self.Mixed_4d(self.Mixed_4c(self.Mixed_4b(halve(f3c))))  # 1/16
@@ -103,7 +103,7 @@ class AiFDepthNet(FocusVolumeNetwork):
         x = torch.cat([self.up_5c4f(x), self.up_3c(f3c)], 1)
         x = torch.cat([self.up_5c4f3c(x), self.up_2c(f2c)], 1)
         x = torch.cat([self.up_5c4f3c2c(x), self.up_1a(f1a)], 1)
-        return self._leave(self.out(self.final_up(x))[:, 0], stack)
+        return self.out(self.final_up(x))[:, 0]
 
 
 def halve(x: Tensor) -> Tensor:

@@ -87,15 +87,17 @@ class DDFFNet(RegressionNetwork):
             TypeError: ``stack`` does not hold floats.
         """
         x = self._enter(stack)
-        batch, _, frames = x.shape[:3]
-        if frames != self.n_frames:
+        if x.shape[2] != self.n_frames:
             raise ValueError(
                 f"stack must have N = {self.n_frames} frames, the number that the weights of "
-                f"DDFFNet are made for, got N = {frames}"
+                f"DDFFNet are made for, got N = {x.shape[2]}"
             )
+        return RegressedDisparity(self._leave(self._maps(x), stack))
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """(B, 3, N, h, w) -> (B, h, w)."""
         scores = self.autoencoder(x.transpose(1, 2).flatten(0, 1))  # (B N, 1, h, w)
-        disparity = self.scoring(scores.view(batch, frames, *scores.shape[2:]))  # (B, 1, h, w)
-        return RegressedDisparity(self._leave(disparity[:, 0], stack))
+        return self.scoring(scores[:, 0].unflatten(0, (x.shape[0], x.shape[2])))[:, 0]
 
 
 class VGGAutoencoder(nn.ModuleDict):

@@ -99,6 +99,11 @@ class DefocusNet(RegressionNetwork):
         """
         frames = self._enter(stack).transpose(1, 2)  # (B, N, 3, h, w)
         positions = batch_positions(focus_positions, frames, name="DefocusNet")
+        depth, defocus = self._maps(frames, positions)
+        return DefocusDepth(self._leave(depth, stack), self._leave(defocus, stack))
+
+    def _maps(self, frames: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, 3, h, w) and (B, N) -> depth (B, h, w) and defocus (B, N, h, w)."""
         features, x = self._way_down("", frames)
         for stage, feature in enumerate(reversed(features), 1):
             x = self._each(f"conv_up_{stage}", x)
@@ -113,9 +118,7 @@ class DefocusNet(RegressionNetwork):
                 x = self._each(f"conv_joint2_{stage}", torch.cat([with_maximum(x), feature], 2))
         strongest = x.amax(1, keepdim=True)
         depth = self._each("conv_out2", self._each("conv_end2", strongest))  # (B, 1, 1, h, w)
-        return DefocusDepth(
-            self._leave(depth[:, 0, 0], stack), self._leave(defocus[:, :, 0], stack)
-        )
+        return depth[:, 0, 0], defocus[:, :, 0]
 
     def _way_down(self, unet: str, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """(B, N, C, h, w) -> maps of the levels, fine to coarse, and the bridge at h/16, w/16."""

@@ -70,17 +70,19 @@ class FVNet(FocusVolumeNetwork):
             ValueError: a shape does not fit, or a batch of one in training mode.
             TypeError: ``stack`` does not hold floats.
         """
-        volume, *coarser = self._volumes(stack)
+        if self.training:
+            volume, *coarser = (self._leave(v, stack) for v in self._volumes(self._enter(stack)))
+        else:
+            volume, coarser = self.focus_volume(stack), []
         depth, std = expected_depth_and_deviation(volume, focus_positions)
         return FocusVolumeDepth(depth, std, volume, tuple(coarser))
 
-    def focus_volume(self, stack: Tensor) -> Tensor:
-        """Focus volume of a stack (B, 3 or 1, N, H, W): (B, N, H, W) logits; differentiable."""
-        return self._volumes(stack)[0]
+    def _logits(self, x: Tensor) -> Tensor:
+        """(B, 3, N, h, w) -> (B, N, h, w)."""
+        return self._volumes(x)[0]
 
-    def _volumes(self, stack: Tensor) -> list[Tensor]:
-        """Logits (B, N, H, W) of the finest decoder; in training mode of all, fine to coarse."""
-        x = self._enter(stack)
+    def _volumes(self, x: Tensor) -> list[Tensor]:
+        """Logits (B, N, h, w) of the finest decoder; in training mode of all, fine to coarse."""
         batch, _, frames, height, width = x.shape
         if self.training and batch == 1:
             raise ValueError(
@@ -98,7 +100,7 @@ class FVNet(FocusVolumeNetwork):
             if level == FINEST or self.training:
                 logits = decoder.classify(decoded)[:, 0]  # (B, N, h, w)
                 logits = F.interpolate(logits, (height, width), mode="bilinear")
-                heads.append(self._leave(logits, stack))
+                heads.append(logits)
             if level != FINEST:
                 coarse = decoder.up(decoded)
         return heads[::-1]
@@ -132,6 +134,13 @@ def pool_sizes(smallest: int) -> list[int]:
     """Four whole numbers evenly spread from 1 to half the smallest side, rounded down."""
     largest = max(smallest // 2, 1)
     return [1 + step * (largest - 1) // 3 for step in range(4)]
+
+
+@torch.fx.wrap
+def pool_windows(shape: tuple[int, ...], path: int) -> tuple[int, ...]:
+    """Windows of one path of a pyramid pooling over a map of ``shape``; the largest comes first."""
+    size = pool_sizes(min(shape))[path]
+    return tuple(side // size for side in shape)
 
 
 class ConvUnit(nn.Module):
@@ -216,9 +225,8 @@ class PyramidPooling2d(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         height, width = x.shape[-2:]
         total = torch.zeros_like(x)
-        sizes = pool_sizes(min(height, width))[::-1]
-        for size, path in zip(sizes, self.path_module_list, strict=True):
-            pooled = path(F.avg_pool2d(x, (height // size, width // size)))
+        for number, path in enumerate(self.path_module_list):
+            pooled = path(F.avg_pool2d(x, pool_windows((height, width), 3 - number)))
             total = total + F.interpolate(pooled, (height, width), mode="bilinear")
         return ((x + 0.25 * total) / 2).relu()
 
@@ -334,7 +342,7 @@ class FocusDecoder(nn.Module):
             return x
         shape = x.shape[2:]
         total = torch.zeros_like(x)
-        for size, conv in zip(pool_sizes(min(shape)), self.pool_convs, strict=True):
-            pooled = conv(F.avg_pool3d(x, tuple(side // size for side in shape)))
+        for number, conv in enumerate(self.pool_convs):
+            pooled = conv(F.avg_pool3d(x, pool_windows(shape, number)))
             total = total + F.interpolate(pooled, shape, mode="trilinear")
         return ((x + 0.25 * total) / 2).relu()

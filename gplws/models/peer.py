@@ -32,6 +32,9 @@ class PeerNetwork(nn.Module):
 
     coarsest: ClassVar[int] = 32
     """H and W are padded to multiples of it."""
+    core: ClassVar[str]
+    """Method with all layers in it, and no question about values or shapes:
+    :func:`gplws.accelerate` replaces it as a whole."""
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -65,8 +68,14 @@ class PeerNetwork(nn.Module):
 class FocusVolumeNetwork(PeerNetwork):
     """A peer that rates each frame of each pixel."""
 
+    core: ClassVar[str] = "_logits"
+
     def focus_volume(self, stack: Tensor) -> Tensor:
         """Focus volume of a stack (B, 3 or 1, N, H, W): (B, N, H, W) logits; differentiable."""
+        return self._leave(self._logits(self._enter(stack)), stack)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(B, 3, N, h, w) -> (B, N, h, w)."""
         raise NotImplementedError
 
     @torch.inference_mode()
@@ -105,6 +114,8 @@ class RegressionNetwork(PeerNetwork):
     Raises:
         ValueError: both ends of ``focus_range`` are the same, or not finite.
     """
+
+    core: ClassVar[str] = "_maps"
 
     def __init__(self, focus_range: tuple[float, float], **config: Any) -> None:
         first, last = focus_range

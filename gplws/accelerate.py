@@ -1,0 +1,1067 @@
+"""Any network, for inference, with layers replaced by faster ones that compute the same.
+
+A network is traced symbolically where that is possible, layer after layer from the inside: what
+depends on values or shapes in Python stays the Python that it is, and the parts in it are replaced.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import inspect
+import math
+import operator
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from gplws.models.gplws_net import GPLWSNet
+from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, UpConv3d, fold_bn
+from gplws.nn.inference import DTYPES, FoldedConv, Framewise, UpsampledConv2d, max_pool3d
+
+TOLERANCE = 1e-4
+"""Largest difference that :func:`accelerate` accepts on an example, of the largest value; for
+float32. bfloat16 has ``BFLOAT16_TOLERANCE``."""
+BFLOAT16_TOLERANCE = 0.1
+_CONVS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
+_BLOCKS = (GroupParallel3d, UpConv3d, RepConv3d, ConvBN3d)
+_MOST_MIDDLE = 96  # channels between two convs of one kernel call: more leave its cache
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer."""
+
+    name: str
+    """Where it was in the network, as in ``named_modules()``; "" is the network itself."""
+    kind: str
+    """Its class."""
+    swapped: bool
+    """Whether something else computes it now."""
+    note: str
+    """What computes it, or why it stayed."""
+
+
+@dataclass
+class AccelerationReport:
+    """What :func:`accelerate` or :func:`gplws.nn.to_group_parallel` changed, and what not."""
+
+    layers: list[LayerReport] = field(default_factory=list)
+    """In the order in which they were looked at."""
+    seconds: tuple[float, float] | None = None
+    """With an example: one pass before and after."""
+    error: float | None = None
+    """With an example: largest difference of the results, of the largest value."""
+
+    @property
+    def swapped(self) -> list[LayerReport]:
+        """What was replaced."""
+        return [layer for layer in self.layers if layer.swapped]
+
+    @property
+    def kept(self) -> list[LayerReport]:
+        """What stayed as it was."""
+        return [layer for layer in self.layers if not layer.swapped]
+
+    def add(self, name: str, module: object, note: str, *, swapped: bool) -> None:
+        """One more layer."""
+        kind = module if isinstance(module, str) else type(module).__name__
+        self.layers.append(LayerReport(name, kind, swapped, note))
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.swapped)} layers replaced, {len(self.kept)} kept"]
+        if self.seconds is not None and self.error is not None:
+            before, after = self.seconds
+            lines.append(f"{before:.3f} s before, {after:.3f} s after; error {self.error:.1e}")
+        for layer in self.layers:
+            sign = "+" if layer.swapped else " "
+            lines.append(f"{sign} {layer.name or '(all)'} ({layer.kind}): {layer.note}")
+        return "\n".join(lines)
+
+
+def accelerate(
+    model: nn.Module, example: Tensor | Sequence[Any] | None = None
+) -> tuple[nn.Module, AccelerationReport]:
+    """A copy of a network for inference, faster, with the same results to rounding.
+
+    Batch norm is folded into convs; 3-D convs go to the kernels of this package or to oneDNN,
+    together with activations, sums with residuals and pointwise convs behind them; 3-D max-pools are
+    computed one axis after the other; 2-D convs behind a doubling of pixels see the small map; 2-D
+    parts run in channels_last, few frames at a time. The network works as before otherwise, also
+    under ``torch.compile`` and ``torch.export``, and gradients flow to its inputs.
+
+    A layer stays as it is where a hook is attached to it, where it is scripted, of another dtype
+    than float32 and bfloat16, or where nothing is faster; a module whose Python depends on values
+    or shapes stays, with its parts replaced. Batch norm is not folded into a conv then if the two
+    meet only in that Python.
+
+    Args:
+        model: any module in eval mode on the CPU; it is not changed. On other devices only batch
+            norms are folded.
+        example: input, or sequence of inputs. With it, the fastest way for its shapes is measured
+            for each layer, arguments that it leaves out are fixed at their defaults, and the result
+            is compared with that of ``model``: if it differs by more than ``TOLERANCE`` or is
+            not faster, the copy is of the network as it was, and the report says so.
+
+    Returns:
+        The new network, of the same class or one derived from it (``train()`` on it is an error),
+        and the report.
+
+    Raises:
+        TypeError: ``model`` is no module, or one that was scripted or compiled.
+        ValueError: ``model`` is in training mode.
+
+    Example:
+        >>> model = gplws.models.FVNet().eval()
+        >>> fast, report = gplws.accelerate(model)
+        >>> fast(torch.rand(1, 3, 5, 64, 64)).depth.shape
+        torch.Size([1, 64, 64])
+        >>> print(report)  # doctest: +SKIP
+    """
+    _check(model)
+    inputs = _inputs(example)
+    report = AccelerationReport()
+    if isinstance(model, _Accelerated):
+        report.add("", model, "is accelerated already", swapped=False)
+        fast: nn.Module = copy.deepcopy(model)
+    elif isinstance(model, GPLWSNet):
+        fast = _fused_gplws(model, report)
+    else:
+        fast = _Builder(copy.deepcopy(model), report, given=len(inputs)).build()
+    places = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    report.layers.sort(key=lambda layer: places.get(layer.name, len(places)))
+    if not inputs:
+        return fast, report
+    return _tried(model, fast, inputs, report), report
+
+
+def _check(model: object) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model: expected the module before it was scripted or traced")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        raise TypeError("model: expected the module before torch.compile; compile what comes out")
+    if model.training:
+        raise ValueError("model: expected a module in eval mode, got training mode; call eval()")
+
+
+def _inputs(example: Tensor | Sequence[Any] | None) -> tuple[Any, ...]:
+    if example is None:
+        return ()
+    return (example,) if isinstance(example, Tensor) else tuple(example)
+
+
+def _fused_gplws(model: GPLWSNet, report: AccelerationReport) -> nn.Module:
+    for name, module in model.named_modules():
+        if isinstance(module, _BLOCKS) and not _hooks(module):
+            report.add(name, module, "kernel", swapped=True)
+    if not report.layers:
+        report.add("", model, "is on the kernels already", swapped=False)
+        return copy.deepcopy(model)
+    hooked = [name for name, module in model.named_modules() if _hooks(module)]
+    if hooked:
+        report.layers.clear()
+        report.add("", model, f"hooks on {hooked[0] or 'itself'}", swapped=False)
+        return copy.deepcopy(model)
+    return model.fuse()
+
+
+@torch.no_grad()
+def _tried(
+    model: nn.Module, fast: nn.Module, inputs: tuple[Any, ...], report: AccelerationReport
+) -> nn.Module:
+    """``fast`` tuned for the inputs; a copy of ``model`` where it is not better."""
+    expected = model(*inputs)
+    convs = [module for module in fast.modules() if isinstance(module, FoldedConv)]
+    for conv in convs:
+        conv.tuning = True
+    try:
+        got = fast(*inputs)
+    finally:
+        for conv in convs:
+            conv.tuning = False
+    report.error = _difference(got, expected)
+    seconds = [math.inf, math.inf]
+    for _ in range(3):
+        for index, candidate in enumerate((model, fast)):
+            start = time.perf_counter()
+            candidate(*inputs)
+            seconds[index] = min(seconds[index], time.perf_counter() - start)
+    report.seconds = (seconds[0], seconds[1])
+    narrow = any(t.dtype == torch.bfloat16 for t in _tensors((inputs, expected)))
+    wrong = not report.error <= (BFLOAT16_TOLERANCE if narrow else TOLERANCE)
+    if not wrong and seconds[1] <= seconds[0]:
+        return fast
+    why = f"results differ by {report.error:.1e}" if wrong else "no faster on the example"
+    report.layers = [
+        LayerReport(layer.name, layer.kind, False, why if layer.swapped else layer.note)
+        for layer in report.layers
+    ]
+    return copy.deepcopy(model)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _difference(got: Any, expected: Any) -> float:
+    """Largest difference of two trees of tensors, each as a share of its largest value."""
+    first, second = _tensors(got), _tensors(expected)
+    if [t.shape for t in first] != [t.shape for t in second]:
+        return math.inf
+    worst = 0.0
+    for a, b in zip(first, second, strict=True):
+        if a.numel() == 0 or torch.equal(a, b):
+            continue
+        a, b = a.double(), b.double()
+        same = a.isfinite() == b.isfinite()
+        if not bool(same.all()):
+            return math.inf
+        a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
+        worst = max(worst, ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item())
+    return worst
+
+
+def _hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to a module, or changes what it does, beside its ``forward``."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind, None) for kind in kinds) or "forward" in vars(module)
+
+
+def _is_stock(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
+    """Whether a module is one of the kinds, with their own ``forward``; weights may be parametrised."""
+    return any(
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and getattr(type(module), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
+        for kind in kinds
+    )
+
+
+# ---- tracing --------------------------------------------------------------------------------------
+
+
+class _Untraceable(Exception):
+    """What a module does cannot be recorded."""
+
+
+class _Value(fx.Proxy):
+    """A recorded value."""
+
+
+@contextmanager
+def _types_refused() -> Iterator[None]:
+    """While a network is recorded its Python may not ask for types: a value is no tensor then.
+
+    As tracing itself, which replaces ``nn.Module.__call__``, this reaches other threads, and leaves
+    them as they are.
+    """
+    asked = builtins.isinstance
+
+    def isinstance_of_no_value(value: Any, kinds: Any) -> bool:
+        if type(value) is _Value:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.partition(".")[0] != "torch":
+                raise _Untraceable("its Python asks for the type of a tensor")
+        return asked(value, kinds)
+
+    builtins.isinstance = cast(Any, isinstance_of_no_value)
+    try:
+        yield
+    finally:
+        builtins.isinstance = asked
+
+
+class _Tracer(fx.Tracer):
+    """Records a module, inner modules included, down to ``leaves`` and the layers of torch.nn."""
+
+    def __init__(self, leaves: Mapping[int, str]) -> None:
+        super().__init__()
+        self._leaves = leaves
+        self._modes = self._current_modes()
+
+    @staticmethod
+    def _current_modes() -> tuple[bool, ...]:
+        return (
+            torch.is_autocast_enabled("cpu"),
+            torch.is_autocast_enabled("cuda"),
+            torch.is_grad_enabled(),
+        )
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if id(m) in self._leaves:
+            return True
+        own = type(m).forward.__module__.startswith("torch.nn")
+        return own and not isinstance(m, nn.Sequential)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if self._current_modes() != self._modes:
+            raise _Untraceable("it changes autocast or gradient mode")
+        return super().create_node(*args, **kwargs)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+
+def _trace(
+    module: nn.Module, leaves: Mapping[int, str], method: str, *, given: int | None
+) -> fx.Graph | str:
+    """The graph of a method, or why there is none.
+
+    Args:
+        given: how many arguments will be given; the others get their defaults. None: a method with
+            defaults is not traced, as branches may hang on what is given.
+    """
+    function = getattr(module, method)
+    signature = list(inspect.signature(function).parameters.values())
+    if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in signature):
+        return "its arguments are of any number"
+    optional = {p.name: p.default for p in signature if p.default is not p.empty}
+    if optional and given is None:
+        return f"its argument {next(iter(optional))} is optional"
+    fixed = {p.name: p.default for p in signature[given or 0 :] if p.name in optional}
+    before = torch.get_rng_state()
+    state = {id(m): dict(vars(m)) for m in module.modules()}
+    tracer = _Tracer(leaves)
+    tracer.traced_func_name = method
+    try:
+        with _types_refused():
+            graph = tracer.trace(module, concrete_args=fixed or None)
+    except Exception as error:  # tracing runs foreign code on values that are none
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"its Python depends on values: {lines[0][:80]}"
+    if not torch.equal(before, torch.get_rng_state()):
+        torch.set_rng_state(before)
+        return "it draws random numbers"
+    for m in module.modules():
+        if any(vars(m).get(key) is not value for key, value in state[id(m)].items()) or (
+            vars(m).keys() != state[id(m)].keys()
+        ):
+            return "it keeps results in attributes"
+    return graph
+
+
+# ---- nodes ----------------------------------------------------------------------------------------
+
+_RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_, F.relu_)
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+class _Graph:
+    """A graph and its modules, with the questions that the passes ask."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        self.number()
+
+    def number(self) -> None:
+        """Number the nodes anew."""
+        self.position = {node: index for index, node in enumerate(self.graph.nodes)}
+
+    def layer(self, node: object) -> nn.Module | None:
+        """The module that a node calls."""
+        if not isinstance(node, fx.Node) or node.op != "call_module":
+            return None
+        return self.module.get_submodule(cast(str, node.target))
+
+    def user(self, node: fx.Node) -> fx.Node | None:
+        """The only user of a node."""
+        users = list(node.users)
+        return users[0] if len(users) == 1 and users[0].op != "output" else None
+
+    def slope(self, node: fx.Node | None, value: fx.Node) -> float | None:
+        """Slope below zero of an activation of ``value``; None: the node is something else."""
+        if node is None or not node.args or node.args[0] is not value:
+            return None
+        layer = self.layer(node)
+        if layer is not None and not _hooks(layer):
+            if _is_stock(layer, (nn.ReLU,)):
+                return 0.0
+            if _is_stock(layer, (nn.LeakyReLU,)):
+                return float(cast(nn.LeakyReLU, layer).negative_slope)
+        if node.op == "call_function" and node.target in _RELU_FUNCTIONS:
+            return 0.0
+        if node.op == "call_method" and node.target in ("relu", "relu_"):
+            return 0.0
+        if node.op == "call_function" and node.target is F.leaky_relu:
+            slope = node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
+            return float(slope) if isinstance(slope, int | float) else None
+        return None
+
+    def addend(self, node: fx.Node | None, value: fx.Node) -> fx.Node | None:
+        """What is added to ``value``; None: the node is something else."""
+        if node is None or len(node.args) != 2 or node.kwargs:
+            return None
+        by_function = node.op == "call_function" and node.target in _ADDITIONS
+        by_method = node.op == "call_method" and node.target in ("add", "add_")
+        if not by_function and not by_method:
+            return None
+        left, right = node.args
+        if left is value and right is not value:
+            other = right
+        elif right is value and left is not value and not self.changes(node):
+            other = left
+        else:
+            return None
+        return other if isinstance(other, fx.Node) and _is_tensor(other) else None
+
+    def changes(self, node: fx.Node) -> bool:
+        """Whether a node may change a tensor in place."""
+        if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
+            return True
+        if node.op == "call_module":
+            layer = self.layer(node)
+            own = layer is not None and type(layer).forward.__module__.startswith(
+                ("torch.nn", "gplws.nn")
+            )
+            return not own or bool(getattr(layer, "inplace", False))
+        if node.op == "call_method":
+            return str(node.target).endswith("_") or node.target == "__setitem__"
+        if node.op == "call_function":
+            name = getattr(node.target, "__name__", "")
+            in_place = name.endswith("_") and not name.endswith("__")
+            in_place |= node.target is operator.setitem or any(a is True for a in node.args)
+            return in_place or (name.startswith("i") and node.target in _IN_PLACE_OPERATORS)
+        return False
+
+    def may_join(self, nodes: Sequence[fx.Node]) -> bool:
+        """Whether the first of some nodes may be computed where the last one is."""
+        first, last = self.position[nodes[0]], self.position[nodes[-1]]
+        between = [n for n in self.graph.nodes if first < self.position[n] < last]
+        return not any(self.changes(node) for node in between if node not in nodes)
+
+
+_IN_PLACE_OPERATORS = {getattr(operator, f"i{name}") for name in (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul",
+)}
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    """Whether a value can only be a tensor, and no size."""
+    if node.op == "call_function":
+        return node.target not in (getattr, operator.getitem)
+    return not (node.op == "call_method" and node.target in ("size", "dim", "item", "numel"))
+
+
+# ---- parts of a 2-D network that see one frame at a time ------------------------------------------
+
+_FRAME_LAYERS = (
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Upsample,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Identity,
+)
+_FRAME_FUNCTIONS = {
+    *_RELU_FUNCTIONS,
+    *_ADDITIONS,
+    *(operator.sub, operator.mul, operator.truediv, operator.neg),
+    *(torch.sub, torch.mul, torch.div, torch.sigmoid, torch.tanh, torch.zeros_like),
+    *(F.leaky_relu, F.sigmoid, F.tanh, F.gelu, F.silu, F.dropout, F.interpolate),
+    *(F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d),
+}
+_FRAME_METHODS = {"relu", "relu_", "add", "add_", "sub", "mul", "div", "sigmoid", "tanh"}
+
+
+def _is_framewise(graph: fx.Graph, module: nn.Module, leaves: set[int]) -> bool:
+    """Whether a graph maps 4-D tensors to 4-D tensors, image by image, with a conv in it."""
+    sizes: set[fx.Node] = set()
+    convs = 0
+    for node in graph.nodes:
+        if node.op == "call_module":
+            layer = module.get_submodule(cast(str, node.target))
+            convs += isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+            if id(layer) in leaves:
+                continue
+            if not _is_stock(layer, _FRAME_LAYERS) or _hooks(layer):
+                return False
+        elif node.op == "call_function":
+            if node.target is getattr and node.args[1] == "shape":
+                sizes.add(node)
+            elif node.target is operator.getitem and node.args[0] in sizes:
+                axes = (1, 2, 3, -1, -2, -3, slice(-2, None, None))
+                if node.args[0].target is getattr and node.args[1] not in axes:
+                    return False
+                sizes.add(node)
+            elif sizes.issuperset(node.all_input_nodes):
+                sizes.add(node)  # of sizes alone
+            elif node.target is torch.cat:
+                axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+                if axis not in (1, -3):
+                    return False
+            elif node.target not in _FRAME_FUNCTIONS:
+                return False
+        elif node.op == "call_method":
+            if node.target == "size" and node.args[1:] in ((1,), (2,), (3,), (-1,), (-2,), (-3,)):
+                sizes.add(node)
+            elif node.target not in _FRAME_METHODS:
+                return False
+        elif node.op == "get_attr":
+            return False
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    output = next(node for node in graph.nodes if node.op == "output")
+    return convs > 0 and len(given) == 1 and not sizes.intersection(output.all_input_nodes)
+
+
+# ---- building -------------------------------------------------------------------------------------
+
+
+class _Builder:
+    """Turns a module into its fast form, from the inside outwards.
+
+    Args:
+        model: taken apart for the new one.
+        report: what was done goes there.
+        given: how many arguments are known to be given.
+    """
+
+    def __init__(self, model: nn.Module, report: AccelerationReport, *, given: int) -> None:
+        self._report = report
+        self._model = self._with_merged_branches(model)
+        # Tracing may leave something behind in the modules: it sees a copy.
+        self._probe = copy.deepcopy(self._model)
+        self._given = given or None
+        self._closed: dict[int, str] = {}  # never looked into
+        self._leaves: dict[int, str] = {}  # not traced as part of something larger
+        self._graphs: dict[int, fx.Graph] = {}
+        self._framewise: dict[int, str] = {}
+        self._surveyed: set[int] = set()
+        self._built: dict[int, nn.Module] = {}
+
+    def build(self) -> nn.Module:
+        """The fast form of the model."""
+        self._survey(self._probe)
+        built = self._fast(self._model, self._probe, "")
+        if built is self._model:
+            return _without_training(built)
+        return built
+
+    def _with_merged_branches(self, model: nn.Module) -> nn.Module:
+        """``model`` with one conv for the branches of each re-parameterisable conv."""
+        for name, module in list(model.named_modules()):
+            inner = isinstance(module, GroupParallel3d)  # its own fuse() does all
+            for child_name, child in [] if inner else list(module.named_children()):
+                if isinstance(child, RepConv3d | ConvBN3d) and not _any_hooks(child):
+                    setattr(module, child_name, child.fuse().eval())
+                    path = f"{name}.{child_name}" if name else child_name
+                    self._report.add(path, child, "one conv", swapped=True)
+        return model
+
+    def _survey(self, module: nn.Module) -> None:
+        """Find out which modules can be traced, inner ones first."""
+        key = id(module)
+        if key in self._surveyed:
+            return
+        self._surveyed.add(key)
+        if isinstance(module, torch.jit.ScriptModule):
+            self._closed[key] = self._leaves[key] = "it is scripted"
+            return
+        if module.training:
+            self._closed[key] = self._leaves[key] = "it is in training mode"
+            return
+        if isinstance(module, _BLOCKS):
+            self._leaves[key] = "a hook is attached" if _any_hooks(module) else ""
+            return
+        for child in module.children():
+            self._survey(child)
+        method = getattr(type(module), "core", "forward")
+        if type(module).forward.__module__.startswith("torch.nn") and not isinstance(
+            module, nn.Sequential
+        ):
+            if isinstance(module, nn.ModuleList | nn.ModuleDict):
+                self._leaves[key] = ""
+            return
+        if _hooks(module) and module is not self._probe:
+            self._leaves[key] = "a hook is attached"
+            return
+        root = module is self._probe
+        found = _trace(module, self._leaves, method, given=self._given if root else None)
+        if isinstance(found, str) and found.endswith("is optional"):
+            defaults = _trace(module, self._leaves, method, given=0)
+            if isinstance(defaults, str):
+                self._leaves[key] = defaults
+            elif root:
+                self._leaves[key] = f"{found}; give an example"
+            return
+        if isinstance(found, str):
+            self._leaves[key] = found
+            return
+        if method != "forward":
+            self._leaves[key] = f"only {method} is traced"
+        elif _is_framewise(found, module, set(self._framewise)):
+            self._framewise[key] = ""
+        if key not in self._framewise and self._framewise:
+            apart = _trace(
+                module,
+                {**self._leaves, **self._framewise},
+                method,
+                given=self._given if root else None,
+            )
+            found = found if isinstance(apart, str) else apart
+        self._graphs[key] = found
+
+    def _fast(self, module: nn.Module, probe: nn.Module, path: str) -> nn.Module:
+        key = id(probe)
+        if key not in self._built:
+            self._built[key] = self._made(module, probe, path)
+        return self._built[key]
+
+    def _made(self, module: nn.Module, probe: nn.Module, path: str) -> nn.Module:
+        key, note = id(probe), self._leaves.get(id(probe), "")
+        if key in self._closed:
+            self._report.add(path, module, note, swapped=False)
+            return module
+        if isinstance(module, _BLOCKS):
+            if note:
+                self._report.add(path, module, note, swapped=False)
+                return module
+            self._report.add(path, module, "kernel", swapped=True)
+            return cast(Any, module).fuse().eval()
+        graph = self._graphs.get(key)
+        if graph is None:
+            return self._by_parts(module, probe, path, note)
+        network: nn.Module = fx.GraphModule(module, graph, type(module).__name__).eval()
+        for node in graph.nodes:
+            if node.op == "call_module":
+                inner = probe.get_submodule(node.target)
+                if _is_stock_layer(inner):
+                    continue
+                full = f"{path}.{node.target}" if path else node.target
+                fast = self._fast(module.get_submodule(node.target), inner, full)
+                _replace(network, node.target, fast)
+        _Passes(cast(fx.GraphModule, network), path, self._report).run()
+        if key in self._framewise:
+            self._report.add(path, module, "few frames at a time, channels_last", swapped=True)
+            network = Framewise(network).eval()
+        method = getattr(type(module), "core", "forward")
+        if method != "forward" or not path:
+            return _with_method(module, method, network)
+        return network
+
+    def _by_parts(self, module: nn.Module, probe: nn.Module, path: str, note: str) -> nn.Module:
+        """The module itself, its children replaced."""
+        if _is_stock_layer(module):
+            return _fast_layer(module, path, self._report)
+        if note:
+            self._report.add(path, module, f"{note}; its parts were replaced", swapped=False)
+        for name, child in list(module.named_children()):
+            full = f"{path}.{name}" if path else name
+            fast = self._fast(child, probe.get_submodule(name), full)
+            if fast is not child:
+                module._modules[name] = fast
+        return module
+
+
+def _any_hooks(module: nn.Module) -> bool:
+    return any(_hooks(m) for m in module.modules())
+
+
+def _is_stock_layer(module: nn.Module) -> bool:
+    own = type(module).forward.__module__.startswith("torch.nn")
+    return own and not isinstance(
+        module, nn.Sequential | nn.ModuleList | nn.ModuleDict | torch.jit.ScriptModule
+    )
+
+
+def _replace(module: nn.Module, target: str, new: nn.Module) -> None:
+    parent, _, name = target.rpartition(".")
+    module.get_submodule(parent)._modules[name] = new
+
+
+def _why_not(conv: nn.Module) -> str:
+    """Why a conv has to stay; empty: it need not."""
+    if not _is_stock(conv, _CONVS):
+        return "a class of its own"
+    if _hooks(conv):
+        return "a hook is attached"
+    if conv.training:
+        return "it is in training mode"
+    weight, mode = cast(Tensor, conv.weight), cast(str, conv.padding_mode)
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        return "its shape is not known yet"
+    if weight.dtype not in DTYPES:
+        return f"weights of {str(weight.dtype).removeprefix('torch.')}"
+    if mode != "zeros":
+        return f"padding_mode {mode}"
+    return ""
+
+
+def _describe(conv: FoldedConv, folded: Sequence[str]) -> str:
+    device = conv.weight.device.type
+    if device != "cpu":
+        engine = "stock conv"
+    elif conv.fits_kernel:
+        engine = "kernel or oneDNN" if not conv.transposed else "kernel"
+    elif conv.axes == 3 and not conv.transposed:
+        engine = "oneDNN"
+    else:
+        engine = "stock conv in channels_last"
+    return " + ".join((engine, *folded))
+
+
+def _fast_layer(module: nn.Module, path: str, report: AccelerationReport) -> nn.Module:
+    """A single layer of torch.nn in its fast form."""
+    if isinstance(module, _CONVS):
+        why = _why_not(module)
+        if not why and (module.weight.device.type != "cpu" or isinstance(module, _CONVS[::2])):
+            why = "nothing to fuse it with"
+        if why:
+            report.add(path, module, why, swapped=False)
+            return module
+        conv = FoldedConv(module, module.weight, module.bias).eval()
+        report.add(path, module, _describe(conv, ()), swapped=True)
+        return conv
+    if isinstance(module, _NORMS):
+        report.add(path, module, "no conv known before it", swapped=False)
+    return module
+
+
+class _Passes:
+    """What is replaced in one graph."""
+
+    def __init__(self, module: fx.GraphModule, path: str, report: AccelerationReport) -> None:
+        self._of = _Graph(module)
+        self._path, self._report = path, report
+        self._counter = 0
+
+    def run(self) -> None:
+        """All passes."""
+        self._drop_identities()
+        self._fold_convs()
+        self._append_pointwise()
+        self._upsampled()
+        self._pools()
+        self._choose_layout()
+        for node in self._of.graph.nodes:
+            layer = self._of.layer(node)
+            if isinstance(layer, _NORMS):
+                self._note(node.target, layer, "no conv known before it", swapped=False)
+        self._of.module.delete_all_unused_submodules()
+        self._of.graph.lint()
+        self._of.module.recompile()
+
+    def _note(self, target: object, kind: object, note: str, *, swapped: bool) -> None:
+        name = f"{self._path}.{target}" if self._path else str(target)
+        self._report.add(name, kind, note, swapped=swapped)
+
+    def _insert(self, nodes: Sequence[fx.Node], layer: nn.Module, args: tuple[Any, ...]) -> fx.Node:
+        """Let ``layer`` compute what the last of ``nodes`` did; all of them disappear."""
+        base = str(nodes[0].target).rpartition(".")[2] if nodes[0].op == "call_module" else "layer"
+        name = f"fast_{self._counter}_{base}"
+        self._counter += 1
+        self._of.module.add_module(name, layer.eval())
+        with self._of.graph.inserting_before(nodes[-1]):
+            new = self._of.graph.call_module(name, args)
+        nodes[-1].replace_all_uses_with(new)
+        for node in reversed(nodes):
+            self._of.graph.erase_node(node)
+        self._of.number()
+        return new
+
+    def _drop_identities(self) -> None:
+        dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
+        for node in list(self._of.graph.nodes):
+            layer = self._of.layer(node)
+            nothing = layer is not None and _is_stock(layer, dropouts) and not layer.training
+            nothing = nothing and layer is not None and not _hooks(layer)
+            if node.op == "call_function" and node.target is F.dropout:
+                training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+                nothing = training is False
+            if nothing and node.args and isinstance(node.args[0], fx.Node):
+                node.replace_all_uses_with(node.args[0])
+                self._of.graph.erase_node(node)
+        self._of.number()
+
+    def _fold_convs(self) -> None:
+        nodes = [n for n in self._of.graph.nodes if isinstance(self._of.layer(n), _CONVS)]
+        # Those that the kernels take come first: they add residuals at no cost.
+        nodes.sort(key=lambda n: (not _fits(cast(nn.Module, self._of.layer(n))), -self._of.position[n]))
+        for node in nodes:
+            self._fold_conv(node)
+
+    def _fold_conv(self, node: fx.Node) -> None:
+        of, conv = self._of, cast(Any, self._of.layer(node))
+        why = _why_not(conv)
+        if not why and (len(node.args) != 1 or node.kwargs):
+            why = "called with more than its input"
+        if why:
+            self._note(node.target, conv, why, swapped=False)
+            return
+        weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+        chain, folded = [node], []
+
+        follower = of.user(node)
+        norm = of.layer(follower)
+        if follower is not None and _folds(norm, conv) and tuple(follower.args) == (node,):
+            weight, bias = _folded(conv, weight, bias, cast(nn.BatchNorm3d, norm))
+            chain.append(follower)
+            folded.append("batch norm")
+        slopes = [1.0, 1.0]
+        residual: fx.Node | None = None
+        follower = of.user(chain[-1])
+        slope = of.slope(follower, chain[-1])
+        if follower is not None and slope is not None and of.may_join([*chain, follower]):
+            chain.append(follower)
+            slopes[0] = slope
+            folded.append(_name(slope))
+        follower = of.user(chain[-1])
+        addend = of.addend(follower, chain[-1])
+        if follower is not None and addend is not None and of.may_join([*chain, follower]):
+            chain.append(follower)
+            residual = addend
+            folded.append("residual")
+            follower = of.user(chain[-1])
+            slope = of.slope(follower, chain[-1])
+            if follower is not None and slope is not None and of.may_join([*chain, follower]):
+                chain.append(follower)
+                slopes[1] = slope
+                folded.append(_name(slope))
+        if not of.may_join(chain):
+            self._note(node.target, conv, "something changes in place before its norm", swapped=False)
+            return
+        layer = FoldedConv(conv, weight, bias, slope=slopes[0], residual_slope=slopes[1])
+        args = (node.args[0],) if residual is None else (node.args[0], residual)
+        self._note(node.target, conv, _describe(layer, folded), swapped=True)
+        target = node.target
+        new = self._insert(chain, layer, args)
+        new.meta["source"] = target
+
+    def _append_pointwise(self) -> None:
+        of = self._of
+        for node in list(of.graph.nodes):
+            first = of.layer(node)
+            second_node = of.user(node)
+            second = of.layer(second_node)
+            if (
+                isinstance(first, FoldedConv)
+                and isinstance(second, FoldedConv)
+                and second_node is not None
+                and second_node.args[0] is node
+                and len(node.args) == 1
+                and first.fits_kernel
+                and not first.transposed
+                and first.weight.device.type == "cpu"
+                and first.weight.shape[0] <= _MOST_MIDDLE
+                and first.slope in (0.0, 1.0)
+                and second.axes == 3
+                and second.is_pointwise
+                and of.may_join([node, second_node])
+            ):
+                first.append_pointwise(second)
+                source = node.meta.get("source")
+                args = (node.args[0], *second_node.args[1:])
+                note = "in the kernel call of the conv before it"
+                self._note(second_node.meta.get("source"), "Conv3d", note, swapped=True)
+                self._insert([node, second_node], first, args).meta["source"] = source
+
+    def _upsampled(self) -> None:
+        of = self._of
+        for node in list(of.graph.nodes):
+            follower = of.user(node)
+            conv = of.layer(follower)
+            if (
+                follower is not None
+                and isinstance(conv, FoldedConv)
+                and conv.axes == 2
+                and not conv.transposed
+                and conv.weight.device.type == "cpu"
+                and conv.groups == 1
+                and len(follower.args) == 1
+                and (conv.kernel_size, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+                and conv.padding in ((1, 1), "same")
+                and self._doubles(node)
+                and of.may_join([node, follower])
+            ):
+                source = follower.meta.get("source")
+                note = "2x2 convs of the map before its pixels were doubled"
+                self._note(source, "Upsample and Conv2d", note, swapped=True)
+                self._insert([node, follower], UpsampledConv2d(conv), (node.args[0],))
+
+    def _doubles(self, node: fx.Node) -> bool:
+        """Whether a node doubles the pixels of a map in H and W."""
+        layer = self._of.layer(node)
+        if isinstance(layer, nn.Upsample) and _is_stock(layer, (nn.Upsample,)):
+            scale, mode, size = layer.scale_factor, layer.mode, layer.size
+            if _hooks(layer):
+                return False
+        elif node.op == "call_function" and node.target is F.interpolate and len(node.args) == 1:
+            scale, mode = node.kwargs.get("scale_factor"), node.kwargs.get("mode", "nearest")
+            size = node.kwargs.get("size")
+        else:
+            return False
+        return mode in ("nearest", "nearest-exact") and size is None and scale in (2, 2.0, (2, 2))
+
+    def _pools(self) -> None:
+        of = self._of
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        for node in list(of.graph.nodes):
+            layer = of.layer(node)
+            if isinstance(layer, nn.MaxPool3d) and _is_stock(layer, (nn.MaxPool3d,)):
+                if _hooks(layer):
+                    continue
+                found = {name: getattr(layer, name) for name in names}
+            elif node.op == "call_function" and node.target in _MAX_POOLS:
+                found = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+                found.pop("input", None)
+            else:
+                continue
+            name = node.target if node.op == "call_module" else node.name
+            if found.pop("dilation", 1) not in (1, (1, 1, 1)) or found.pop("ceil_mode", False):
+                self._note(name, "MaxPool3d", "dilation or ceil_mode", swapped=False)
+                continue
+            if found.pop("return_indices", False) or not isinstance(
+                node.args[0] if node.args else None, fx.Node
+            ):
+                self._note(name, "MaxPool3d", "its indices are used", swapped=False)
+                continue
+            with of.graph.inserting_before(node):
+                new = of.graph.call_function(max_pool3d, (node.args[0],), found)
+            node.replace_all_uses_with(new)
+            of.graph.erase_node(node)
+            of.number()
+            self._note(name, "MaxPool3d", "one axis after the other", swapped=True)
+
+    def _choose_layout(self) -> None:
+        """Planar, as the kernels have it, or channels_last_3d, which suits oneDNN."""
+        convs = [layer for n in self._of.graph.nodes if isinstance(layer := self._of.layer(n), FoldedConv)]
+        convs = [conv for conv in convs if conv.axes == 3]
+        for_kernels = sum(
+            conv.fits_kernel and (conv.transposed or conv.weight.shape[1] <= 128) for conv in convs
+        )
+        for conv in convs:
+            conv.planar = 2 * for_kernels >= len(convs)
+
+
+_MAX_POOLS = {F.max_pool3d, F._max_pool3d, torch.max_pool3d}
+
+
+def _name(slope: float) -> str:
+    return "relu" if slope == 0 else "leaky relu"
+
+
+def _fits(conv: nn.Module) -> bool:
+    geometry = cast(Any, conv)
+    return tuple(geometry.kernel_size) == (3, 3, 3) and not geometry.transposed
+
+
+def _folds(norm: nn.Module | None, conv: Any) -> bool:
+    """Whether a layer is a batch norm over what a conv gives, with fixed statistics."""
+    if norm is None or not _is_stock(norm, _NORMS) or _hooks(norm) or norm.training:
+        return False
+    found = cast(nn.BatchNorm3d, norm)
+    return (
+        found.running_mean is not None
+        and found.running_var is not None
+        and found.num_features == conv.out_channels
+        and len(conv.kernel_size) == (2 if isinstance(norm, nn.BatchNorm2d) else 3)
+    )
+
+
+def _folded(
+    conv: Any, weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm3d
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias with a batch norm folded in, also of a transposed conv."""
+    with torch.no_grad():
+        if not conv.transposed:
+            return fold_bn(weight, bias, norm)
+        # (C, K / groups, ...) -> (K, C / groups, ...), as of a conv, and back.
+        turned = weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
+        turned, bias = fold_bn(turned, bias, norm)
+        back = turned.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
+        return back.contiguous(), bias
+
+
+# ---- the new model --------------------------------------------------------------------------------
+
+
+class _Accelerated(nn.Module):
+    """What accelerated networks have beside their own class."""
+
+    def train(self, mode: bool = True) -> _Accelerated:
+        """Refuses training: batch norms are folded, and weights are constants."""
+        if mode:
+            raise RuntimeError(
+                "an accelerated network is for inference: train the one that it was made from"
+            )
+        return super().train(False)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in self.__dict__.get("_merged", ()):
+                raise AttributeError(
+                    f"{name!r} was merged into the accelerated network; the one that it was made "
+                    "from has it"
+                ) from None
+            raise
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        original = type(self).__mro__[2]
+        return (_empty, (original, type(self)._method), self.__dict__.copy())
+
+
+def _empty(original: type[nn.Module], method: str | None) -> nn.Module:
+    """An instance without contents, for copying and unpickling."""
+    found = _class_of(original, method)
+    return found.__new__(found)
+
+
+_CLASSES: dict[tuple[type[nn.Module], str | None], type[nn.Module]] = {}
+
+
+def _class_of(original: type[nn.Module], method: str | None) -> type[nn.Module]:
+    """The class of accelerated instances of a class; ``method`` is computed by a graph."""
+    key = (original, method)
+    if key not in _CLASSES:
+        contents: dict[str, Any] = {"_method": method, "__module__": original.__module__}
+        if method is not None:
+
+            def computed(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return self.accelerated(*args, **kwargs)
+
+            computed.__doc__ = getattr(original, method).__doc__
+            contents[method] = computed
+        bases = (_Accelerated, original)
+        _CLASSES[key] = type(f"Accelerated{original.__name__}", bases, contents)
+    return _CLASSES[key]
+
+
+def _without_training(module: nn.Module) -> nn.Module:
+    """The module, which refuses ``train()`` from now on."""
+    if isinstance(module, _Accelerated | FoldedConv | torch.jit.ScriptModule):
+        return module
+    module.__class__ = _class_of(type(module), None)
+    return module
+
+
+def _with_method(module: nn.Module, method: str, network: nn.Module) -> nn.Module:
+    """The module with one method computed by ``network``, and without what was merged into it."""
+    merged = tuple(module._modules)
+    module._modules.clear()
+    module.__class__ = _class_of(type(module), method)
+    module.__dict__["_merged"] = merged
+    module.add_module("accelerated", network)
+    return module

@@ -1,0 +1,448 @@
+"""Layers for inference, which :func:`gplws.accelerate` puts in the place of stock ones.
+
+Each computes what the layers computed that it stands for, to rounding. Where there are several ways
+to do so it takes the one of a rule, or the one that was fastest in a trial of the same shape.
+Weights are constants; gradients flow to the inputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
+from gplws.ops.up_conv3d import up_conv3d
+
+Engine = Literal["kernel", "onednn", "matmul", "stock"]
+"""Who computes a conv: a kernel of this package; oneDNN, also where stock PyTorch would not ask it;
+a product of matrices; or stock PyTorch."""
+
+DTYPES = (torch.float32, torch.bfloat16)
+"""What the layers have more than stock PyTorch for."""
+PIXELS_AT_ONCE = 2**19
+"""Pixels of the frames that pass a 2-D network together, so that its maps stay in cache."""
+_TRIALS = 3
+_NARROW = 4  # channels out
+_NONE, _RELU = 1.0, 0.0  # slopes below zero: all activations that are fused
+
+
+def takes_shortcuts(*tensors: Tensor | None) -> bool:
+    """Whether tensors are changed in place, and ops used that neither compilers nor autograd know.
+
+    They are where all tensors lie on the CPU in one of ``DTYPES``, and nothing looks at the graph.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.dtype in DTYPES
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+        if tensor is not None
+    )
+
+
+def activated(x: Tensor, slope: float, *, own: bool) -> Tensor:
+    """Leaky ReLU (ReLU for slope 0, nothing for 1), in place where ``x`` is nobody else's."""
+    if slope == _NONE:
+        return x
+    if slope == _RELU:
+        return x.relu_() if own else x.relu()
+    return F.leaky_relu(x, slope, inplace=own)
+
+
+def _constant(tensor: Tensor | None) -> nn.Parameter | None:
+    return None if tensor is None else nn.Parameter(tensor.detach().clone(), requires_grad=False)
+
+
+class FoldedConv(nn.Module):
+    """A conv with batch norm folded in, and what follows it.
+
+    ``act(act(conv(x)) + residual)``, and with :meth:`append_pointwise` a second conv in between,
+    where the activations are leaky ReLUs given by their slopes: 0 is ReLU, 1 is none.
+
+    Args:
+        conv: 2-D or 3-D conv, transposed or not, that pads with zeros; its geometry is taken.
+        weight: its weight, batch norm folded in.
+        bias: its bias, batch norm folded in, or None.
+        slope: of the activation after the conv.
+        residual_slope: of the activation after the sum.
+
+    Attributes:
+        planar: 3-D results are contiguous, else channels_last_3d; those of 2-D convs are always
+            channels_last.
+        tuning: each new shape has a trial of all engines.
+        chosen: what the trials found.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Module,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        slope: float = _NONE,
+        residual_slope: float = _NONE,
+    ) -> None:
+        super().__init__()
+        assert isinstance(conv, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+        self.axes = len(conv.kernel_size)
+        self.kernel_size, self.stride, self.dilation = (
+            tuple(conv.kernel_size),
+            tuple(conv.stride),
+            tuple(conv.dilation),
+        )
+        self.padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
+        self.output_padding = tuple(conv.output_padding)
+        self.transposed, self.groups = conv.transposed, conv.groups
+        self.slope, self.residual_slope = slope, residual_slope
+        self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+        if self.axes == 2 and not self.transposed:
+            self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+        self.bias = _constant(bias)
+        self.middle_slope = _NONE
+        self.pointwise_weight: nn.Parameter | None = None
+        self.pointwise_bias: nn.Parameter | None = None
+        self.planar = True
+        self.tuning = False
+        self.chosen: dict[tuple[int, ...], Engine] = {}
+
+    def append_pointwise(self, pointwise: FoldedConv) -> None:
+        """Put a conv of one tap behind what was there; its activations become the last ones."""
+        self.middle_slope = self.slope
+        self.slope, self.residual_slope = pointwise.slope, pointwise.residual_slope
+        self.pointwise_weight, self.pointwise_bias = pointwise.weight, pointwise.bias
+
+    @property
+    def fits_kernel(self) -> bool:
+        """Whether a kernel of this package has this geometry."""
+        if self.axes != 3 or self.kernel_size != (3, 3, 3) or self.padding != (1, 1, 1):
+            return False
+        if self.dilation != (1, 1, 1):
+            return False
+        if self.transposed:
+            up = self.stride == (1, 2, 2) and self.output_padding == (0, 1, 1)
+            return up and self.weight.shape[1] == 1
+        return self.stride in ((1, 1, 1), (1, 2, 2))
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is a product of matrices for each pixel."""
+        return (
+            not self.transposed
+            and self.groups == 1
+            and math.prod(self.kernel_size) * math.prod(self.stride) == 1
+            and self.padding in ("valid", "same", (0,) * self.axes)
+        )
+
+    def engines(self, x: Tensor) -> list[Engine]:
+        """What can compute the conv for ``x`` without gradient, the choice of the rule first."""
+        if x.dim() != self.axes + 2 or x.numel() == 0 or x.dtype != self.weight.dtype:
+            return ["stock"]
+        if self.fits_kernel:
+            if self.transposed:
+                return ["kernel", "stock"]
+            # oneDNN cannot fill its vectors with few channels. Scratch of the kernel grows with
+            # them, so that it is slower where they are many.
+            narrow = self.groups > 1 or self.weight.shape[0] <= _NARROW
+            inputs, pixels = x.shape[1] // self.groups, x.shape[3] * x.shape[4]
+            wide = inputs > 128 or (inputs >= 96 and pixels <= 256)
+            wide = wide and pixels <= 4096 and self.pointwise_weight is None
+            if narrow or (self.planar and not wide):
+                return ["kernel", "onednn"]
+            return ["onednn", "kernel"]
+        if self.axes == 2 or self.transposed or isinstance(self.padding, str):
+            return ["stock"]
+        if self.planar and self.is_pointwise:
+            return ["matmul", "onednn"]
+        return ["onednn"]
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(B, C, ...) -> (B, K, ...), ``residual`` added; anything that the stock conv takes."""
+        if not takes_shortcuts(x, residual):
+            plain = x.device.type == "cpu" and x.dtype in DTYPES and x.dim() == 5
+            plain = plain and not torch.is_autocast_enabled("cpu") and x.dtype == self.weight.dtype
+            return self._compute("kernel" if plain and self.fits_kernel else "stock", x, residual)
+        engines = self.engines(x)
+        shape = tuple(x.shape)
+        if self.tuning and len(engines) > 1 and shape not in self.chosen:
+            self.chosen[shape] = self._fastest(engines, x, residual)
+        return self._compute(self.chosen.get(shape, engines[0]), x, residual)
+
+    def _fastest(self, engines: list[Engine], x: Tensor, residual: Tensor | None) -> Engine:
+        """The choice of the rule, unless another one is faster by more than chance."""
+        seconds = dict.fromkeys(engines, math.inf)
+        for trial in range(1 + _TRIALS):
+            for engine in engines:
+                start = time.perf_counter()
+                self._compute(engine, x, residual)
+                if trial:
+                    seconds[engine] = min(seconds[engine], time.perf_counter() - start)
+        best = min(engines, key=seconds.__getitem__)
+        return best if seconds[best] < 0.95 * seconds[engines[0]] else engines[0]
+
+    def _compute(self, engine: Engine, x: Tensor, residual: Tensor | None) -> Tensor:
+        own = takes_shortcuts(x, residual)
+        if own and x.dim() == self.axes + 2:
+            x = x.contiguous(memory_format=self._format)
+        if engine == "kernel":
+            y = self._by_kernel(x.contiguous(), residual, own=own)
+            return y.contiguous(memory_format=self._format) if own else y
+        if engine == "matmul":
+            y = _product(x, self.weight, self.bias)
+        elif engine == "onednn":
+            y = torch.mkldnn_convolution(
+                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+            )
+        else:
+            y = self._by_stock(x)
+        if self.pointwise_weight is not None:
+            y = activated(y, self.middle_slope, own=own)
+            y = F.conv3d(y, self.pointwise_weight, self.pointwise_bias)
+        return self._finish(y, residual, own=own)
+
+    @property
+    def _format(self) -> torch.memory_format:
+        if self.axes == 2:
+            return torch.channels_last
+        return torch.contiguous_format if self.planar else torch.channels_last_3d
+
+    def _by_stock(self, x: Tensor) -> Tensor:
+        if not self.transposed:
+            conv = F.conv2d if self.axes == 2 else F.conv3d
+            return conv(
+                x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
+        conv = F.conv_transpose2d if self.axes == 2 else F.conv_transpose3d
+        return conv(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.dilation,
+        )
+
+    def _by_kernel(self, x: Tensor, residual: Tensor | None, *, own: bool) -> Tensor:
+        shape = self._output_shape(x)
+        slopes = (self.slope, self.residual_slope)
+        # The kernels know ReLU and residuals of their own shape and dtype; the rest is done after.
+        taken = residual
+        if residual is not None and (tuple(residual.shape) != shape or residual.dtype != x.dtype):
+            taken = None
+        if self.transposed:
+            taken = taken if self.slope == _NONE else None
+            y = up_conv3d(x, self.weight, self.bias, taken, groups=self.groups)
+            if taken is not None:
+                return activated(y, self.residual_slope, own=own)
+            return self._finish(y, residual, own=own)
+        fused = taken is residual and all(slope in (_NONE, _RELU) for slope in slopes)
+        if residual is None and self.residual_slope == _RELU:
+            slopes = (_RELU, _NONE)
+        two = self.pointwise_weight is not None
+        y = group_pointwise_conv3d(
+            x,
+            self.weight,
+            self.bias,
+            self.pointwise_weight,
+            self.pointwise_bias,
+            taken if fused else None,
+            groups=self.groups,
+            stride=self.stride[1],
+            relu=self.middle_slope == _RELU if two else fused and slopes[0] == _RELU,
+            pointwise_relu=two and fused and slopes[0] == _RELU,
+            residual_relu=fused and residual is not None and slopes[1] == _RELU,
+        )
+        return y if fused else self._finish(y, residual, own=own)
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        batch, _, frames, height, width = x.shape
+        if self.transposed:
+            return (batch, self.groups, frames, 2 * height, 2 * width)
+        weight = self.weight if self.pointwise_weight is None else self.pointwise_weight
+        step = self.stride[1]
+        return (batch, weight.shape[0], frames, -(-height // step), -(-width // step))
+
+    def _finish(self, y: Tensor, residual: Tensor | None, *, own: bool) -> Tensor:
+        y = activated(y, self.slope, own=own)
+        if residual is not None:
+            in_place = own and residual.shape == y.shape and residual.dtype == y.dtype
+            y = y.add_(residual) if in_place else y + residual
+        return activated(y, self.residual_slope, own=own)
+
+    def extra_repr(self) -> str:
+        """Shapes and slopes."""
+        text = f"{tuple(self.weight.shape)}, stride={self.stride}, groups={self.groups}"
+        if self.pointwise_weight is not None:
+            text += f", middle_slope={self.middle_slope:g}"
+            text += f", pointwise={tuple(self.pointwise_weight.shape[:2])}"
+        return text + f", slopes=({self.slope:g}, {self.residual_slope:g})"
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Conv of one tap: (B, C, ...) -> (B, K, ...), contiguous."""
+    flat = x.flatten(2)  # (B, C, P)
+    matrix = weight.flatten(1).expand(x.shape[0], -1, -1)  # (B, K, C)
+    y = torch.bmm(matrix, flat)
+    if bias is not None:
+        y += bias[:, None]
+    return y.unflatten(2, x.shape[2:])
+
+
+class UpsampledConv2d(nn.Module):
+    """3x3 conv of a map whose pixels were doubled in H and W, without the doubled map.
+
+    Of the nine taps of a doubled pixel several meet the same one: each of the four kinds of pixels
+    sees a 2x2 conv of the small map, with sums of the weights.
+
+    Args:
+        conv: 3x3 conv with stride 1, padding 1; batch norm folded in.
+    """
+
+    def __init__(self, conv: FoldedConv) -> None:
+        super().__init__()
+        self.conv = conv
+        weight = conv.weight.detach()  # (K, C, 3, 3)
+        first, second, third = weight.double().unbind(2)
+        rows = (torch.stack((first, second + third), 2), torch.stack((first + second, third), 2))
+        kinds = []
+        for row in rows:
+            left, centre, right = row.unbind(3)
+            kinds.append(torch.stack((left, centre + right), 3))
+            kinds.append(torch.stack((left + centre, right), 3))
+        sums = torch.cat(kinds).to(weight.dtype)  # (4 K, C, 2, 2)
+        self.sums = nn.Parameter(
+            sums.contiguous(memory_format=torch.channels_last), requires_grad=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, 2 H, 2 W)."""
+        conv = self.conv
+        if not takes_shortcuts(x) or x.dim() != 4:
+            return conv(F.interpolate(x, scale_factor=2.0))
+        batch, _, height, width = x.shape
+        bias = None if conv.bias is None else conv.bias.repeat(4)
+        x = x.contiguous(memory_format=torch.channels_last)
+        four = F.conv2d(x, self.sums, bias, padding=1)  # (B, 4 K, H + 1, W + 1)
+        four = activated(activated(four, conv.slope, own=True), conv.residual_slope, own=True)
+        y = torch.empty(
+            (batch, conv.weight.shape[0], 2 * height, 2 * width),
+            dtype=x.dtype,
+            memory_format=torch.channels_last,
+        )
+        for kind, (below, right) in enumerate(itertools.product((0, 1), repeat=2)):
+            part = four[:, kind * y.shape[1] : (kind + 1) * y.shape[1]]
+            y[:, :, below::2, right::2] = part[:, :, below : below + height, right : right + width]
+        return y
+
+
+class Framewise(nn.Module):
+    """A 2-D network that computes few frames at a time, so that its maps stay in cache.
+
+    Args:
+        network: maps (B, C, H, W) to tensors whose first axis is B, each from one image alone.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Any:
+        """What the network gives for all of ``x``."""
+        if not takes_shortcuts(x) or x.dim() != 4 or x.numel() == 0:
+            return self.network(x)
+        count = max(1, PIXELS_AT_ONCE // (x.shape[2] * x.shape[3]))
+        parts = -(-x.shape[0] // count)
+        if parts == 1:
+            return self.network(x)
+        results = [_pytree.tree_flatten(self.network(part)) for part in x.tensor_split(parts)]
+        leaves = [torch.cat(tensors) for tensors in zip(*(r[0] for r in results), strict=True)]
+        return _pytree.tree_unflatten(leaves, results[0][1])
+
+
+def max_pool3d(
+    x: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+) -> Tensor:
+    """``torch.nn.functional.max_pool3d``, one axis after the other; NaN wins.
+
+    Args:
+        x: (B, C, N, H, W) or (C, N, H, W).
+        kernel_size: pixels of a window, along N, H and W.
+        stride: step of the windows; default: ``kernel_size``.
+        padding: on each side; at most half of ``kernel_size``.
+
+    Returns:
+        The largest value of each window; differentiable.
+    """
+    sizes = _triple(kernel_size)
+    steps = sizes if stride is None or stride == () or stride == [] else _triple(stride)
+    margins = _triple(padding)
+    small = any(size > 2 * step + 1 or 2 * margin > size for size, step, margin in zip(
+        sizes, steps, margins, strict=True
+    ))
+    if small or not takes_shortcuts(x) or x.dim() not in (4, 5) or x.numel() == 0:
+        return F.max_pool3d(x, sizes, steps, margins)
+    # Whole rows first, then within the rows, when there are fewer of them.
+    for axis, size, step, margin in zip((-2, -1, -3), *_reordered(sizes, steps, margins), strict=True):
+        if size > 1 or step > 1 or margin:
+            x = _pool_axis(x, axis, size, step, margin)
+    return x
+
+
+def _reordered(*triples: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [(triple[1], triple[2], triple[0]) for triple in triples]
+
+
+def _pool_axis(x: Tensor, axis: int, size: int, step: int, margin: int) -> Tensor:
+    """Largest of ``size`` neighbours along one axis."""
+    length = x.shape[axis]
+    count = (length + 2 * margin - size) // step + 1
+    if count < 1:
+        raise ValueError(f"max_pool3d: windows of {size} do not fit {length} pixels")
+
+    def neighbours(tap: int) -> tuple[int, int]:
+        """Windows whose pixel ``tap`` exists, first and behind the last."""
+        first = max(0, -(-(margin - tap) // step))
+        return first, min(count, (length - 1 + margin - tap) // step + 1)
+
+    def pixels(tap: int, first: int, last: int) -> Tensor:
+        begin = first * step - margin + tap
+        index: list[slice] = [slice(None)] * x.dim()
+        index[axis] = slice(begin, begin + (last - first - 1) * step + 1, step)
+        return x[tuple(index)]
+
+    # A tap that all windows have comes first, then the others in place.
+    taps = sorted(range(size), key=lambda tap: neighbours(tap) != (0, count))
+    if neighbours(taps[0]) != (0, count):
+        lowest = torch.full_like(x.narrow(axis, 0, 1), -math.inf)
+        y = lowest.expand(*x.shape[: x.dim() + axis], count, *x.shape[x.dim() + axis + 1 :]).clone()
+    elif size > 1 and neighbours(taps[1]) == (0, count):
+        y = torch.maximum(pixels(taps[0], 0, count), pixels(taps[1], 0, count))
+        taps = taps[1:]
+    else:
+        y = pixels(taps[0], 0, count).clone()
+    for tap in taps[1:]:
+        first, last = neighbours(tap)
+        if first < last:
+            part = y.narrow(axis, first, last - first)
+            torch.maximum(part, pixels(tap, first, last), out=part)
+    return y
+
+
+def _triple(value: int | Sequence[int]) -> tuple[int, ...]:
+    return (value,) * 3 if isinstance(value, int) else tuple(value)
