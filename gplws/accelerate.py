@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -25,6 +24,7 @@ from torch.utils import _pytree
 
 from gplws.models.gplws_net import GPLWSNet
 from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, UpConv3d, fold_bn
+from gplws.nn.layer_report import LayerReport, ModelReport
 from gplws.nn.inference import DTYPES, FoldedConv, Framewise, UpsampledConv2d, max_pool3d
 
 TOLERANCE = 1e-4
@@ -37,60 +37,9 @@ _BLOCKS = (GroupParallel3d, UpConv3d, RepConv3d, ConvBN3d)
 _MOST_MIDDLE = 96  # channels between two convs of one kernel call: more leave its cache
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of one layer."""
-
-    name: str
-    """Where it was in the network, as in ``named_modules()``; "" is the network itself."""
-    kind: str
-    """Its class."""
-    swapped: bool
-    """Whether something else computes it now."""
-    note: str
-    """What computes it, or why it stayed."""
-
-
-@dataclass
-class AccelerationReport:
-    """What :func:`accelerate` or :func:`gplws.nn.to_group_parallel` changed, and what not."""
-
-    layers: list[LayerReport] = field(default_factory=list)
-    """In the order in which they were looked at."""
-    seconds: tuple[float, float] | None = None
-    """With an example: one pass before and after."""
-    error: float | None = None
-    """With an example: largest difference of the results, of the largest value."""
-
-    @property
-    def swapped(self) -> list[LayerReport]:
-        """What was replaced."""
-        return [layer for layer in self.layers if layer.swapped]
-
-    @property
-    def kept(self) -> list[LayerReport]:
-        """What stayed as it was."""
-        return [layer for layer in self.layers if not layer.swapped]
-
-    def add(self, name: str, module: object, note: str, *, swapped: bool) -> None:
-        """One more layer."""
-        kind = module if isinstance(module, str) else type(module).__name__
-        self.layers.append(LayerReport(name, kind, swapped, note))
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.swapped)} layers replaced, {len(self.kept)} kept"]
-        if self.seconds is not None and self.error is not None:
-            before, after = self.seconds
-            lines.append(f"{before:.3f} s before, {after:.3f} s after; error {self.error:.1e}")
-        for layer in self.layers:
-            sign = "+" if layer.swapped else " "
-            lines.append(f"{sign} {layer.name or '(all)'} ({layer.kind}): {layer.note}")
-        return "\n".join(lines)
-
-
 def accelerate(
     model: nn.Module, example: Tensor | Sequence[Any] | None = None
-) -> tuple[nn.Module, AccelerationReport]:
+) -> tuple[nn.Module, ModelReport]:
     """A copy of a network for inference, faster, with the same results to rounding.
 
     Batch norm is folded into convs; 3-D convs go to the kernels of this package or to oneDNN,
@@ -129,7 +78,7 @@ def accelerate(
     """
     _check(model)
     inputs = _inputs(example)
-    report = AccelerationReport()
+    report = ModelReport()
     if isinstance(model, _Accelerated):
         report.add("", model, "is accelerated already", swapped=False)
         fast: nn.Module = copy.deepcopy(model)
@@ -161,7 +110,7 @@ def _inputs(example: Tensor | Sequence[Any] | None) -> tuple[Any, ...]:
     return (example,) if isinstance(example, Tensor) else tuple(example)
 
 
-def _fused_gplws(model: GPLWSNet, report: AccelerationReport) -> nn.Module:
+def _fused_gplws(model: GPLWSNet, report: ModelReport) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, _BLOCKS) and not _hooks(module):
             report.add(name, module, "kernel", swapped=True)
@@ -178,7 +127,7 @@ def _fused_gplws(model: GPLWSNet, report: AccelerationReport) -> nn.Module:
 
 @torch.no_grad()
 def _tried(
-    model: nn.Module, fast: nn.Module, inputs: tuple[Any, ...], report: AccelerationReport
+    model: nn.Module, fast: nn.Module, inputs: tuple[Any, ...], report: ModelReport
 ) -> nn.Module:
     """``fast`` tuned for the inputs; a copy of ``model`` where it is not better."""
     expected = model(*inputs)
@@ -537,7 +486,7 @@ class _Builder:
         given: how many arguments are known to be given.
     """
 
-    def __init__(self, model: nn.Module, report: AccelerationReport, *, given: int) -> None:
+    def __init__(self, model: nn.Module, report: ModelReport, *, given: int) -> None:
         self._report = report
         self._model = self._with_merged_branches(model)
         # Tracing may leave something behind in the modules: it sees a copy.
@@ -721,7 +670,7 @@ def _describe(conv: FoldedConv, folded: Sequence[str]) -> str:
     return " + ".join((engine, *folded))
 
 
-def _fast_layer(module: nn.Module, path: str, report: AccelerationReport) -> nn.Module:
+def _fast_layer(module: nn.Module, path: str, report: ModelReport) -> nn.Module:
     """A single layer of torch.nn in its fast form."""
     if isinstance(module, _CONVS):
         why = _why_not(module)
@@ -741,7 +690,7 @@ def _fast_layer(module: nn.Module, path: str, report: AccelerationReport) -> nn.
 class _Passes:
     """What is replaced in one graph."""
 
-    def __init__(self, module: fx.GraphModule, path: str, report: AccelerationReport) -> None:
+    def __init__(self, module: fx.GraphModule, path: str, report: ModelReport) -> None:
         self._of = _Graph(module)
         self._path, self._report = path, report
         self._counter = 0

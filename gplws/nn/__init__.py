@@ -12,6 +12,8 @@ from gplws.nn.blocks import (
     reparameterise,
 )
 from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
+from gplws.nn.group_parallel import to_group_parallel
+from gplws.nn.layer_report import LayerReport, ModelReport
 from gplws.nn.readout import (
     batch_positions,
     expected_depth,
@@ -27,6 +29,8 @@ __all__ = [
     "FusedGroupParallel3d",
     "FusedUpConv3d",
     "GroupParallel3d",
+    "LayerReport",
+    "ModelReport",
     "RepConv3d",
     "UpConv3d",
     "Workspace",
@@ -39,4 +43,5 @@ __all__ = [
     "fuse",
     "median_and_deviation",
     "reparameterise",
+    "to_group_parallel",
 ]

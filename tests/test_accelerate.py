@@ -1,0 +1,507 @@
+"""Networks come out of accelerate faster, not different."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import randomise_bn, relative_error
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import gplws
+from gplws.models import AiFDepthNet, DDFFNet, DefocusNet, DFVNet, FVNet, GPLWSNet
+from gplws.nn.inference import FoldedConv, Framewise, UpsampledConv2d, max_pool3d
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """The model in eval mode; all batch norms have random statistics and weights."""
+    generator = torch.Generator().manual_seed(3)
+    randomise_bn(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2.0),
+            ):
+                if tensor is not None:
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return model.eval()
+
+
+def accelerated(model: nn.Module, *inputs: Tensor, tolerance: float = 1e-5) -> tuple:
+    """The fast network and its report, once it has given what the model gives."""
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fast, report = gplws.accelerate(model)
+    with torch.no_grad():
+        expected = model(*copy.deepcopy(inputs))
+        got = fast(*copy.deepcopy(inputs))
+    assert relative_error(got, expected) < tolerance
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    return fast, report
+
+
+def note(report: gplws.nn.ModelReport, name: str) -> str:
+    """What the report says of a layer, with its sign."""
+    (found,) = [layer for layer in report.layers if layer.name == name]
+    return ("+ " if found.swapped else "") + found.note
+
+
+PEERS = {
+    "FVNet": FVNet,
+    "DFVNet": DFVNet,
+    "AiFDepthNet": AiFDepthNet,
+    "DDFFNet": lambda: DDFFNet(n_frames=4),
+    "DefocusNet": DefocusNet,
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_give_the_same_with_all_convs_replaced(name: str) -> None:
+    model = lively(PEERS[name]())
+    stack, positions = torch.rand(1, 3, 4, 68, 70), torch.linspace(0.1, 1, 4)
+    fast, report = gplws.accelerate(model)
+    with torch.inference_mode():
+        for got, expected in zip(
+            fast(stack, positions), model(stack, positions), strict=True
+        ):
+            if isinstance(expected, Tensor):
+                assert relative_error(got, expected) < 1e-4
+        assert relative_error(fast.predict(stack).depth, model.predict(stack).depth) < 1e-3
+    convs = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d)
+    ]
+    swapped = {layer.name for layer in report.swapped}
+    assert {n for n in convs if n not in swapped} <= {"conv_joint2_4.0", "decoder4.classify.0.0"} | {
+        n for n in convs if ".classify." in n or n.startswith("conv_joint2_4")
+    }
+    assert not any(isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d) for m in fast.modules())
+    assert isinstance(fast, type(model))
+
+
+def test_gplws_goes_to_its_own_fused_form() -> None:
+    model = lively(GPLWSNet())
+    fast, report = accelerated(model, torch.rand(1, 3, 4, 32, 40))
+    assert {layer.note for layer in report.swapped} == {"kernel"}
+    assert isinstance(fast, GPLWSNet)
+    again, report = gplws.accelerate(fast)
+    assert not report.swapped
+    assert isinstance(again, GPLWSNet)
+
+
+class Branches(nn.Module):
+    """Residuals in either order, functional and in-place activations, a shared conv."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm3d(8)
+        self.shared = nn.Conv3d(8, 8, 3, padding=1, groups=4)
+        self.mixed = nn.Conv3d(8, 6, 1)
+        self.down = nn.Conv3d(6, 6, 3, stride=(1, 2, 2), padding=1)
+        self.drop = nn.Dropout(0.5)
+        self.up = nn.ConvTranspose3d(6, 6, 3, (1, 2, 2), 1, (0, 1, 1), groups=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)), inplace=True)
+        y = self.shared(x)
+        y += x
+        y = torch.relu(self.shared(F.leaky_relu(y, 0.3)) + y)
+        z = self.drop(self.mixed(self.shared(y).relu()))
+        return self.up(self.down(z)) + z
+
+
+def test_branches_residuals_and_shared_modules() -> None:
+    _, report = accelerated(lively(Branches()), torch.randn(2, 3, 5, 10, 12))
+    assert note(report, "first") == "+ kernel or oneDNN + batch norm + relu"
+    assert note(report, "mixed") == "+ in the kernel call of the conv before it" or "+" in str(report)
+    assert any("residual" in layer.note for layer in report.swapped)
+
+
+class ChangesInBetween(nn.Module):
+    """What a conv has seen changes before its result is added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        y = self.conv(x)
+        x.relu_()
+        kept = self.conv(x)
+        z = F.relu(kept)
+        z.mul_(3)
+        return F.relu(y) + kept + z + x
+
+
+def test_changes_in_place_are_seen_when_they_were_before() -> None:
+    accelerated(lively(ChangesInBetween()), torch.randn(1, 4, 3, 6, 6))
+
+
+class Controlled(nn.Module):
+    """A branch that depends on values, with plain parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU())
+        self.flat = nn.Sequential(nn.Sequential(nn.Conv3d(8, 2, 1)), nn.Identity())
+        self.alone = nn.Conv3d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        y = self.flat(self.block(x))
+        if y.mean() > 0 or x.shape[0] > 1:
+            y = -y
+        return self.alone(y if scale is None else y * scale)
+
+
+def test_python_that_depends_on_values_stays_and_its_parts_are_replaced() -> None:
+    model = lively(Controlled())
+    fast, report = accelerated(model, torch.randn(1, 3, 4, 8, 9))
+    assert "Python depends on values" in note(report, "")
+    assert note(report, "block.0") == "+ kernel or oneDNN + batch norm + relu"
+    assert note(report, "alone") == "+ kernel or oneDNN"
+    x = torch.randn(1, 3, 4, 8, 9)
+    with torch.no_grad():
+        assert relative_error(fast(x, scale=2.0), model(x, scale=2.0)) < 1e-5
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.conv(x) if mask is None else self.conv(x) * mask
+
+
+def test_optional_arguments_keep_their_meaning() -> None:
+    model = lively(Optional())
+    x, mask = torch.randn(2, 2, 3, 6, 6), torch.rand(2, 1, 3, 6, 6)
+    fast, report = accelerated(model, x)
+    assert "optional" in note(report, "")
+    with torch.no_grad():
+        assert relative_error(fast(x, mask), model(x, mask)) < 1e-5
+
+
+class AsksForTypes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if isinstance(x, Tensor) else x
+
+
+class DrawsNumbers(AsksForTypes):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + torch.rand(1)
+
+
+class KeepsResults(AsksForTypes):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.conv(x)
+        return self.last.relu()
+
+
+class ChangesAutocast(AsksForTypes):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.conv(x).float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (AsksForTypes, "asks for the type"),
+        (DrawsNumbers, "random"),
+        (KeepsResults, "keeps results"),
+        (ChangesAutocast, "autocast"),
+    ],
+)
+def test_what_a_recording_would_get_wrong_is_not_recorded(kind: type, reason: str) -> None:
+    model = lively(kind())
+    fast, report = gplws.accelerate(model)
+    assert reason in note(report, "")
+    x = torch.randn(1, 2, 3, 6, 6)
+    torch.manual_seed(5)
+    expected = model(x)
+    torch.manual_seed(5)
+    assert relative_error(fast(x), expected) < 1e-2  # autocast rounds to bfloat16
+    if kind is KeepsResults:
+        assert isinstance(fast.last, Tensor)
+
+
+def odd_layers() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(2, 4, 3, padding=2, dilation=2),
+        nn.BatchNorm3d(4, track_running_stats=False),
+        nn.Conv3d(4, 4, 3, padding=1, padding_mode="replicate"),
+        nn.BatchNorm3d(4, affine=False),
+        nn.Conv3d(4, 4, (1, 3, 5), padding="same"),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.ConvTranspose3d(4, 6, 3, (1, 2, 2), 1, output_padding=(0, 1, 0), groups=2),
+        nn.BatchNorm3d(6),
+        nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        nn.MaxPool3d(2, ceil_mode=True),
+        nn.Conv3d(6, 3, 2),
+        nn.Softmax(1),
+    )
+
+
+def test_odd_layers_are_kept_or_fused_and_named() -> None:
+    _, report = accelerated(lively(odd_layers()), torch.randn(2, 2, 6, 9, 11))
+    assert note(report, "0").startswith("+ oneDNN")
+    assert note(report, "2") == "padding_mode replicate"
+    assert note(report, "4") == "+ stock conv in channels_last + leaky relu" or "+" in note(report, "4")
+    assert note(report, "6").endswith("batch norm")
+    assert note(report, "9") == "dilation or ceil_mode"
+    assert note(report, "1") == "no conv known before it"
+
+
+def test_hooks_keep_their_layers_and_are_called() -> None:
+    model = lively(nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1)))
+    seen = []
+    model[0].register_forward_hook(lambda m, inputs, output: seen.append(1) or output * 2)
+    fast, report = accelerated(model, torch.randn(1, 2, 3, 5, 5))
+    assert note(report, "0") == "a hook is attached"
+    assert len(seen) == 2
+    assert note(report, "2").startswith("+ oneDNN")
+
+
+def test_tied_and_parametrised_weights() -> None:
+    class Doubled(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    model = nn.Sequential(
+        nn.Conv3d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.Conv3d(4, 4, 1)
+    )
+    model[2].weight = model[0].weight
+    parametrize.register_parametrization(model[3], "weight", Doubled())
+    parametrizations.weight_norm(model[0], "weight")
+    _, report = accelerated(lively(model), torch.randn(1, 4, 3, 6, 6))
+    assert len(report.swapped) >= 3
+
+
+class ScalesItself(nn.Conv3d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+def test_a_conv_of_a_class_of_its_own_is_not_taken_for_a_plain_one() -> None:
+    model = lively(nn.Sequential(ScalesItself(2, 2, 3, padding=1), nn.BatchNorm3d(2)))
+    accelerated(model, torch.randn(1, 2, 3, 5, 5))
+
+
+class Encoder(nn.Module):
+    """2-D network with two results, and pixels doubled in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.up = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(8, 5, 3, padding=1), nn.ReLU())
+        self.side = nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        return {"up": self.up(x), "side": self.side(F.interpolate(x, scale_factor=2, mode="nearest"))}
+
+
+class Stacked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.head = nn.Conv3d(9, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.encoder(x.transpose(1, 2).flatten(0, 1))
+        joined = torch.cat([found["up"], found["side"]], 1)
+        return self.head(joined.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2))
+
+
+def test_2d_parts_run_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gplws.nn.inference.PIXELS_AT_ONCE", 3 * 12 * 16)
+    fast, report = accelerated(lively(Stacked()), torch.randn(2, 3, 4, 12, 16))
+    assert sum(isinstance(m, Framewise) for m in fast.modules()) == 1
+    assert sum(isinstance(m, UpsampledConv2d) for m in fast.modules()) == 2
+    assert note(report, "encoder").startswith("+ few frames")
+
+
+@pytest.mark.parametrize("side", [1, 2, 7])
+@pytest.mark.parametrize("size", [(3, 1, 1), ((1, 3, 3), (1, 2, 2), (0, 1, 1)), (2,), (3, 2, 1)])
+def test_max_pool3d_equals_the_stock_one(size: tuple, side: int) -> None:
+    x = torch.randn(2, 3, 4, side + 1, side + 2)
+    x[0, 0, 1, 0, 1] = torch.nan
+    x[1] = -torch.inf
+    for given in (x, x.contiguous(memory_format=torch.channels_last_3d)):
+        with torch.no_grad():
+            got = max_pool3d(given, *size)
+        expected = F.max_pool3d(given, *size)
+        assert torch.equal(got.nan_to_num(9, 8, 7), expected.nan_to_num(9, 8, 7))
+
+
+def test_gradients_reach_the_input() -> None:
+    model = lively(Branches())
+    fast, _ = gplws.accelerate(model)
+    x = torch.randn(1, 3, 3, 6, 8, requires_grad=True)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    (got,) = torch.autograd.grad(fast(x).square().sum(), x)
+    assert relative_error(got, expected) < 1e-4
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_any_engine_gives_the_same(layout: torch.memory_format) -> None:
+    torch.manual_seed(1)
+    for kernel, groups, stride in ((3, 1, 1), (3, 4, 1), (3, 1, (1, 2, 2)), (1, 1, 1)):
+        conv = nn.Conv3d(8, 12, kernel, stride, kernel // 2, groups=groups)
+        layer = FoldedConv(conv, conv.weight, conv.bias, slope=0.0, residual_slope=0.3)
+        x = torch.randn(2, 8, 3, 6, 7).contiguous(memory_format=layout)
+        with torch.no_grad():
+            residual = torch.randn_like(conv(x))
+            expected = F.leaky_relu(conv(x).relu() + residual, 0.3)
+            for planar in (True, False):
+                layer.planar = planar
+                for engine in {*layer.engines(x), "stock"}:
+                    got = layer._compute(engine, x, residual)
+                    assert relative_error(got, expected) < 1e-5, engine
+
+
+def test_an_example_chooses_engines_and_checks_the_result() -> None:
+    model = lively(nn.Sequential(nn.Conv3d(4, 32, 3, padding=1), nn.BatchNorm3d(32), nn.ReLU()))
+    x = torch.randn(1, 4, 4, 24, 24)
+    fast, report = gplws.accelerate(model, x)
+    assert report.error is not None and report.error < 1e-4
+    assert report.seconds is not None
+    if report.swapped:  # else another process held the machine in the trial
+        assert any(m.chosen for m in fast.modules() if isinstance(m, FoldedConv))
+    else:
+        assert {layer.note for layer in report.kept} == {"no faster on the example"}
+
+
+def test_a_different_result_on_the_example_gives_the_model_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gplws.accelerate._difference".replace("gplws.accelerate.", ""), None, raising=False) if False else None
+    import sys
+
+    monkeypatch.setattr(sys.modules["gplws.accelerate"], "_difference", lambda a, b: 1.0)
+    model = lively(nn.Sequential(nn.Conv3d(2, 4, 3, padding=1)))
+    fast, report = gplws.accelerate(model, torch.randn(1, 2, 3, 5, 5))
+    assert type(fast[0]) is nn.Conv3d
+    assert fast is not model
+    assert "differ" in note(report, "0")
+
+
+def test_bfloat16_networks_stay_in_bfloat16() -> None:
+    model = lively(Branches()).to(torch.bfloat16)
+    x = torch.randn(1, 3, 4, 8, 10, dtype=torch.bfloat16)
+    fast, _ = gplws.accelerate(model)
+    with torch.no_grad():
+        got = fast(x)
+        assert got.dtype == torch.bfloat16
+        assert relative_error(got.float(), model(x).float()) < 0.05
+
+
+def test_autocast_and_a_later_change_of_dtype_work() -> None:
+    model = lively(Branches())
+    fast, _ = gplws.accelerate(model)
+    x = torch.randn(1, 3, 4, 8, 10)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert relative_error(fast(x).float(), model(x).float()) < 0.05
+    with torch.no_grad():
+        assert relative_error(fast.double()(x.double()), model.double()(x.double())) < 1e-6
+
+
+def test_other_dtypes_are_left_alone() -> None:
+    model = lively(Branches()).double()
+    fast, report = accelerated(model, torch.randn(1, 3, 4, 8, 10, dtype=torch.float64))
+    assert note(report, "first") == "weights of float64"
+    assert not any(isinstance(m, FoldedConv) for m in fast.modules())
+
+
+def test_scripted_parts_are_left_alone() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU()))
+    model = lively(nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), scripted))
+    _, report = accelerated(model, torch.randn(1, 2, 3, 5, 5))
+    assert note(report, "1") == "it is scripted"
+    with pytest.raises(TypeError, match="before it was scripted"):
+        gplws.accelerate(scripted)
+
+
+def test_training_mode_is_refused_before_and_after() -> None:
+    model = Branches()
+    with pytest.raises(ValueError, match="eval mode"):
+        gplws.accelerate(model)
+    for kind in (Branches, Controlled):
+        fast, _ = gplws.accelerate(kind().eval())
+        with pytest.raises(RuntimeError, match="inference"):
+            fast.train()
+        assert not fast.eval().training
+
+
+def test_a_part_in_training_mode_is_left_alone() -> None:
+    model = lively(nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.BatchNorm3d(4)))
+    model[1].train()
+    x = torch.randn(2, 2, 3, 5, 5)
+    fast, report = gplws.accelerate(model)
+    assert note(report, "1") in ("it is in training mode", "no conv known before it")
+    with torch.no_grad():
+        assert relative_error(fast(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("wrong", [None, 3, lambda x: x])
+def test_what_is_no_module_is_refused(wrong: object) -> None:
+    with pytest.raises(TypeError, match="model: expected"):
+        gplws.accelerate(wrong)
+
+
+def test_a_compiled_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"before torch\.compile"):
+        gplws.accelerate(torch.compile(Branches().eval()))
+
+
+def test_copies_and_files_of_the_result_compute_the_same() -> None:
+    model = lively(AiFDepthNet())
+    fast, _ = gplws.accelerate(model)
+    x = torch.rand(1, 1, 2, 32, 32)
+    with torch.no_grad():
+        expected = fast.focus_volume(x)
+        assert torch.equal(copy.deepcopy(fast).focus_volume(x), expected)
+        file = io.BytesIO()
+        torch.save(fast, file)
+        file.seek(0)
+        assert torch.equal(torch.load(file, weights_only=False).focus_volume(x), expected)
+    with pytest.raises(AttributeError, match="merged into the accelerated"):
+        _ = fast.conv3d_1a
+    again, report = gplws.accelerate(fast)
+    assert not report.swapped
+    assert type(again) is type(fast)
+
+
+@pytest.mark.parametrize("kind", [Branches, Stacked])
+def test_results_can_be_exported(kind: type) -> None:
+    model = lively(kind())
+    fast, _ = gplws.accelerate(model)
+    x = torch.randn(1, 3, 4, 8, 12)
+    program = torch.export.export(fast, (x,))
+    with torch.no_grad():
+        assert relative_error(program.module()(x), model(x)) < 1e-5
+
+
+def test_results_can_be_compiled_without_a_break() -> None:
+    torch._dynamo.reset()
+    model = lively(Branches())
+    fast, _ = gplws.accelerate(model)
+    x = torch.randn(1, 3, 4, 8, 12)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert relative_error(compiled(x), model(x)) < 1e-5
