@@ -25,7 +25,7 @@ from torch.utils import _pytree
 from gplws.models.gplws_net import GPLWSNet
 from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, UpConv3d, fold_bn
 from gplws.nn.layer_report import LayerReport, ModelReport
-from gplws.nn.inference import DTYPES, FoldedConv, Framewise, UpsampledConv2d, max_pool3d
+from gplws.nn.inference import DTYPES, FoldedConv, FoldedMaxPool3d, Framewise, UpsampledConv2d
 
 TOLERANCE = 1e-4
 """Largest difference that :func:`accelerate` accepts on an example, of the largest value; for
@@ -297,6 +297,9 @@ def _trace(
             vars(m).keys() != state[id(m)].keys()
         ):
             return "it keeps results in attributes"
+    for node in graph.nodes:
+        node.type = None  # annotations that are strings could not be written to a file
+    graph._tracer_cls = None  # reading one back asks for no tracer of ours
     return graph
 
 
@@ -444,7 +447,7 @@ def _is_framewise(graph: fx.Graph, module: nn.Module, leaves: set[int]) -> bool:
             convs += isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
             if id(layer) in leaves:
                 continue
-            if not _is_stock(layer, _FRAME_LAYERS) or _hooks(layer):
+            if not _is_stock(layer, _FRAME_LAYERS) or _hooks(layer) or layer.training:
                 return False
         elif node.op == "call_function":
             if node.target is getattr and node.args[1] == "shape":
@@ -591,7 +594,8 @@ class _Builder:
         graph = self._graphs.get(key)
         if graph is None:
             return self._by_parts(module, probe, path, note)
-        network: nn.Module = fx.GraphModule(module, graph, type(module).__name__).eval()
+        # Not eval(): a part that is in training mode on purpose stays so.
+        network: nn.Module = fx.GraphModule(module, graph, type(module).__name__)
         for node in graph.nodes:
             if node.op == "call_module":
                 inner = probe.get_submodule(node.target)
@@ -603,7 +607,7 @@ class _Builder:
         _Passes(cast(fx.GraphModule, network), path, self._report).run()
         if key in self._framewise:
             self._report.add(path, module, "few frames at a time, channels_last", swapped=True)
-            network = Framewise(network).eval()
+            network = Framewise(network)
         method = getattr(type(module), "core", "forward")
         if method != "forward" or not path:
             return _with_method(module, method, network)
@@ -706,7 +710,8 @@ class _Passes:
         for node in self._of.graph.nodes:
             layer = self._of.layer(node)
             if isinstance(layer, _NORMS):
-                self._note(node.target, layer, "no conv known before it", swapped=False)
+                note = "it is in training mode" if layer.training else "no conv known before it"
+                self._note(node.target, layer, note, swapped=False)
         self._of.module.delete_all_unused_submodules()
         self._of.graph.lint()
         self._of.module.recompile()
@@ -885,11 +890,11 @@ class _Passes:
             ):
                 self._note(name, "MaxPool3d", "its indices are used", swapped=False)
                 continue
-            with of.graph.inserting_before(node):
-                new = of.graph.call_function(max_pool3d, (node.args[0],), found)
-            node.replace_all_uses_with(new)
-            of.graph.erase_node(node)
-            of.number()
+            if not all(_is_constant(value) for value in found.values()):
+                self._note(name, "MaxPool3d", "its window depends on shapes", swapped=False)
+                continue
+            source = node.args[0]
+            self._insert([node], FoldedMaxPool3d(**found), (source,))
             self._note(name, "MaxPool3d", "one axis after the other", swapped=True)
 
     def _choose_layout(self) -> None:
@@ -901,6 +906,12 @@ class _Passes:
         )
         for conv in convs:
             conv.planar = 2 * for_kernels >= len(convs)
+
+
+def _is_constant(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_constant(entry) for entry in value)
+    return value is None or isinstance(value, int)
 
 
 _MAX_POOLS = {F.max_pool3d, F._max_pool3d, torch.max_pool3d}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import randomise_bn, relative_error
+from networks import relative_error
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -21,15 +22,17 @@ from gplws.nn.inference import FoldedConv, Framewise, UpsampledConv2d, max_pool3
 def lively(model: nn.Module) -> nn.Module:
     """The model in eval mode; all batch norms have random statistics and weights."""
     generator = torch.Generator().manual_seed(3)
-    randomise_bn(model)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             for tensor, low, high in (
                 (module.running_mean, -0.3, 0.3),
                 (module.running_var, 0.5, 2.0),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.2, 0.2),
             ):
                 if tensor is not None:
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+                    drawn = torch.rand(tensor.shape, generator=generator) * (high - low) + low
+                    tensor.data.copy_(drawn)
     return model.eval()
 
 
@@ -74,13 +77,11 @@ def test_peers_give_the_same_with_all_convs_replaced(name: str) -> None:
             if isinstance(expected, Tensor):
                 assert relative_error(got, expected) < 1e-4
         assert relative_error(fast.predict(stack).depth, model.predict(stack).depth) < 1e-3
-    convs = [
-        n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d)
-    ]
-    swapped = {layer.name for layer in report.swapped}
-    assert {n for n in convs if n not in swapped} <= {"conv_joint2_4.0", "decoder4.classify.0.0"} | {
-        n for n in convs if ".classify." in n or n.startswith("conv_joint2_4")
-    }
+    kinds = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
+    convs = {name for name, module in model.named_modules() if isinstance(module, kinds)}
+    # In eval mode there are convs that nobody asks for.
+    unused = {name for name in convs if ".classify." in name or "conv_joint2_4" in name}
+    assert convs - {layer.name for layer in report.swapped} <= unused
     assert not any(isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d) for m in fast.modules())
     assert isinstance(fast, type(model))
 
@@ -120,7 +121,7 @@ class Branches(nn.Module):
 def test_branches_residuals_and_shared_modules() -> None:
     _, report = accelerated(lively(Branches()), torch.randn(2, 3, 5, 10, 12))
     assert note(report, "first") == "+ kernel or oneDNN + batch norm + relu"
-    assert note(report, "mixed") == "+ in the kernel call of the conv before it" or "+" in str(report)
+    assert note(report, "mixed").endswith("in the kernel call of the conv before it")
     assert any("residual" in layer.note for layer in report.swapped)
 
 
@@ -259,7 +260,7 @@ def test_odd_layers_are_kept_or_fused_and_named() -> None:
     _, report = accelerated(lively(odd_layers()), torch.randn(2, 2, 6, 9, 11))
     assert note(report, "0").startswith("+ oneDNN")
     assert note(report, "2") == "padding_mode replicate"
-    assert note(report, "4") == "+ stock conv in channels_last + leaky relu" or "+" in note(report, "4")
+    assert note(report, "4") == "+ oneDNN + leaky relu"
     assert note(report, "6").endswith("batch norm")
     assert note(report, "9") == "dilation or ceil_mode"
     assert note(report, "1") == "no conv known before it"
@@ -388,9 +389,6 @@ def test_an_example_chooses_engines_and_checks_the_result() -> None:
 def test_a_different_result_on_the_example_gives_the_model_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gplws.accelerate._difference".replace("gplws.accelerate.", ""), None, raising=False) if False else None
-    import sys
-
     monkeypatch.setattr(sys.modules["gplws.accelerate"], "_difference", lambda a, b: 1.0)
     model = lively(nn.Sequential(nn.Conv3d(2, 4, 3, padding=1)))
     fast, report = gplws.accelerate(model, torch.randn(1, 2, 3, 5, 5))
@@ -453,7 +451,8 @@ def test_a_part_in_training_mode_is_left_alone() -> None:
     model[1].train()
     x = torch.randn(2, 2, 3, 5, 5)
     fast, report = gplws.accelerate(model)
-    assert note(report, "1") in ("it is in training mode", "no conv known before it")
+    assert note(report, "1") == "it is in training mode"
+    assert any(module.training for module in fast.modules())
     with torch.no_grad():
         assert relative_error(fast(x), model(x)) < 1e-5
 

@@ -372,6 +372,23 @@ class Framewise(nn.Module):
         return _pytree.tree_unflatten(leaves, results[0][1])
 
 
+class FoldedMaxPool3d(nn.Module):
+    """:func:`max_pool3d` as a layer, with the same arguments."""
+
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, N, H, W) -> (B, C, n, h, w)."""
+        return max_pool3d(x, self.kernel_size, self.stride, self.padding)
+
+
 def max_pool3d(
     x: Tensor,
     kernel_size: int | Sequence[int],

@@ -41,8 +41,14 @@ class ModelReport:
         return [layer for layer in self.layers if not layer.swapped]
 
     def add(self, name: str, module: object, note: str, *, swapped: bool) -> None:
-        """One more layer."""
+        """One more layer, or more about a layer, where it is computed at several places."""
         kind = module if isinstance(module, str) else type(module).__name__
+        for index, layer in enumerate(self.layers):
+            if layer.name == name and layer.swapped == swapped:
+                if note not in layer.note.split("; "):
+                    note = f"{layer.note}; {note}"
+                    self.layers[index] = LayerReport(name, layer.kind, swapped, note)
+                return
         self.layers.append(LayerReport(name, kind, swapped, note))
 
     def __str__(self) -> str:
