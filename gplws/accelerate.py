@@ -24,8 +24,8 @@ from torch.utils import _pytree
 
 from gplws.models.gplws_net import GPLWSNet
 from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, UpConv3d, fold_bn
-from gplws.nn.layer_report import LayerReport, ModelReport
 from gplws.nn.inference import DTYPES, FoldedConv, FoldedMaxPool3d, Framewise, UpsampledConv2d
+from gplws.nn.layer_report import LayerReport, ModelReport
 
 TOLERANCE = 1e-4
 """Largest difference that :func:`accelerate` accepts on an example, of the largest value; for
@@ -43,8 +43,8 @@ def accelerate(
     """A copy of a network for inference, faster, with the same results to rounding.
 
     Batch norm is folded into convs; 3-D convs go to the kernels of this package or to oneDNN,
-    together with activations, sums with residuals and pointwise convs behind them; 3-D max-pools are
-    computed one axis after the other; 2-D convs behind a doubling of pixels see the small map; 2-D
+    together with activations, sums with residuals and pointwise convs behind them; 3-D max-pools
+    are computed one axis after the other; 2-D convs behind a doubling of pixels see the small map; 2-D
     parts run in channels_last, few frames at a time. The network works as before otherwise, also
     under ``torch.compile`` and ``torch.export``, and gradients flow to its inputs.
 
@@ -188,7 +188,7 @@ def _hooks(module: nn.Module) -> bool:
 
 
 def _is_stock(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
-    """Whether a module is one of the kinds, with their own ``forward``; weights may be parametrised."""
+    """Whether a module is one of the kinds, with their own ``forward``."""
     return any(
         isinstance(module, kind)
         and type(module).forward is kind.forward
@@ -197,10 +197,10 @@ def _is_stock(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
     )
 
 
-# ---- tracing --------------------------------------------------------------------------------------
+# ---- tracing
 
 
-class _Untraceable(Exception):
+class _UntraceableError(Exception):
     """What a module does cannot be recorded."""
 
 
@@ -221,7 +221,7 @@ def _types_refused() -> Iterator[None]:
         if type(value) is _Value:
             caller = sys._getframe(1).f_globals.get("__name__", "")
             if caller.partition(".")[0] != "torch":
-                raise _Untraceable("its Python asks for the type of a tensor")
+                raise _UntraceableError("its Python asks for the type of a tensor")
         return asked(value, kinds)
 
     builtins.isinstance = cast(Any, isinstance_of_no_value)
@@ -255,7 +255,7 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if self._current_modes() != self._modes:
-            raise _Untraceable("it changes autocast or gradient mode")
+            raise _UntraceableError("it changes autocast or gradient mode")
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -303,7 +303,7 @@ def _trace(
     return graph
 
 
-# ---- nodes ----------------------------------------------------------------------------------------
+# ---- nodes
 
 _RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_, F.relu_)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -320,13 +320,13 @@ class _Graph:
         """Number the nodes anew."""
         self.position = {node: index for index, node in enumerate(self.graph.nodes)}
 
-    def layer(self, node: object) -> nn.Module | None:
+    def layer(self, node: object) -> Any:
         """The module that a node calls."""
         if not isinstance(node, fx.Node) or node.op != "call_module":
             return None
         return self.module.get_submodule(cast(str, node.target))
 
-    def user(self, node: fx.Node) -> fx.Node | None:
+    def user(self, node: fx.Node) -> Any:
         """The only user of a node."""
         users = list(node.users)
         return users[0] if len(users) == 1 and users[0].op != "output" else None
@@ -393,9 +393,22 @@ class _Graph:
         return not any(self.changes(node) for node in between if node not in nodes)
 
 
-_IN_PLACE_OPERATORS = {getattr(operator, f"i{name}") for name in (
-    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul",
-)}
+_IN_PLACE_OPERATORS = {
+    getattr(operator, f"i{name}")
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "matmul",
+    )
+}
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -405,7 +418,7 @@ def _is_tensor(node: fx.Node) -> bool:
     return not (node.op == "call_method" and node.target in ("size", "dim", "item", "numel"))
 
 
-# ---- parts of a 2-D network that see one frame at a time ------------------------------------------
+# ---- parts of a 2-D network that see one frame at a time
 
 _FRAME_LAYERS = (
     nn.Conv2d,
@@ -477,7 +490,7 @@ def _is_framewise(graph: fx.Graph, module: nn.Module, leaves: set[int]) -> bool:
     return convs > 0 and len(given) == 1 and not sizes.intersection(output.all_input_nodes)
 
 
-# ---- building -------------------------------------------------------------------------------------
+# ---- building
 
 
 class _Builder:
@@ -751,7 +764,9 @@ class _Passes:
     def _fold_convs(self) -> None:
         nodes = [n for n in self._of.graph.nodes if isinstance(self._of.layer(n), _CONVS)]
         # Those that the kernels take come first: they add residuals at no cost.
-        nodes.sort(key=lambda n: (not _fits(cast(nn.Module, self._of.layer(n))), -self._of.position[n]))
+        nodes.sort(
+            key=lambda n: (not _fits(cast(nn.Module, self._of.layer(n))), -self._of.position[n])
+        )
         for node in nodes:
             self._fold_conv(node)
 
@@ -793,7 +808,9 @@ class _Passes:
                 slopes[1] = slope
                 folded.append(_name(slope))
         if not of.may_join(chain):
-            self._note(node.target, conv, "something changes in place before its norm", swapped=False)
+            self._note(
+                node.target, conv, "something changes in place before its norm", swapped=False
+            )
             return
         layer = FoldedConv(conv, weight, bias, slope=slopes[0], residual_slope=slopes[1])
         args = (node.args[0],) if residual is None else (node.args[0], residual)
@@ -804,7 +821,7 @@ class _Passes:
 
     def _append_pointwise(self) -> None:
         of = self._of
-        for node in list(of.graph.nodes):
+        for node in cast(list[Any], list(of.graph.nodes)):
             first = of.layer(node)
             second_node = of.user(node)
             second = of.layer(second_node)
@@ -832,7 +849,7 @@ class _Passes:
 
     def _upsampled(self) -> None:
         of = self._of
-        for node in list(of.graph.nodes):
+        for node in cast(list[Any], list(of.graph.nodes)):
             follower = of.user(node)
             conv = of.layer(follower)
             if (
@@ -853,7 +870,7 @@ class _Passes:
                 self._note(source, "Upsample and Conv2d", note, swapped=True)
                 self._insert([node, follower], UpsampledConv2d(conv), (node.args[0],))
 
-    def _doubles(self, node: fx.Node) -> bool:
+    def _doubles(self, node: Any) -> bool:
         """Whether a node doubles the pixels of a map in H and W."""
         layer = self._of.layer(node)
         if isinstance(layer, nn.Upsample) and _is_stock(layer, (nn.Upsample,)):
@@ -870,7 +887,7 @@ class _Passes:
     def _pools(self) -> None:
         of = self._of
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        for node in list(of.graph.nodes):
+        for node in cast(list[Any], list(of.graph.nodes)):
             layer = of.layer(node)
             if isinstance(layer, nn.MaxPool3d) and _is_stock(layer, (nn.MaxPool3d,)):
                 if _hooks(layer):
@@ -899,7 +916,11 @@ class _Passes:
 
     def _choose_layout(self) -> None:
         """Planar, as the kernels have it, or channels_last_3d, which suits oneDNN."""
-        convs = [layer for n in self._of.graph.nodes if isinstance(layer := self._of.layer(n), FoldedConv)]
+        convs = [
+            layer
+            for n in self._of.graph.nodes
+            if isinstance(layer := self._of.layer(n), FoldedConv)
+        ]
         convs = [conv for conv in convs if conv.axes == 3]
         for_kernels = sum(
             conv.fits_kernel and (conv.transposed or conv.weight.shape[1] <= 128) for conv in convs
@@ -914,7 +935,7 @@ def _is_constant(value: object) -> bool:
     return value is None or isinstance(value, int)
 
 
-_MAX_POOLS = {F.max_pool3d, F._max_pool3d, torch.max_pool3d}
+_MAX_POOLS = {F.max_pool3d, cast(Any, F)._max_pool3d, torch.max_pool3d}
 
 
 def _name(slope: float) -> str:
@@ -953,7 +974,7 @@ def _folded(
         return back.contiguous(), bias
 
 
-# ---- the new model --------------------------------------------------------------------------------
+# ---- the new model
 
 
 class _Accelerated(nn.Module):
@@ -980,7 +1001,7 @@ class _Accelerated(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         original = type(self).__mro__[2]
-        return (_empty, (original, type(self)._method), self.__dict__.copy())
+        return (_empty, (original, cast(Any, type(self))._method), self.__dict__.copy())
 
 
 def _empty(original: type[nn.Module], method: str | None) -> nn.Module:

@@ -71,9 +71,7 @@ def test_peers_give_the_same_with_all_convs_replaced(name: str) -> None:
     stack, positions = torch.rand(1, 3, 4, 68, 70), torch.linspace(0.1, 1, 4)
     fast, report = gplws.accelerate(model)
     with torch.inference_mode():
-        for got, expected in zip(
-            fast(stack, positions), model(stack, positions), strict=True
-        ):
+        for got, expected in zip(fast(stack, positions), model(stack, positions), strict=True):
             if isinstance(expected, Tensor):
                 assert relative_error(got, expected) < 1e-4
         assert relative_error(fast.predict(stack).depth, model.predict(stack).depth) < 1e-3
@@ -306,13 +304,20 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
-        self.up = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(8, 5, 3, padding=1), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6()
+        )
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=2), nn.Conv2d(8, 5, 3, padding=1), nn.ReLU()
+        )
         self.side = nn.Conv2d(8, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.stem(x)
-        return {"up": self.up(x), "side": self.side(F.interpolate(x, scale_factor=2, mode="nearest"))}
+        return {
+            "up": self.up(x),
+            "side": self.side(F.interpolate(x, scale_factor=2, mode="nearest")),
+        }
 
 
 class Stacked(nn.Module):

@@ -16,8 +16,8 @@ def to_group_parallel(
 ) -> tuple[nn.Module, ModelReport]:
     """A copy of a network whose dense 3x3x3 convs are group parallel modules with random weights.
 
-    A conv becomes a :class:`gplws.nn.GroupParallel3d` of the same channels; in an ``nn.Sequential``
-    it takes the batch norm and the ReLU behind it along, and leaves ``nn.Identity`` in their places.
+    A conv becomes a :class:`gplws.nn.GroupParallel3d` of the same channels; in an
+    ``nn.Sequential`` it takes the batch norm and the ReLU behind it along, and leaves ``nn.Identity``.
     A strided conv becomes an average over as many pixels, then the module: shapes stay.
 
     Args:

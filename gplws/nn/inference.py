@@ -409,13 +409,16 @@ def max_pool3d(
     sizes = _triple(kernel_size)
     steps = sizes if stride is None or stride == () or stride == [] else _triple(stride)
     margins = _triple(padding)
-    small = any(size > 2 * step + 1 or 2 * margin > size for size, step, margin in zip(
-        sizes, steps, margins, strict=True
-    ))
+    small = any(
+        size > 2 * step + 1 or 2 * margin > size
+        for size, step, margin in zip(sizes, steps, margins, strict=True)
+    )
     if small or not takes_shortcuts(x) or x.dim() not in (4, 5) or x.numel() == 0:
         return F.max_pool3d(x, sizes, steps, margins)
     # Whole rows first, then within the rows, when there are fewer of them.
-    for axis, size, step, margin in zip((-2, -1, -3), *_reordered(sizes, steps, margins), strict=True):
+    for axis, size, step, margin in zip(
+        (-2, -1, -3), *_reordered(sizes, steps, margins), strict=True
+    ):
         if size > 1 or step > 1 or margin:
             x = _pool_axis(x, axis, size, step, margin)
     return x
