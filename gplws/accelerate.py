@@ -43,9 +43,10 @@ def accelerate(
     """A copy of a network for inference, faster, with the same results to rounding.
 
     Batch norm is folded into convs; 3-D convs go to the kernels of this package or to oneDNN,
-    together with activations, sums with residuals and pointwise convs behind them; 3-D max-pools
-    are computed one axis after the other; 2-D convs behind a doubling of pixels see the small map; 2-D
-    parts run in channels_last, few frames at a time. The network works as before otherwise, also
+    together with activations, sums with residuals and pointwise convs behind; 3-D max-pools
+    are computed one axis after the other; 2-D convs behind a doubling of pixels see the small
+    map; 2-D parts run in channels_last, few frames at a time. The network works as before
+    otherwise, also
     under ``torch.compile`` and ``torch.export``, and gradients flow to its inputs.
 
     A layer stays as it is where a hook is attached to it, where it is scripted, of another dtype
@@ -821,7 +822,7 @@ class _Passes:
 
     def _append_pointwise(self) -> None:
         of = self._of
-        for node in cast(list[Any], list(of.graph.nodes)):
+        for node in list(of.graph.nodes):
             first = of.layer(node)
             second_node = of.user(node)
             second = of.layer(second_node)
@@ -849,7 +850,7 @@ class _Passes:
 
     def _upsampled(self) -> None:
         of = self._of
-        for node in cast(list[Any], list(of.graph.nodes)):
+        for node in list(of.graph.nodes):
             follower = of.user(node)
             conv = of.layer(follower)
             if (
@@ -887,7 +888,7 @@ class _Passes:
     def _pools(self) -> None:
         of = self._of
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        for node in cast(list[Any], list(of.graph.nodes)):
+        for node in list(of.graph.nodes):
             layer = of.layer(node)
             if isinstance(layer, nn.MaxPool3d) and _is_stock(layer, (nn.MaxPool3d,)):
                 if _hooks(layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any, cast
 
 from torch import nn
 
@@ -17,7 +18,7 @@ def to_group_parallel(
     """A copy of a network whose dense 3x3x3 convs are group parallel modules with random weights.
 
     A conv becomes a :class:`gplws.nn.GroupParallel3d` of the same channels; in an
-    ``nn.Sequential`` it takes the batch norm and the ReLU behind it along, and leaves ``nn.Identity``.
+    ``nn.Sequential`` it takes the batch norm and the ReLU behind it along; ``nn.Identity`` stays.
     A strided conv becomes an average over as many pixels, then the module: shapes stay.
 
     Args:
@@ -92,7 +93,7 @@ def _rebuild(
             module._modules[follower] = nn.Identity().train(child.training)
         if child.stride != (1, 1, 1):
             # Of the same size as a conv with padding 1: N / stride, rounded up.
-            pool = nn.AvgPool3d(child.stride, ceil_mode=True, count_include_pad=False)
+            pool = nn.AvgPool3d(cast(Any, child.stride), ceil_mode=True, count_include_pad=False)
             new = nn.Sequential(pool, new)
             note += f" behind a mean over {child.stride} pixels"
         new = new.to(child.weight.device, child.weight.dtype).train(child.training)

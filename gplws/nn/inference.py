@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -202,7 +202,13 @@ class FoldedConv(nn.Module):
             y = _product(x, self.weight, self.bias)
         elif engine == "onednn":
             y = torch.mkldnn_convolution(
-                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+                x,
+                self.weight,
+                self.bias,
+                cast(Any, self.padding),
+                self.stride,
+                self.dilation,
+                self.groups,
             )
         else:
             y = self._by_stock(x)
@@ -219,7 +225,7 @@ class FoldedConv(nn.Module):
 
     def _by_stock(self, x: Tensor) -> Tensor:
         if not self.transposed:
-            conv = F.conv2d if self.axes == 2 else F.conv3d
+            conv: Any = F.conv2d if self.axes == 2 else F.conv3d
             return conv(
                 x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
             )
