@@ -46,7 +46,6 @@ def measure(name: str, size: int, seconds: float) -> dict[str, Any]:
                 "accelerated": lambda: fast(stack),
             },
             seconds=seconds,
-            rounds=(2, 30),
         )
     found = medians(times)
     best = min(found["eager"], found["eager channels_last"])
