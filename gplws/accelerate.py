@@ -6,15 +6,15 @@ depends on values or shapes in Python stays the Python that it is, and the parts
 
 from __future__ import annotations
 
-import builtins
 import copy
+import dis
 import inspect
 import math
 import operator
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,13 +24,21 @@ from torch.utils import _pytree
 
 from gplws.models.gplws_net import GPLWSNet
 from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, UpConv3d, fold_bn
-from gplws.nn.inference import DTYPES, FoldedConv, FoldedMaxPool3d, Framewise, UpsampledConv2d
+from gplws.nn.inference import (
+    DTYPES,
+    FoldedConv,
+    FoldedMaxPool3d,
+    Framewise,
+    JoinedUpConv3d,
+    UpsampledConv2d,
+)
 from gplws.nn.layer_report import LayerReport, ModelReport
 
 TOLERANCE = 1e-4
 """Largest difference that :func:`accelerate` accepts on an example, of the largest value; for
 float32. bfloat16 has ``BFLOAT16_TOLERANCE``."""
 BFLOAT16_TOLERANCE = 0.1
+_TAKES_PARTS = ("call_module", "get_attr")
 _CONVS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _BLOCKS = (GroupParallel3d, UpConv3d, RepConv3d, ConvBN3d)
@@ -43,11 +51,12 @@ def accelerate(
     """A copy of a network for inference, faster, with the same results to rounding.
 
     Batch norm is folded into convs; 3-D convs go to the kernels of this package or to oneDNN,
-    together with activations, sums with residuals and pointwise convs behind; 3-D max-pools
-    are computed one axis after the other; 2-D convs behind a doubling of pixels see the small
-    map; 2-D parts run in channels_last, few frames at a time. The network works as before
-    otherwise, also
-    under ``torch.compile`` and ``torch.export``, and gradients flow to its inputs.
+    together with activations, sums with residuals and pointwise convs behind; a conv to few
+    channels joins the transposed conv before it; 3-D max-pools are computed one axis after the
+    other; 2-D convs behind a doubling of pixels see the small map; 2-D parts run in channels_last,
+    few frames at a time. The network works as before otherwise, also under ``torch.compile`` and
+    ``torch.export``, and gradients flow to its inputs. ``train()`` turns it back into the network
+    that it was made from.
 
     A layer stays as it is where a hook is attached to it, where it is scripted, of another dtype
     than float32 and bfloat16, or where nothing is faster; a module whose Python depends on values
@@ -63,8 +72,7 @@ def accelerate(
             not faster, the copy is of the network as it was, and the report says so.
 
     Returns:
-        The new network, of the same class or one derived from it (``train()`` on it is an error),
-        and the report.
+        The new network, of a class derived from that of ``model``, and the report.
 
     Raises:
         TypeError: ``model`` is no module, or one that was scripted or compiled.
@@ -87,6 +95,8 @@ def accelerate(
         fast = _fused_gplws(model, report)
     else:
         fast = _Builder(copy.deepcopy(model), report, given=len(inputs)).build()
+    if isinstance(fast, _Accelerated) and not isinstance(model, _Accelerated):
+        fast.__dict__["_stock"] = (copy.deepcopy(model),)  # in a tuple: its weights are not listed
     places = {name: index for index, (name, _) in enumerate(model.named_modules())}
     report.layers.sort(key=lambda layer: places.get(layer.name, len(places)))
     if not inputs:
@@ -123,7 +133,9 @@ def _fused_gplws(model: GPLWSNet, report: ModelReport) -> nn.Module:
         report.layers.clear()
         report.add("", model, f"hooks on {hooked[0] or 'itself'}", swapped=False)
         return copy.deepcopy(model)
-    return model.fuse()
+    fast = model.fuse()
+    fast.__class__ = _class_of(type(fast), None)
+    return fast
 
 
 @torch.no_grad()
@@ -206,30 +218,32 @@ class _UntraceableError(Exception):
 
 
 class _Value(fx.Proxy):
-    """A recorded value."""
+    """A recorded value. Python that asks for its type is refused: it is no tensor yet."""
+
+    @property
+    def __class__(self) -> Any:  # what isinstance() looks at
+        caller = sys._getframe(1)
+        code = caller.f_code
+        own = caller.f_globals.get("__name__", "").partition(".")[0] == "torch"
+        # Compiled code of torch asks too, when it is called.
+        asks = not _TYPE_QUESTIONS.isdisjoint(code.co_names)
+        asks |= dis.opname[code.co_code[caller.f_lasti]] == "MATCH_CLASS"
+        if asks and (not own or code is torch.is_tensor.__code__):
+            raise cast(_Tracer, self.tracer).refusal(_ASKS_TYPES)
+        return _Value
 
 
-@contextmanager
-def _types_refused() -> Iterator[None]:
-    """While a network is recorded its Python may not ask for types: a value is no tensor then.
+_TYPE_QUESTIONS = {"isinstance", "__class__"}
+_ASKS_TYPES = "its Python asks for the type of a value"
 
-    As tracing itself, which replaces ``nn.Module.__call__``, this reaches other threads, and leaves
-    them as they are.
-    """
-    asked = builtins.isinstance
 
-    def isinstance_of_no_value(value: Any, kinds: Any) -> bool:
-        if type(value) is _Value:
-            caller = sys._getframe(1).f_globals.get("__name__", "")
-            if caller.partition(".")[0] != "torch":
-                raise _UntraceableError("its Python asks for the type of a tensor")
-        return asked(value, kinds)
-
-    builtins.isinstance = cast(Any, isinstance_of_no_value)
-    try:
-        yield
-    finally:
-        builtins.isinstance = asked
+def _asks_types(function: Any) -> bool:
+    """Whether the code of a method names ``type`` or ``hasattr``, which see what is recorded."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and any(
+        step.opname == "LOAD_GLOBAL" and step.argval in ("type", "hasattr")
+        for step in dis.get_instructions(code)
+    )
 
 
 class _Tracer(fx.Tracer):
@@ -239,6 +253,13 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._leaves = leaves
         self._modes = self._current_modes()
+        self._thread = threading.get_ident()
+        self.refused: _UntraceableError | None = None
+
+    def refusal(self, why: str) -> _UntraceableError:
+        """The error to raise; it is kept, for Python that catches errors."""
+        self.refused = _UntraceableError(why)
+        return self.refused
 
     @staticmethod
     def _current_modes() -> tuple[bool, ...]:
@@ -256,11 +277,29 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if self._current_modes() != self._modes:
-            raise _UntraceableError("it changes autocast or gradient mode")
+            raise self.refusal("it changes autocast or gradient mode")
         return super().create_node(*args, **kwargs)
+
+    # While it records, torch.fx looks at each call and attribute of any module, also at those of
+    # other threads, which are none of ours.
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        if not self.is_leaf_module(m, "") and _asks_types(type(m).forward):
+            raise self.refusal(_ASKS_TYPES)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
+
+
+_RECORDING = threading.RLock()  # two recordings at once would leave torch.nn as torch.fx has it
 
 
 def _trace(
@@ -276,6 +315,8 @@ def _trace(
     signature = list(inspect.signature(function).parameters.values())
     if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in signature):
         return "its arguments are of any number"
+    if _asks_types(function):
+        return _ASKS_TYPES
     optional = {p.name: p.default for p in signature if p.default is not p.empty}
     if optional and given is None:
         return f"its argument {next(iter(optional))} is optional"
@@ -285,8 +326,10 @@ def _trace(
     tracer = _Tracer(leaves)
     tracer.traced_func_name = method
     try:
-        with _types_refused():
+        with _RECORDING:
             graph = tracer.trace(module, concrete_args=fixed or None)
+        if tracer.refused is not None:
+            raise tracer.refused
     except Exception as error:  # tracing runs foreign code on values that are none
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"its Python depends on values: {lines[0][:80]}"
@@ -520,9 +563,12 @@ class _Builder:
         """The fast form of the model."""
         self._survey(self._probe)
         built = self._fast(self._model, self._probe, "")
+        if isinstance(built, _Accelerated):
+            return built
         if built is self._model:
-            return _without_training(built)
-        return built
+            built.__class__ = _class_of(type(built), None)
+            return built
+        return _with_method(self._model, "forward", built, {})
 
     def _with_merged_branches(self, model: nn.Module) -> nn.Module:
         """``model`` with one conv for the branches of each re-parameterisable conv."""
@@ -574,27 +620,30 @@ class _Builder:
         if isinstance(found, str):
             self._leaves[key] = found
             return
+        if _calls_into(found, module, self._leaves):
+            self._leaves[key] = "it calls a part of a module that is not traced"
+            return
         if method != "forward":
             self._leaves[key] = f"only {method} is traced"
         elif _is_framewise(found, module, set(self._framewise)):
             self._framewise[key] = ""
         if key not in self._framewise and self._framewise:
-            apart = _trace(
-                module,
-                {**self._leaves, **self._framewise},
-                method,
-                given=self._given if root else None,
-            )
-            found = found if isinstance(apart, str) else apart
+            leaves = {**self._leaves, **self._framewise}
+            apart = _trace(module, leaves, method, given=self._given if root else None)
+            if isinstance(apart, fx.Graph) and not _calls_into(apart, module, leaves):
+                found = apart
         self._graphs[key] = found
 
-    def _fast(self, module: nn.Module, probe: nn.Module, path: str) -> nn.Module:
+    def _fast(
+        self, module: nn.Module, probe: nn.Module, path: str, *, seen: bool = False
+    ) -> nn.Module:
+        """The fast form of a part; where Python has ``seen`` it, with its class and attributes."""
         key = id(probe)
         if key not in self._built:
-            self._built[key] = self._made(module, probe, path)
+            self._built[key] = self._made(module, probe, path, seen=seen)
         return self._built[key]
 
-    def _made(self, module: nn.Module, probe: nn.Module, path: str) -> nn.Module:
+    def _made(self, module: nn.Module, probe: nn.Module, path: str, *, seen: bool) -> nn.Module:
         key, note = id(probe), self._leaves.get(id(probe), "")
         if key in self._closed:
             self._report.add(path, module, note, swapped=False)
@@ -608,6 +657,7 @@ class _Builder:
         graph = self._graphs.get(key)
         if graph is None:
             return self._by_parts(module, probe, path, note)
+        called = {str(n.target).partition(".")[0] for n in graph.nodes if n.op in _TAKES_PARTS}
         # Not eval(): a part that is in training mode on purpose stays so.
         network: nn.Module = fx.GraphModule(module, graph, type(module).__name__)
         for node in graph.nodes:
@@ -623,9 +673,14 @@ class _Builder:
             self._report.add(path, module, "few frames at a time, channels_last", swapped=True)
             network = Framewise(network)
         method = getattr(type(module), "core", "forward")
-        if method != "forward" or not path:
-            return _with_method(module, method, network)
-        return network
+        if method == "forward" and path and not seen:
+            return network
+        rest = {
+            name: self._fast(child, probe.get_submodule(name), f"{path}.{name}" if path else name)
+            for name, child in list(module.named_children())
+            if name not in called
+        }
+        return _with_method(module, method, network, rest)
 
     def _by_parts(self, module: nn.Module, probe: nn.Module, path: str, note: str) -> nn.Module:
         """The module itself, its children replaced."""
@@ -635,10 +690,23 @@ class _Builder:
             self._report.add(path, module, f"{note}; its parts were replaced", swapped=False)
         for name, child in list(module.named_children()):
             full = f"{path}.{name}" if path else name
-            fast = self._fast(child, probe.get_submodule(name), full)
+            fast = self._fast(child, probe.get_submodule(name), full, seen=True)
             if fast is not child:
                 module._modules[name] = fast
         return module
+
+
+def _calls_into(graph: fx.Graph, module: nn.Module, leaves: Mapping[int, str]) -> bool:
+    """Whether a graph names parts of leaves, which are no more once the leaves are replaced."""
+    for node in graph.nodes:
+        if node.op in _TAKES_PARTS:
+            whole = str(node.target).rpartition(".")[0]
+            while whole:
+                part = module.get_submodule(whole)
+                if id(part) in leaves and not isinstance(part, nn.ModuleList | nn.ModuleDict):
+                    return True
+                whole = whole.rpartition(".")[0]
+    return False
 
 
 def _any_hooks(module: nn.Module) -> bool:
@@ -718,6 +786,7 @@ class _Passes:
         self._drop_identities()
         self._fold_convs()
         self._append_pointwise()
+        self._join_up()
         self._upsampled()
         self._pools()
         self._choose_layout()
@@ -847,6 +916,27 @@ class _Passes:
                 note = "in the kernel call of the conv before it"
                 self._note(second_node.meta.get("source"), "Conv3d", note, swapped=True)
                 self._insert([node, second_node], first, args).meta["source"] = source
+
+    def _join_up(self) -> None:
+        of = self._of
+        for node in cast(list[Any], list(of.graph.nodes)):
+            first = of.layer(node)
+            second_node = of.user(node)
+            second = of.layer(second_node)
+            if (
+                isinstance(first, FoldedConv)
+                and isinstance(second, FoldedConv)
+                and second_node is not None
+                and second_node.args[0] is node
+                and len(node.args) == 1
+                and first.weight.device.type == "cpu"
+                and JoinedUpConv3d.suits(first, second)
+                and of.may_join([node, second_node])
+            ):
+                note = "one 2-D conv at the small size, with the transposed conv before it"
+                self._note(second_node.meta.get("source"), "Conv3d", note, swapped=True)
+                args = (node.args[0], *second_node.args[1:])
+                self._insert([node, second_node], JoinedUpConv3d(first, second), args)
 
     def _upsampled(self) -> None:
         of = self._of
@@ -981,13 +1071,28 @@ def _folded(
 class _Accelerated(nn.Module):
     """What accelerated networks have beside their own class."""
 
-    def train(self, mode: bool = True) -> _Accelerated:
-        """Refuses training: batch norms are folded, and weights are constants."""
-        if mode:
+    def train(self, mode: bool = True) -> Any:
+        """For ``True``: become the network that this one was made from, on stock ops.
+
+        All that was folded is undone: weights, names and gradients are those of that network, as it
+        was then. After training, ``accelerate`` makes a fast copy of it again.
+        """
+        if not mode:
+            return super().train(False)
+        if "_stock" not in self.__dict__:
             raise RuntimeError(
-                "an accelerated network is for inference: train the one that it was made from"
+                "a part of an accelerated network is for inference: call train() of the whole"
             )
-        return super().train(False)
+        (stock,) = self.__dict__["_stock"]
+        self.__class__ = type(stock)
+        self.__dict__.clear()
+        self.__dict__.update(stock.__dict__)
+        return self.train(True)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for stock in self.__dict__.get("_stock", ()):
+            stock._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -1031,18 +1136,13 @@ def _class_of(original: type[nn.Module], method: str | None) -> type[nn.Module]:
     return _CLASSES[key]
 
 
-def _without_training(module: nn.Module) -> nn.Module:
-    """The module, which refuses ``train()`` from now on."""
-    if isinstance(module, _Accelerated | FoldedConv | torch.jit.ScriptModule):
-        return module
-    module.__class__ = _class_of(type(module), None)
-    return module
-
-
-def _with_method(module: nn.Module, method: str, network: nn.Module) -> nn.Module:
-    """The module with one method computed by ``network``, and without what was merged into it."""
-    merged = tuple(module._modules)
+def _with_method(
+    module: nn.Module, method: str, network: nn.Module, rest: Mapping[str, nn.Module]
+) -> nn.Module:
+    """The module with one method computed by ``network``; of its parts only ``rest`` stay."""
+    merged = tuple(name for name in module._modules if name not in rest)
     module._modules.clear()
+    module._modules.update(rest)
     module.__class__ = _class_of(type(module), method)
     module.__dict__["_merged"] = merged
     module.add_module("accelerated", network)

@@ -307,6 +307,123 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y.unflatten(2, x.shape[2:])
 
 
+class JoinedUpConv3d(nn.Module):
+    """Transposed 3x4x4 conv that doubles H and W, and the 3x3x3 conv behind it, as one 2-D conv.
+
+    Nothing stands between the two, so that both together are linear: a pixel of the result sees
+    5x3x3 pixels of the small map, with other weights for each of the four kinds of pixels. A 2-D
+    conv of each frame computes all kinds for the five results that the frame takes part in, and
+    what the frames beyond the ends, which the second conv takes as zeros, would have added to the
+    first and the last result. Such pixels beyond the border concern one row or column on each side,
+    which are computed one conv after the other.
+
+    Args:
+        up: the first conv, batch norm folded in.
+        conv: the second one.
+    """
+
+    def __init__(self, up: FoldedConv, conv: FoldedConv) -> None:
+        super().__init__()
+        self.up, self.conv = up, conv
+        weight, bias = self._kernels(up, conv)
+        weight = weight.to(conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+
+    @staticmethod
+    def suits(up: FoldedConv, conv: FoldedConv) -> bool:
+        """Whether two convs are of these kinds, and together take fewer products."""
+        if not up.transposed or conv.transposed or (up.axes, conv.axes) != (3, 3):
+            return False
+        first = (up.kernel_size, up.stride, up.padding, up.output_padding, up.dilation, up.groups)
+        second = (conv.kernel_size, conv.stride, conv.dilation, conv.groups)
+        if first != ((3, 4, 4), (1, 2, 2), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1):
+            return False
+        if second != ((3, 3, 3), (1, 1, 1), (1, 1, 1), 1) or conv.padding not in (
+            (1, 1, 1),
+            "same",
+        ):
+            return False
+        if (up.slope, up.residual_slope) != (_NONE, _NONE) or conv.pointwise_weight is not None:
+            return False
+        inputs, middle = up.weight.shape[:2]
+        results = conv.weight.shape[0]
+        apart = middle * (
+            4 * 12 * inputs + 4 * 27 * results
+        )  # products for a pixel of the small map
+        return 2 * 9 * inputs * 7 * 4 * results < apart
+
+    @staticmethod
+    def _kernels(up: FoldedConv, conv: FoldedConv) -> tuple[Tensor, Tensor]:
+        """Weights (7 4 K, C, 3, 3) and bias of the 2-D conv.
+
+        Its channels are, for distances -2 to 2 of the frame from that of the result, then for the
+        frame before the first and the one behind the last: the four kinds of pixels.
+        """
+        first, second = up.weight.detach().double(), conv.weight.detach().double()
+        inputs, middle = first.shape[:2]
+        results = second.shape[0]
+        # Both along rows and columns, for each pair of taps along the frames.
+        pairs = first.new_zeros(3, 3, results, inputs, 6, 6)
+        for after, before, row, column in itertools.product(range(3), repeat=4):
+            part = torch.einsum(
+                "km,cmyx->kcyx", second[:, :, after, row, column], first[:, :, before]
+            )
+            pairs[after, before, :, :, 2 - row : 6 - row, 2 - column : 6 - column] += part
+        frames = first.new_zeros(7, results, inputs, 6, 6)
+        for after, before in itertools.product(range(3), repeat=2):
+            frames[after - before + 2] += pairs[after, before]
+        frames[5], frames[6] = pairs[0, 0], pairs[2, 2]
+        kinds = [
+            frames[..., y : y + 5 : 2, x : x + 5 : 2].flip(-2, -1)
+            for y, x in itertools.product(range(2), repeat=2)
+        ]
+        weight = torch.stack(kinds, 1).flatten(0, 2)  # (7, 4, K, C, 3, 3) -> (7 4 K, C, 3, 3)
+
+        bias = first.new_zeros(7, 4, results)
+        if up.bias is not None:  # goes through the taps of the second conv
+            taps = torch.einsum("kmnyx,m->nk", second, up.bias.detach().double())
+            bias[2], bias[5], bias[6] = taps.sum(0), taps[0], taps[2]
+        if conv.bias is not None:
+            bias[2] += conv.bias.detach().double()
+        return weight, bias.flatten()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(B, C, N, H, W) -> (B, K, N, 2 H, 2 W), ``residual`` added."""
+        if not takes_shortcuts(x, residual) or x.dim() != 5 or x.numel() == 0:
+            return self.conv(self.up(x), residual)
+        batch, _, frames, height, width = x.shape
+        results = self.conv.weight.shape[0]
+        sums = x.new_zeros(batch, frames, 4 * results, height, width)
+        for frame in range(frames):
+            parts = F.conv2d(x[:, :, frame], self.weight, self.bias, padding=1)
+            parts = parts.contiguous().unflatten(1, (7, 4 * results))
+            for distance in range(-2, 3):
+                if 0 <= frame - distance < frames:
+                    sums[:, frame - distance] += parts[:, distance + 2]
+            if frame == 0:
+                sums[:, frame] -= parts[:, 5]
+            if frame == frames - 1:
+                sums[:, frame] -= parts[:, 6]
+        kinds = sums.view(batch, frames, 2, 2, results, height, width)
+        y = kinds.permute(0, 4, 1, 5, 2, 6, 3).reshape(
+            batch, results, frames, 2 * height, 2 * width
+        )
+        y[..., :1, :] = self._apart(x[..., :2, :])[..., :1, :]
+        y[..., -1:, :] = self._apart(x[..., -2:, :])[..., -1:, :]
+        y[..., :1] = self._apart(x[..., :2])[..., :1]
+        y[..., -1:] = self._apart(x[..., -2:])[..., -1:]
+        return self.conv._finish(y, residual, own=True)
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """Both convs, one after the other, without what follows."""
+        conv = self.conv
+        y = self.up._by_stock(x)
+        return torch.mkldnn_convolution(
+            y, conv.weight, conv.bias, cast(Any, (1, 1, 1)), conv.stride, conv.dilation, 1
+        )
+
+
 class UpsampledConv2d(nn.Module):
     """3x3 conv of a map whose pixels were doubled in H and W, without the doubled map.
 
