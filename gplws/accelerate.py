@@ -548,6 +548,8 @@ class _Builder:
 
     def __init__(self, model: nn.Module, report: ModelReport, *, given: int) -> None:
         self._report = report
+        # Without weights nothing is known: layers look at what they are given then.
+        self._on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         self._model = self._with_merged_branches(model)
         # Tracing may leave something behind in the modules: it sees a copy.
         self._probe = copy.deepcopy(self._model)
@@ -625,7 +627,7 @@ class _Builder:
             return
         if method != "forward":
             self._leaves[key] = f"only {method} is traced"
-        elif _is_framewise(found, module, set(self._framewise)):
+        elif self._on_cpu and _is_framewise(found, module, set(self._framewise)):
             self._framewise[key] = ""
         if key not in self._framewise and self._framewise:
             leaves = {**self._leaves, **self._framewise}
@@ -668,13 +670,16 @@ class _Builder:
                 full = f"{path}.{node.target}" if path else node.target
                 fast = self._fast(module.get_submodule(node.target), inner, full)
                 _replace(network, node.target, fast)
-        _Passes(cast(fx.GraphModule, network), path, self._report).run()
+        _Passes(cast(fx.GraphModule, network), path, self._report, on_cpu=self._on_cpu).run()
         if key in self._framewise:
             self._report.add(path, module, "few frames at a time, channels_last", swapped=True)
             network = Framewise(network)
         method = getattr(type(module), "core", "forward")
         if method == "forward" and path and not seen:
             return network
+        if method != "forward":
+            note = f"what surrounds {method}() stays: there is no kernel for a read-out by softmax"
+            self._report.add(path, module, note, swapped=False)
         rest = {
             name: self._fast(child, probe.get_submodule(name), f"{path}.{name}" if path else name)
             for name, child in list(module.named_children())
@@ -776,9 +781,11 @@ def _fast_layer(module: nn.Module, path: str, report: ModelReport) -> nn.Module:
 class _Passes:
     """What is replaced in one graph."""
 
-    def __init__(self, module: fx.GraphModule, path: str, report: ModelReport) -> None:
+    def __init__(
+        self, module: fx.GraphModule, path: str, report: ModelReport, *, on_cpu: bool
+    ) -> None:
         self._of = _Graph(module)
-        self._path, self._report = path, report
+        self._path, self._report, self._on_cpu = path, report, on_cpu
         self._counter = 0
 
     def run(self) -> None:
@@ -795,6 +802,7 @@ class _Passes:
             if isinstance(layer, _NORMS):
                 note = "it is in training mode" if layer.training else "no conv known before it"
                 self._note(node.target, layer, note, swapped=False)
+        self._note_expectations()
         self._of.module.delete_all_unused_submodules()
         self._of.graph.lint()
         self._of.module.recompile()
@@ -881,6 +889,9 @@ class _Passes:
             self._note(
                 node.target, conv, "something changes in place before its norm", swapped=False
             )
+            return
+        if conv.weight.device.type != "cpu" and "batch norm" not in folded:
+            self._note(node.target, conv, f"on {conv.weight.device.type}", swapped=False)
             return
         layer = FoldedConv(conv, weight, bias, slope=slopes[0], residual_slope=slopes[1])
         args = (node.args[0],) if residual is None else (node.args[0], residual)
@@ -990,6 +1001,9 @@ class _Passes:
             else:
                 continue
             name = node.target if node.op == "call_module" else node.name
+            if not self._on_cpu:
+                self._note(name, "MaxPool3d", "not on the CPU", swapped=False)
+                continue
             if found.pop("dilation", 1) not in (1, (1, 1, 1)) or found.pop("ceil_mode", False):
                 self._note(name, "MaxPool3d", "dilation or ceil_mode", swapped=False)
                 continue
@@ -1005,6 +1019,20 @@ class _Passes:
             self._insert([node], FoldedMaxPool3d(**found), (source,))
             self._note(name, "MaxPool3d", "one axis after the other", swapped=True)
 
+    def _note_expectations(self) -> None:
+        """Say of softmax, product and sum that they stay."""
+        for node in self._of.graph.nodes:
+            layer = self._of.layer(node)
+            is_softmax = isinstance(layer, nn.Softmax) or (
+                node.target in (F.softmax, torch.softmax)
+                if node.op == "call_function"
+                else node.op == "call_method" and node.target == "softmax"
+            )
+            products = [user for user in node.users if _names(user) & {"mul", "__mul__"}]
+            if is_softmax and any("sum" in _names(u) for p in products for u in p.users):
+                name = node.target if layer is not None else node.name
+                self._note(name, "softmax expectation", _NO_EXPECTATION, swapped=False)
+
     def _choose_layout(self) -> None:
         """Planar, as the kernels have it, or channels_last_3d, which suits oneDNN."""
         convs = [
@@ -1018,6 +1046,15 @@ class _Passes:
         )
         for conv in convs:
             conv.planar = 2 * for_kernels >= len(convs)
+
+
+_NO_EXPECTATION = "there is no kernel for it; it takes little time beside the convs"
+
+
+def _names(node: fx.Node) -> set[str]:
+    """What a node calls."""
+    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return {called} if node.op in ("call_function", "call_method") else set()
 
 
 def _is_constant(value: object) -> bool:
