@@ -15,8 +15,8 @@ from torch import nn
 
 import gplws
 from benchmarks.networks import NETWORKS, in_channels_last, random_gplws, random_peer
-from benchmarks.summary import load, medians
-from benchmarks.timing import machine, save, show, take_turns
+from benchmarks.summary import medians
+from benchmarks.timing import introduce, resumed_rows, save, show, take_turns
 
 SIZES = (256, 512)
 FRAMES = 10
@@ -34,11 +34,14 @@ def measure(name: str, size: int, seconds: float) -> dict[str, Any]:
     last = stack.contiguous(memory_format=torch.channels_last_3d)
     stock, stock_last = network(name), in_channels_last(network(name))
     fast, report = gplws.accelerate(stock)
+    errors: dict[str, float] = {}
+
+    def compare(results: dict[str, torch.Tensor]) -> None:
+        expected = results["eager"]
+        for candidate, result in results.items():
+            errors[candidate] = ((result - expected).abs().max() / expected.abs().max()).item()
+
     with torch.inference_mode():
-        expected = stock(stack)
-        largest = expected.abs().max()
-        error = ((fast(stack) - expected).abs().max() / largest).item()
-        of_stock = ((stock_last(last) - expected).abs().max() / largest).item()
         times = take_turns(
             {
                 "eager": lambda: stock(stack),
@@ -46,6 +49,7 @@ def measure(name: str, size: int, seconds: float) -> dict[str, Any]:
                 "accelerated": lambda: fast(stack),
             },
             seconds=seconds,
+            check=compare,
         )
     found = medians(times)
     best = min(found["eager"], found["eager channels_last"])
@@ -54,8 +58,8 @@ def measure(name: str, size: int, seconds: float) -> dict[str, Any]:
         "shape": f"{FRAMES}x{size}x{size}",
         "seconds": times,
         "ratio": best / found["accelerated"],
-        "error": error,
-        "error_of_channels_last": of_stock,
+        "error": errors["accelerated"],
+        "error_of_channels_last": errors["eager channels_last"],
         "swapped": len(report.swapped),
         "kept": len(report.kept),
     }
@@ -69,9 +73,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep other rows of an earlier run")
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results")
     options = parser.parse_args()
-    print(", ".join(f"{k} {v}" for k, v in machine().items()))
-    before = load("accelerate", options.out) if options.resume else None
-    rows: list[dict[str, Any]] = before["rows"] if before else []
+    introduce()
+    rows = resumed_rows("accelerate", options.out) if options.resume else []
     for size in options.sizes:
         for name in options.networks:
             row = measure(name, size, options.seconds)

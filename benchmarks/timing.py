@@ -23,20 +23,24 @@ def take_turns(
     candidates: Mapping[str, Callable[[], object]],
     *,
     seconds: float = 6.0,
+    check: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, list[float]]:
     """Times of each candidate, in seconds; in each round every candidate has one turn.
 
     Args:
         candidates: functions without arguments, by name.
         seconds: how long all of it may take, roughly.
+        check: is given the results, by name, before anything is timed.
 
     Returns:
         The times, by name, in the order of the rounds.
     """
     start = time.perf_counter()
-    for run in candidates.values():  # compiles, fills caches, allocates
-        run()
+    results = {name: run() for name, run in candidates.items()}  # compiles, fills caches, allocates
     once = time.perf_counter() - start
+    if check is not None:
+        check(results)
+    del results
     count = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(count):

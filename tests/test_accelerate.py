@@ -488,6 +488,21 @@ def test_any_engine_gives_the_same(layout: torch.memory_format) -> None:
                     assert relative_error(got, expected) < 1e-5, engine
 
 
+def test_2d_convs_of_many_channels_lose_less_to_rounding_than_in_one_sum() -> None:
+    torch.manual_seed(4)
+    for kernel, dilation in ((3, 1), (3, 2), (1, 1)):
+        padding = dilation * (kernel // 2)
+        conv = nn.Conv2d(520, 64, kernel, padding=padding, dilation=dilation)
+        x = torch.rand(2, 520, 8, 8).contiguous(memory_format=torch.channels_last)
+        layer = FoldedConv(conv, conv.weight, conv.bias)
+        with torch.no_grad():
+            whole = layer._by_stock(x)
+            expected = conv.double()(x.double())
+            error = (layer(x).double() - expected).abs().mean()
+            assert error < (whole.double() - expected).abs().mean()
+            assert error < 1e-6 * expected.abs().max()
+
+
 def test_an_example_chooses_engines_and_checks_the_result() -> None:
     model = lively(nn.Sequential(nn.Conv3d(4, 32, 3, padding=1), nn.BatchNorm3d(32), nn.ReLU()))
     x = torch.randn(1, 4, 4, 24, 24)
