@@ -52,6 +52,9 @@ def section(folder: Path | None = None) -> str:
     memory = load("memory", folder)
     if memory:
         parts.append(_memory_sentence(memory))
+    accelerated = load("accelerate", folder)
+    if accelerated:
+        parts += _accelerated(accelerated)
     ablation = load("ablation", folder)
     if ablation:
         parts += _ablation(ablation)
@@ -222,6 +225,27 @@ def _memory_sentence(memory: dict[str, Any]) -> str:
         f"Peak memory of `reconstruct` at {rows[0]['shape'].replace('x', ' x ')}, against one "
         f"forward pass of the same network on stock torch: {', '.join(parts)}."
     )
+
+
+def _accelerated(found: dict[str, Any]) -> list[str]:
+    rows = [row for row in found["rows"] if row["shape"] == SHAPE]
+    if not rows:
+        return []
+    lines = [["", "stock torch", "accelerated", "difference"]]
+    for row in sorted(rows, key=lambda row: list(NAMES_OF_NETWORKS).index(row["network"])):
+        seconds = medians(row["seconds"])
+        ours = seconds.pop("accelerated")
+        best = min(seconds.values())
+        after = f"**{ours:.2f}** ({best / ours:.1f}x)"
+        name = NAMES_OF_NETWORKS[row["network"]]
+        lines.append([name, f"{best:.2f}", after, f"{row['error']:.0e}"])
+    said = (
+        f"`gplws.accelerate` on one stack of {SHAPE.replace('x', ' x ')}, float32, "
+        f"{_words(found['machine'])}: seconds on stock torch in the faster of its memory formats, "
+        "seconds after, and the largest difference of the results to stock torch as a share of "
+        "the largest value:"
+    )
+    return [said, _table(lines)]
 
 
 def with_section(text: str, made: str) -> str:

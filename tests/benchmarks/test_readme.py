@@ -103,6 +103,19 @@ def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> 
     assert "after 9 steps" in shown
 
 
+def test_accelerated_networks_are_compared_with_the_faster_stock_format(
+    repository, tmp_path
+) -> None:
+    machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
+    seconds = {"eager": [4.0], "eager channels_last": [3.0], "accelerated": [9.0, 1.0, 2.0]}
+    row = {"network": "fvnet", "seconds": seconds, "error": 3.2e-05}
+    rows = [{**row, "shape": "10x512x512"}, {**row, "shape": "10x256x256", "network": "gplws"}]
+    write(tmp_path, "accelerate", machine=machine, rows=rows)
+    shown = section(repository, tmp_path)
+    assert "| FVNet | 3.00 | **2.00** (1.5x) | 3e-05 |" in shown
+    assert "GPLWS-Net" not in shown
+
+
 def write(folder: Path, name: str, **content: object) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content))
 
