@@ -16,7 +16,7 @@ from torch import nn
 import gplws
 from benchmarks.networks import NETWORKS, in_channels_last, random_gplws, random_peer
 from benchmarks.summary import medians
-from benchmarks.timing import introduce, resumed_rows, save, show, take_turns
+from benchmarks.timing import FEWEST_ROUNDS, introduce, resumed_rows, save, show, take_turns
 
 SIZES = (256, 512)
 FRAMES = 10
@@ -27,7 +27,7 @@ def network(name: str) -> nn.Module:
     return random_gplws() if name == "gplws" else random_peer(name, FRAMES)
 
 
-def measure(name: str, size: int, seconds: float) -> dict[str, Any]:
+def measure(name: str, size: int, seconds: float, fewest: int) -> dict[str, Any]:
     """One row: times of each candidate, error and what was replaced."""
     torch.manual_seed(1)
     stack = torch.rand(1, 3, FRAMES, size, size)
@@ -49,6 +49,7 @@ def measure(name: str, size: int, seconds: float) -> dict[str, Any]:
                 "accelerated": lambda: fast(stack),
             },
             seconds=seconds,
+            fewest=fewest,
             check=compare,
         )
     found = medians(times)
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--sizes", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--seconds", type=float, default=30.0, help="for each row, roughly")
+    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="at least")
     parser.add_argument("--resume", action="store_true", help="keep other rows of an earlier run")
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results")
     options = parser.parse_args()
@@ -77,7 +79,7 @@ def main() -> None:
     rows = resumed_rows("accelerate", options.out) if options.resume else []
     for size in options.sizes:
         for name in options.networks:
-            row = measure(name, size, options.seconds)
+            row = measure(name, size, options.seconds, options.rounds)
             rows = [r for r in rows if (r["network"], r["shape"]) != (name, row["shape"])]
             rows.append(row)
             path = save("accelerate", {"rows": rows}, options.out)

@@ -23,6 +23,7 @@ def take_turns(
     candidates: Mapping[str, Callable[[], object]],
     *,
     seconds: float = 6.0,
+    fewest: int = FEWEST_ROUNDS,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, list[float]]:
     """Times of each candidate, in seconds; in each round every candidate has one turn.
@@ -30,6 +31,7 @@ def take_turns(
     Args:
         candidates: functions without arguments, by name.
         seconds: how long all of it may take, roughly.
+        fewest: rounds, also where they take longer.
         check: is given the results, by name, before anything is timed.
 
     Returns:
@@ -41,7 +43,7 @@ def take_turns(
     if check is not None:
         check(results)
     del results
-    count = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
+    count = max(fewest, min(MOST_ROUNDS, int(seconds / once)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(count):
         for name, run in candidates.items():
