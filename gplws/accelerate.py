@@ -678,7 +678,7 @@ class _Builder:
         if method == "forward" and path and not seen:
             return network
         if method != "forward":
-            note = f"what surrounds {method}() stays: there is no kernel for a read-out by softmax"
+            note = f"all but {method}() stays; no kernel computes an expectation by softmax"
             self._report.add(path, module, note, swapped=False)
         rest = {
             name: self._fast(child, probe.get_submodule(name), f"{path}.{name}" if path else name)
