@@ -236,7 +236,7 @@ def _accelerated(found: dict[str, Any]) -> list[str]:
         seconds = medians(row["seconds"])
         ours = seconds.pop("accelerated")
         best = min(seconds.values())
-        after = f"**{ours:.2f}** ({best / ours:.1f}x)"
+        after = f"**{ours:.2f}** ({best / ours:.2f}x)"
         name = NAMES_OF_NETWORKS[row["network"]]
         lines.append([name, f"{best:.2f}", after, f"{row['error']:.0e}"])
     said = (

@@ -220,7 +220,7 @@ class _UntraceableError(Exception):
 class _Value(fx.Proxy):
     """A recorded value. Python that asks for its type is refused: it is no tensor yet."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what isinstance() looks at
         caller = sys._getframe(1)
         code = caller.f_code
@@ -930,7 +930,7 @@ class _Passes:
 
     def _join_up(self) -> None:
         of = self._of
-        for node in cast(list[Any], list(of.graph.nodes)):
+        for node in list(of.graph.nodes):
             first = of.layer(node)
             second_node = of.user(node)
             second = of.layer(second_node)

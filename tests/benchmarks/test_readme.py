@@ -112,7 +112,7 @@ def test_accelerated_networks_are_compared_with_the_faster_stock_format(
     rows = [{**row, "shape": "10x512x512"}, {**row, "shape": "10x256x256", "network": "gplws"}]
     write(tmp_path, "accelerate", machine=machine, rows=rows)
     shown = section(repository, tmp_path)
-    assert "| FVNet | 3.00 | **2.00** (1.5x) | 3e-05 |" in shown
+    assert "| FVNet | 3.00 | **2.00** (1.50x) | 3e-05 |" in shown
     assert "GPLWS-Net" not in shown
 
 
