@@ -85,7 +85,7 @@ LEVELS = {
     "easy": Level(CALM),
     "weak": Level(replace(CALM, texture_contrast=(0.02, 0.08), residual_blur_px=(0.4, 0.9))),
     "noisy": Level(
-        replace(CALM, full_well_electrons=(400.0, 1_600.0), read_noise_electrons=(5.0, 18.0))
+        replace(CALM, full_well_electrons=(250.0, 1_000.0), read_noise_electrons=(5.0, 18.0))
     ),
     "wide": Level(
         replace(

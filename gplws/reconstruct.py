@@ -466,8 +466,9 @@ def _refined(
     index = found.depth.nan_to_num(0)  # a copy: bands overlap
     for begin, end, first, last in bands:
         frames = stack.gray(slice(first, last)).to(positions.device)
-        maps = (index[first:last], found.confidence[first:last])
-        depth = refiner.refine(frames, *(map_.to(positions.device) for map_ in maps), positions)
+        nearby = index[first:last].to(positions.device)
+        confidence = found.confidence[first:last].to(positions.device)
+        depth = refiner.refine(frames, nearby, confidence, positions)
         depth = depth[begin - first : end - first].to(index.device)
         yield begin, end, torch.where(found.valid[begin:end], depth, torch.nan)
 
