@@ -161,8 +161,8 @@ def _reconstruct_parser() -> ArgumentParser:
         "--method",
         type=str,
         default="auto",
-        help="auto (rdf), rdf, sml, mdml, tenengrad, glv, wavelet, shearlet, rr, tft, or a network "
-        "with weights",
+        help="auto (rdf), rdf, sml, mdml, tenengrad, glv, wavelet, shearlet, rr, tft, gplws, or "
+        "another network with weights",
     )
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add(

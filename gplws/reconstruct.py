@@ -39,7 +39,7 @@ from gplws.ops.focus_search import focus_search
 ZDirection = Literal["up", "down"]
 
 DEFAULT_METHOD = "rdf"
-"""What ``method="auto"`` stands for: the most accurate method whose parameters ship."""
+"""What ``method="auto"`` stands for: fast, and it says which pixels it cannot measure."""
 
 
 @dataclass(frozen=True)
