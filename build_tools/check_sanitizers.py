@@ -51,7 +51,9 @@ def main() -> None:
             # Not `python -m pytest`, which would import the package from the source tree.
             # What a sanitizer writes before it ends the process is not to be captured.
             pytest = [sys.executable, "-P", "-m", "pytest", "-q", "--capture=sys", "-k", LEFT_OUT]
-            run([*pytest, "-p", "no:cacheprovider", str(ROOT / "tests/ops")], environment)
+            # Nor processes that the tests start.
+            safe = {**environment, "PYTHONSAFEPATH": "1"}
+            run([*pytest, "-p", "no:cacheprovider", str(ROOT / "tests/ops")], safe)
         print(f"==== passed after {time.monotonic() - begin:.0f} s")
 
 
@@ -78,7 +80,6 @@ def instrumented_environment(folder: Path, isa: str) -> dict[str, str]:
         **os.environ,
         "LD_PRELOAD": " ".join(paths),
         "PYTHONPATH": str(folder),
-        "PYTHONSAFEPATH": "1",  # processes that the tests start run them too, not the source tree's
         "GPLWS_CPU_ISA": isa,
         # Python itself leaves memory to the operating system when it ends.
         "ASAN_OPTIONS": "detect_leaks=0",

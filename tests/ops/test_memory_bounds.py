@@ -98,7 +98,8 @@ def test_focus_search_stays_inside_its_volume(edge, refinement):
 def test_the_forbidden_page_is_where_it_should_be(edge):
     offset = -1 if edge == "before" else 5
     script = (
-        "import ctypes, torch\n"
+        "import ctypes, sys, torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
         "from guarded_memory import GuardedMemory\n"
         f"memory = GuardedMemory({edge!r})\n"
         "tensor = memory.empty_like(torch.zeros(5, dtype=torch.int8))\n"
@@ -106,7 +107,6 @@ def test_the_forbidden_page_is_where_it_should_be(edge):
         f"ctypes.string_at(tensor.data_ptr() + ({offset}), 1)\n"
     )
     command = [sys.executable, "-c", script]
-    folder = Path(__file__).parent.parent
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    ended = subprocess.run(command, capture_output=True, text=True)
     # A sanitizer in the process turns the signal into a report.
     assert ended.returncode == -signal.SIGSEGV or "SEGV" in ended.stderr, ended.stderr
