@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gplws import _extension
+from gplws import _extension, tiling
 from gplws.classical import (
     LOCAL_PART,
     DepthFromFocus,
@@ -35,6 +34,7 @@ from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
 from gplws.models.gplws_net import refinement_limit
 from gplws.ops.focus_search import focus_search
+from gplws.tiling import Tile
 
 ZDirection = Literal["up", "down"]
 
@@ -113,9 +113,11 @@ def reconstruct(
             of logits.
         device: "auto" (the device of a tensor; else a GPU with compiled kernels, else the CPU), or
             any torch device.
-        memory_mb: working memory that the method may take, MiB; larger images are cut into bands of
-            rows. Bands overlap by the method's reach, so the result does not depend on it. The last
-            step of "rr" takes some 100 bytes for each pixel of the image, whatever the limit.
+        memory_mb: working memory that the method may take, MiB; larger images are cut into tiles.
+            They overlap by the method's reach, so the result does not depend on it. A network that
+            reaches far takes more where many frames leave room for little but overlap: "gplws" some
+            30 MiB for each frame at least. The last step of "rr" takes some 100 bytes for each
+            pixel of the image, whatever the limit.
         progress: show progress bars on stderr.
 
     Returns:
@@ -186,8 +188,8 @@ def reconstruct(
     )
 
 
-class _Band(NamedTuple):
-    """What a method finds in a band of rows, (h, W) each."""
+class _Part(NamedTuple):
+    """What a method finds in a part of the image, (h, w) each."""
 
     depth: Tensor  # unit of the positions given to the method
     frame: Tensor  # int64, the frame with the highest response
@@ -197,30 +199,30 @@ class _Band(NamedTuple):
 
 
 class _Engine(Protocol):
-    """A method bound to its parameters: it looks at a stack once, then searches bands of it."""
+    """A method bound to its parameters: it looks at a stack once, then searches tiles of it."""
 
     name: str
     parameters: dict[str, Any]  # for info.json
-    reach: int | None  # rows above and below that a pixel depends on; None: all of them
-    alignment: int  # bands start at multiples of it
+    reach: int | None  # pixels on each side that a pixel depends on; None: all of them
+    alignment: int  # tiles start at multiples of it
 
     def floats_per_pixel(self, n_frames: int) -> float:
-        """Working memory for each pixel of a band, all frames together."""
+        """Working memory for each pixel of a tile, all frames together."""
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
-        """Gather what depends on the whole stack from bands (N, h, W) that tile it."""
+        """Gather what depends on the whole stack from bands (N, h, W) that form it."""
 
-    def search(self, band: Tensor, positions: Tensor) -> _Band:
-        """Find the focus in a band (N, h, W) float32 that includes the rows within reach."""
+    def search(self, frames: Tensor, positions: Tensor) -> _Part:
+        """Find the focus in a tile (N, h, w) float32 that includes the pixels within reach."""
 
     refiner: _Refiner | None  # the last step, if there is one; ``search`` returns frames then
 
-    def regularise(self, found: _Band, positions: Tensor) -> _Band | None:
-        """The whole image (H, W) once more, now that all bands are known; None: as it is."""
+    def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
+        """The whole image (H, W) once more, now that all tiles are known; None: as it is."""
 
 
 class _Refiner:
-    """Depth below one frame, from the frames around a depth map; in bands of its own.
+    """Depth below one frame, from the frames around a depth map; in tiles of its own.
 
     Its reach is as large as that of a network: together they would overlap twice as far.
     """
@@ -232,17 +234,19 @@ class _Refiner:
         self._statistics: StackStatistics | None = None
 
     def floats_per_pixel(self, n_frames: int) -> float:
-        """Working memory for each pixel of a band, all frames together."""
+        """Working memory for each pixel of a tile, all frames together."""
         return 80.0 + 3.0 * n_frames  # measured with 5 to 100 frames
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
         """Gather what depends on the whole stack."""
         self._statistics = stack_statistics(bands)
 
-    def refine(self, band: Tensor, index: Tensor, confidence: Tensor, positions: Tensor) -> Tensor:
-        """Depth (h, W) in the unit of ``positions`` from frames (N, h, W) and frame numbers."""
+    def refine(
+        self, frames: Tensor, index: Tensor, confidence: Tensor, positions: Tensor
+    ) -> Tensor:
+        """Depth (h, w) in the unit of ``positions`` from frames (N, h, w) and frame numbers."""
         limit = refinement_limit(confidence)
-        refined = refine_depth(band, index, positions, limit, statistics=self._statistics)
+        refined = refine_depth(frames, index, positions, limit, statistics=self._statistics)
         return position_at(positions, refined)
 
 
@@ -262,16 +266,16 @@ class _ClassicalEngine:
     def prepare(self, bands: Iterator[Tensor]) -> None:
         self._statistics = stack_statistics(bands)
 
-    def search(self, band: Tensor, positions: Tensor) -> _Band:
+    def search(self, frames: Tensor, positions: Tensor) -> _Part:
         local = LOCAL_PART.get(self.name, self.name)
-        found = depth_from_focus(band, positions, method=local, statistics=self._statistics)
+        found = depth_from_focus(frames, positions, method=local, statistics=self._statistics)
         if local == self.name:
-            return _Band(found.depth, found.index, found.confidence, found.valid)
+            return _Part(found.depth, found.index, found.confidence, found.valid)
         # Regularisation works on frame numbers, and brings back depths.
-        guide = band.gather(0, found.index[None])[0]
-        return _Band(found.depth_index, found.index, found.confidence, found.valid, guide)
+        guide = frames.gather(0, found.index[None])[0]
+        return _Part(found.depth_index, found.index, found.confidence, found.valid, guide)
 
-    def regularise(self, found: _Band, positions: Tensor) -> _Band | None:
+    def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
         if found.guide is None:
             return None
         searched = DepthFromFocus(
@@ -283,7 +287,7 @@ class _ClassicalEngine:
             index=found.frame,
         )
         smooth = regularised(searched, found.guide, positions)
-        return _Band(smooth.depth, smooth.index, smooth.confidence, smooth.valid)
+        return _Part(smooth.depth, smooth.index, smooth.confidence, smooth.valid)
 
 
 class _Prediction(Protocol):
@@ -350,16 +354,16 @@ class _NetworkEngine:
         if self.refiner is not None:
             self.refiner.prepare(bands)
 
-    def search(self, band: Tensor, positions: Tensor) -> _Band:
-        stack = band[None, None].to(self._dtype)
+    def search(self, frames: Tensor, positions: Tensor) -> _Part:
+        stack = frames[None, None].to(self._dtype)
         if self.refiner is None:
             found = self._reader.predict(stack, positions)
         else:
             found = cast(GPLWSNet, self._reader).predict(stack, refine=False)
         depth, index, confidence = found.depth[0], found.index[0], found.confidence[0]
-        return _Band(depth, index, confidence, depth.isfinite())
+        return _Part(depth, index, confidence, depth.isfinite())
 
-    def regularise(self, found: _Band, positions: Tensor) -> _Band | None:
+    def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
         return None
 
 
@@ -411,109 +415,94 @@ def _search(
     positions = torch.tensor(
         np.arange(stack.n_frames) if known is None else known, dtype=torch.float32, device=device
     )
-    bands = _bands(stack, engine, memory_mb)
+    tiles = _tiles(stack, engine, memory_mb)
     refiner = engine.refiner
-    last_bands = _bands(stack, refiner, memory_mb) if refiner else []
+    last_tiles = _tiles(stack, refiner, memory_mb) if refiner else []
     found = _Found(
         depth=torch.empty(shape, device=home),
         confidence=torch.empty(shape, device=home),
         valid=torch.empty(shape, dtype=torch.bool, device=home),
         all_in_focus=_like_frames(stack),
     )
-    whole: list[_Band] = []  # what regularisation needs; empty for methods without
-    with _progress_bar(
-        2 * len(bands) + len(last_bands), f"gplws {engine.name}", progress
-    ) as advance:
-
-        def tiles() -> Iterator[Tensor]:
-            for begin, end, _, _ in bands:
-                yield stack.gray(slice(begin, end)).to(device)
-                advance()
-
-        with torch.inference_mode():
-            engine.prepare(tiles())
-            for begin, end, first, last in bands:
-                band = engine.search(stack.gray(slice(first, last)).to(device), positions)
-                rows, inner = slice(begin, end), slice(begin - first, end - first)
-                valid = band.valid[inner].to(home)
-                found.valid[rows] = valid
-                found.depth[rows] = torch.where(valid, band.depth[inner].to(home), torch.nan)
-                found.confidence[rows] = band.confidence[inner].to(home)
-                found.all_in_focus[rows] = _sharpest(stack, rows, band.frame[inner].to(home))
-                if band.guide is not None:
-                    maps = cast(tuple[Tensor, ...], tuple(band))
-                    whole.append(_Band(*(values[inner].clone() for values in maps)))
-                del band, valid  # before the next band is searched
-                advance()
-            if whole:
-                _regularise(stack, engine, positions, whole, found)
-            for begin, end, depth in _refined(stack, refiner, last_bands, positions, found):
-                found.depth[begin:end] = depth
+    whole: _Part | None = None  # of methods that regularise
+    steps = 1 + len(tiles) + len(last_tiles)
+    with _progress_bar(steps, f"gplws {engine.name}", progress) as advance, torch.inference_mode():
+        engine.prepare(_bands(stack, engine, memory_mb, device))
+        advance()
+        for tile in tiles:
+            part = engine.search(stack.gray(*tile.seen).to(device), positions)
+            inner, given = tile.inner, tile.given
+            found.valid[given] = part.valid[inner].to(home)
+            depth = part.depth.where(part.valid, torch.nan)
+            found.depth[given] = depth[inner].to(home)
+            found.confidence[given] = part.confidence[inner].to(home)
+            found.all_in_focus[given] = _sharpest(stack, given, part.frame[inner].to(home))
+            if part.guide is not None:
+                maps = cast(tuple[Tensor, ...], tuple(part))
+                if whole is None:
+                    whole = _Part(*(values.new_empty(shape) for values in maps))
+                for values, target in zip(maps, cast(Any, whole), strict=True):
+                    target[given] = values[inner]
+            del part, depth  # before the next tile is searched
+            advance()
+        if whole is not None:
+            _regularise(stack, engine, positions, whole, found)
+        if refiner is not None:
+            index = found.depth.nan_to_num(0)  # a copy: tiles overlap
+            for tile in last_tiles:
+                found.depth[tile.given] = _refined(stack, refiner, tile, positions, index, found)
                 advance()
     return found
 
 
 def _refined(
     stack: FocalStack,
-    refiner: _Refiner | None,
-    bands: list[tuple[int, int, int, int]],
+    refiner: _Refiner,
+    tile: Tile,
     positions: Tensor,
+    index: Tensor,
     found: _Found,
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Rows begin .. end of the depth map in ``found`` after the refiner, NaN where not valid."""
-    if refiner is None:
-        return
-    index = found.depth.nan_to_num(0)  # a copy: bands overlap
-    for begin, end, first, last in bands:
-        frames = stack.gray(slice(first, last)).to(positions.device)
-        nearby = index[first:last].to(positions.device)
-        confidence = found.confidence[first:last].to(positions.device)
-        depth = refiner.refine(frames, nearby, confidence, positions)
-        depth = depth[begin - first : end - first].to(index.device)
-        yield begin, end, torch.where(found.valid[begin:end], depth, torch.nan)
+) -> Tensor:
+    """Depth of a tile after the refiner, from frame numbers (H, W); NaN where not valid."""
+    frames, nearby, confidence = (
+        values.to(positions.device)
+        for values in (stack.gray(*tile.seen), index[tile.seen], found.confidence[tile.seen])
+    )
+    depth = refiner.refine(frames, nearby, confidence, positions)
+    valid = found.valid[tile.given]
+    return depth[tile.inner].to(valid.device).where(valid, torch.nan)
 
 
 def _regularise(
-    stack: FocalStack, engine: _Engine, positions: Tensor, bands: list[_Band], found: _Found
+    stack: FocalStack, engine: _Engine, positions: Tensor, searched: _Part, found: _Found
 ) -> None:
     """Puts depth and all-in-focus image in ``found`` after the last step of the method."""
-    searched = _Band(*(torch.cat(maps) for maps in zip(*bands, strict=True)))
     result = engine.regularise(searched, positions)
     if result is None:
         return
     home = found.depth.device
     found.depth.copy_(torch.where(result.valid, result.depth, torch.nan))
-    frame = result.frame.to(home)
-    first = 0
-    for band in bands:
-        rows = slice(first, first + band.frame.shape[0])
-        found.all_in_focus[rows] = _sharpest(stack, rows, frame[rows])
-        first = rows.stop
+    found.all_in_focus.copy_(_sharpest(stack, (slice(None), slice(None)), result.frame.to(home)))
+
+
+def _pixels(stack: FocalStack, engine: _Engine | _Refiner, memory_mb: float) -> int:
+    """Pixels, with all frames, that the method may work on at a time."""
+    return int(memory_mb * 2**20 / (4 * engine.floats_per_pixel(stack.n_frames)))
+
+
+def _tiles(stack: FocalStack, engine: _Engine | _Refiner, memory_mb: float) -> list[Tile]:
+    """Tiles of the image that a method can take."""
+    pixels = _pixels(stack, engine, memory_mb)
+    return tiling.tiles(stack.height, stack.width, pixels, engine.reach, engine.alignment)
 
 
 def _bands(
-    stack: FocalStack, engine: _Engine | _Refiner, memory_mb: float
-) -> list[tuple[int, int, int, int]]:
-    """Rows (begin, end) of each band, and (first, last) with the rows within reach."""
-    height = stack.height
-    if engine.reach is None:
-        return [(0, height, 0, height)]
-    step = engine.alignment
-    reach = -(-engine.reach // step) * step
-    row_bytes = 4 * engine.floats_per_pixel(stack.n_frames) * stack.width
-    rows = int(memory_mb * 2**20 / row_bytes) - 2 * reach
-    # Below some rows nearly all work is overlap: then the budget yields, not the result.
-    rows = max(rows, reach // 2, 16)
-    # The first and the last band overlap on one side only and have as many rows more, so that all
-    # of them take the same memory.
-    inside = height - 2 * reach
-    count = max(-(-inside // rows), 1)
-    rows = -(-inside // (count * step)) * step
-    edges = [0, *(reach + band * rows for band in range(1, count)), height]
-    return [
-        (begin, end, max(begin - reach, 0), min(end + reach, height))
-        for begin, end in itertools.pairwise(edges)
-    ]
+    stack: FocalStack, engine: _Engine, memory_mb: float, device: torch.device
+) -> Iterator[Tensor]:
+    """Bands of rows (N, h, W) without overlap, from top to bottom."""
+    rows = max(_pixels(stack, engine, memory_mb) // stack.width, 1)
+    for first in range(0, stack.height, rows):
+        yield stack.gray(slice(first, first + rows)).to(device)
 
 
 def _like_frames(stack: FocalStack) -> Tensor:
@@ -525,15 +514,16 @@ def _like_frames(stack: FocalStack) -> Tensor:
     return torch.from_numpy(native)
 
 
-def _sharpest(stack: FocalStack, rows: slice, index: Tensor) -> Tensor:
-    """Each pixel of the rows from the frame ``index`` (h, W); dtype of the source."""
-    band = stack.frames[:, rows]
-    if isinstance(band, Tensor):
-        chosen = index.view(1, *index.shape, *[1] * (band.ndim - 3)).expand(1, *band.shape[1:])
-        return band.gather(0, chosen)[0]
+def _sharpest(stack: FocalStack, place: tuple[slice, slice], index: Tensor) -> Tensor:
+    """Each pixel of a rectangle from the frame ``index`` (h, w); dtype of the source."""
+    rows, columns = place
+    frames = stack.frames[:, rows, columns]
+    if isinstance(frames, Tensor):
+        chosen = index.view(1, *index.shape, *[1] * (frames.ndim - 3)).expand(1, *frames.shape[1:])
+        return frames.gather(0, chosen)[0]
     wanted = index.numpy()[None]
-    wanted = wanted[..., None] if band.ndim == 4 else wanted
-    picked = np.take_along_axis(band, wanted, 0)[0]
+    wanted = wanted[..., None] if frames.ndim == 4 else wanted
+    picked = np.take_along_axis(frames, wanted, 0)[0]
     return torch.from_numpy(picked.astype(picked.dtype.newbyteorder("="), copy=False))
 
 
@@ -556,7 +546,7 @@ def _progress_bar(total: int, title: str, shown: bool) -> Iterator[Callable[[], 
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=title, unit="band", leave=False) as bar:
+    with tqdm(total=total, desc=title, unit="step", leave=False) as bar:
         yield lambda: bar.update() and None
 
 

@@ -139,39 +139,40 @@ class FocalStack:
         """Whether the frames are RGB."""
         return self.frames.ndim == 4
 
-    def gray(self, row_slice: slice = slice(None)) -> Tensor:
-        """Luminance of a band of rows, so that large stacks are converted tile by tile.
+    def gray(self, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+        """Luminance of a rectangle, so that large stacks are converted tile by tile.
 
         RGB becomes Rec. 709 luminance. Integers are divided by the maximum of their dtype; floats
-        keep their values. A pixel's value does not depend on the band it is read with.
+        keep their values. A pixel's value does not depend on the rectangle it is read with.
 
         Args:
-            row_slice: rows to convert; all of them by default.
+            rows: rows to convert; all of them by default.
+            columns: columns to convert; all of them by default.
 
         Returns:
-            (N, h, W) float32, contiguous and new; on the device of a tensor's frames, else on the
+            (N, h, w) float32, contiguous and new; on the device of a tensor's frames, else on the
             CPU.
 
         Source: Rec. ITU-R BT.709-6, item 3.2.
         """
-        band = self.frames[:, row_slice]
-        if isinstance(band, Tensor):
-            gray = torch.empty(band.shape[:3], dtype=torch.float32, device=band.device)
+        part = self.frames[:, rows, columns]
+        if isinstance(part, Tensor):
+            gray = torch.empty(part.shape[:3], dtype=torch.float32, device=part.device)
             if self.is_color:
-                _tensor_luminance(band, gray)
+                _tensor_luminance(part, gray)
             else:
-                gray.copy_(band)
-            return gray if band.dtype.is_floating_point else gray.div_(torch.iinfo(band.dtype).max)
-        values = np.empty(band.shape[:3], np.float32)
+                gray.copy_(part)
+            return gray if part.dtype.is_floating_point else gray.div_(torch.iinfo(part.dtype).max)
+        values = np.empty(part.shape[:3], np.float32)
         # Frame by frame, the work space stays in the cache. Copying into float32 takes any byte
         # order, stride and read-only memory.
-        for frame, out in zip(band, values, strict=True):
+        for frame, out in zip(part, values, strict=True):
             if self.is_color:
                 _luminance(frame, out)
             else:
                 np.copyto(out, frame)
-            if band.dtype.kind in "iu":
-                out /= np.float32(np.iinfo(band.dtype).max)
+            if part.dtype.kind in "iu":
+                out /= np.float32(np.iinfo(part.dtype).max)
         return torch.from_numpy(values)
 
     def frame_label(self, index: int) -> str:

@@ -98,7 +98,7 @@ def test_without_training_the_prior_already_finds_the_focus():
     assert (found.depth - 4.3).abs().median() < 0.1
 
 
-def test_bands_do_not_change_the_result_and_weights_round_trip(tmp_path):
+def test_tiles_do_not_change_the_result_and_weights_round_trip(tmp_path):
     torch.manual_seed(0)
     small = {"widths": (4, 8), "depths": (1, 1), "middle": 1, "decoder_depths": (1,)}
     model = randomise_bn(GPLWSNet(**NETWORK, **small))
@@ -107,5 +107,5 @@ def test_bands_do_not_change_the_result_and_weights_round_trip(tmp_path):
     frames = (255 * textured_stack(frames=5, side=160)[0]).to(torch.uint8)
     frames = torch.cat([frames, frames.flip(1), frames], 1)  # (5, 480, 160)
     whole = gplws.reconstruct(frames, method=loaded)
-    bands = gplws.reconstruct(frames, method=loaded, memory_mb=1)
-    torch.testing.assert_close(bands.depth_index, whole.depth_index, rtol=0, atol=1e-4)
+    tiles = gplws.reconstruct(frames, method=loaded, memory_mb=1)
+    torch.testing.assert_close(tiles.depth_index, whole.depth_index, rtol=0, atol=1e-4)
