@@ -153,7 +153,7 @@ def measure_training(
         ``steps``, ``minutes`` and the figures of :func:`benchmarks.accuracy.figures`.
     """
     spent = train_network(recipe, folder, "gplws", variant.arguments)
-    samples = list(level_samples(LEVELS[TRAINED_ON], count, side, recipe.frames, [], []))
+    samples = list(level_samples(LEVELS[TRAINED_ON], count, side, recipe.frames))
     methods = {variant.name: method_of_network(trained_network(folder))}
     (mean,), _ = measured(methods, [(TRAINED_ON, samples)])
     found = figures(mean)

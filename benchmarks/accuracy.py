@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,12 @@ Datasets = list[tuple[str, list[DepthSample]]]
 
 
 def level_samples(
-    level: Level, count: int, side: int, frames: int, surfaces: list[Path], textures: list[Path]
+    level: Level,
+    count: int,
+    side: int,
+    frames: int,
+    surfaces: Sequence[Path] = (),
+    textures: Sequence[Path] = (),
 ) -> Iterator[DepthSample]:
     """``count`` stacks of a level, one scene each, of ``side`` x ``side`` pixels."""
     generator = StackGenerator(

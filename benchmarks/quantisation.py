@@ -11,8 +11,9 @@ median, before classical responses refine it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import gplws
 from benchmarks.accuracy import LEVELS, level_samples
 from benchmarks.timing import introduce, save, show
 from gplws.data import DepthSample
+from gplws.data.transforms import split
 from gplws.datasets import FolderStacks
 
 LEVELS_OF_INT8 = 127
@@ -70,9 +72,8 @@ def with_rounded_weights(model: nn.Module, kept: tuple[str, ...] = ()) -> nn.Mod
 
 
 def depth_of(model: nn.Module, sample: DepthSample) -> Tensor:
-    """(B, H, W) float32, frames."""
-    stack = sample.stack.float()
-    return model.predict(stack if stack.dim() == 5 else stack[None], refine=False).depth.float()
+    """(H, W) float32, frames."""
+    return model.predict(sample.stack.float()[None], refine=False).depth[0].float()
 
 
 def main() -> None:
@@ -97,19 +98,16 @@ def main() -> None:
     all_rounded, inner_rounded = with_rounded_weights(plain()), with_rounded_weights(plain(), ends)
     low = gplws.load_model("gplws", weights=options.weights).bfloat16()
 
-    data = [
-        (
-            name,
-            list(level_samples(LEVELS[name], options.count, options.side, options.frames, [], [])),
-        )
-        for name in options.levels
+    size = (options.count, options.side, options.frames)
+    data: list[tuple[str, Iterable[DepthSample]]] = [
+        (name, level_samples(LEVELS[name], *size)) for name in options.levels
     ]
     data += [(folder.name, [FolderStacks(folder)[0]]) for folder in options.stacks]
     rows: list[dict[str, Any]] = []
     for name, samples in data:
         differences: dict[str, list[Tensor]] = {}
         with torch.inference_mode():
-            for sample in samples:
+            for sample in chain.from_iterable(map(split, samples)):
                 depth = depth_of(exact, sample)
                 with inputs_rounded(all_rounded):
                     whole = depth_of(all_rounded, sample)

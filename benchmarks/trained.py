@@ -157,7 +157,7 @@ def trained_network(folder: Path) -> nn.Module:
 def in_focus_range(samples: Iterable[DepthSample]) -> Iterator[DepthSample]:
     """Single samples with depth and focus positions as share of the focus range, see above."""
     for sample in samples:
-        for single in split(sample) if sample.stack.dim() == 5 else [sample]:
+        for single in split(sample):
             frames = single.stack.shape[1]
             yield replace(
                 single,

@@ -14,7 +14,7 @@ import operator
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -900,7 +900,11 @@ class _Passes:
         new = self._insert(chain, layer, args)
         new.meta["source"] = target
 
-    def _append_pointwise(self) -> None:
+    def _pairs_of_convs(self) -> Iterator[tuple[fx.Node, FoldedConv, fx.Node, FoldedConv]]:
+        """Convs on the CPU whose result goes to one other conv only, both with their nodes.
+
+        Later pairs are looked for once the caller has replaced the one before.
+        """
         of = self._of
         for node in list(of.graph.nodes):
             first = of.layer(node)
@@ -912,14 +916,20 @@ class _Passes:
                 and second_node is not None
                 and second_node.args[0] is node
                 and len(node.args) == 1
-                and first.fits_kernel
-                and not first.transposed
                 and first.weight.device.type == "cpu"
+                and of.may_join([node, second_node])
+            ):
+                yield node, first, second_node, second
+
+    def _append_pointwise(self) -> None:
+        for node, first, second_node, second in self._pairs_of_convs():
+            if (
+                first.fits_kernel
+                and not first.transposed
                 and first.weight.shape[0] <= _MOST_MIDDLE
                 and first.slope in (0.0, 1.0)
                 and second.axes == 3
                 and second.is_pointwise
-                and of.may_join([node, second_node])
             ):
                 first.append_pointwise(second)
                 source = node.meta.get("source")
@@ -929,21 +939,8 @@ class _Passes:
                 self._insert([node, second_node], first, args).meta["source"] = source
 
     def _join_up(self) -> None:
-        of = self._of
-        for node in list(of.graph.nodes):
-            first = of.layer(node)
-            second_node = of.user(node)
-            second = of.layer(second_node)
-            if (
-                isinstance(first, FoldedConv)
-                and isinstance(second, FoldedConv)
-                and second_node is not None
-                and second_node.args[0] is node
-                and len(node.args) == 1
-                and first.weight.device.type == "cpu"
-                and JoinedUpConv3d.suits(first, second)
-                and of.may_join([node, second_node])
-            ):
+        for node, first, second_node, second in self._pairs_of_convs():
+            if JoinedUpConv3d.suits(first, second):
                 note = "one 2-D conv at the small size, with the transposed conv before it"
                 self._note(second_node.meta.get("source"), "Conv3d", note, swapped=True)
                 args = (node.args[0], *second_node.args[1:])

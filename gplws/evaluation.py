@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import platform
@@ -175,7 +176,7 @@ def evaluate(
     with tqdm(desc="gplws evaluate", disable=not progress, unit="stack") as bar:
         for dataset, samples in datasets:
             seen[dataset] = 0
-            for sample in _single(samples):
+            for sample in itertools.chain.from_iterable(map(split, samples)):
                 label = sample.name or f"{seen[dataset]}"
                 for name, method in ready.items():
                     bar.set_postfix_str(f"{dataset} {label} {name}", refresh=False)
@@ -327,11 +328,6 @@ def _result(
         ),
         ause=ause,
     )
-
-
-def _single(samples: Iterable[DepthSample]) -> Iterable[DepthSample]:
-    for sample in samples:
-        yield from split(sample) if sample.stack.dim() == 5 else [sample]
 
 
 def _within(depth: Tensor, sample: DepthSample) -> Tensor:

@@ -233,7 +233,12 @@ class Augmentation:
 
 
 def split(batch: DepthSample) -> list[DepthSample]:
-    """The samples of a batch; the inverse of :func:`gplws.data.collate`."""
+    """The samples of a batch; the inverse of :func:`gplws.data.collate`.
+
+    A sample without a batch axis is the only one.
+    """
+    if batch.stack.dim() != 5:
+        return [batch]
     tensors = {
         field.name: getattr(batch, field.name)
         for field in fields(batch)

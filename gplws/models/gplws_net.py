@@ -16,7 +16,7 @@ from gplws.luminance import luminance
 from gplws.models.focus_features import FEATURES, features_reach, focus_features
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
-from gplws.nn.readout import median_and_deviation
+from gplws.nn.readout import batch_positions, median_and_deviation
 from gplws.nn.symmetry import make_symmetric
 from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
 from gplws.ops.focus_search import focus_search
@@ -316,21 +316,15 @@ class GPLWSNet(nn.Module):
         index = median.nan_to_num(0).round().long()
         peak = volume.gather(1, index[:, None])[:, 0]
         confidence = (1 / (1 + deviation)).nan_to_num(0)
-        batch, frames = volume.shape[:2]
+        positions = batch_positions(focus_positions, volume, name="predict")
         del volume
-        positions = torch.arange(frames, device=stack.device, dtype=torch.float32)
-        if focus_positions is not None:
-            positions = focus_positions.to(stack.device, torch.float32)
         found = median.nan_to_num(0)
         if refine:
             gray, limit = luminance(stack.float())[:, 0], refinement_limit(confidence)
-            maps = zip(gray, found, positions.expand(batch, frames), limit, strict=True)
+            maps = zip(gray, found, positions, limit, strict=True)
             found = torch.stack([refine_depth(*one) for one in maps])
-        depth = [
-            position_at(place, one)
-            for place, one in zip(positions.expand(batch, frames), found, strict=True)
-        ]
-        depth_map = torch.stack(depth).where(median.isfinite(), torch.nan)
+        depth = torch.stack([position_at(*one) for one in zip(positions, found, strict=True)])
+        depth_map = depth.where(median.isfinite(), torch.nan)
         return FocusSearchResult(depth_map, index, peak, confidence)
 
     def reparameterise(self) -> nn.Module:
