@@ -1,14 +1,18 @@
 """Each op against stock torch, and against the limits of the machine, on the CPU.
 
 The limits are taken in the same run: arithmetic from a large matrix product and a large dense conv
-(the faster of both), memory from a copy that does not fit into the caches. The focus search, which
-memory limits, takes turns with such a copy: both see the same machine, and the copy leaves nothing
-of the search in the caches.
+(the faster of both), memory from a copy that does not fit into the caches, and from a sum, which
+reads only. The focus search, which memory limits and which reads much more than it writes, takes
+turns with both: all see the same machine, and the copy leaves nothing of the search in the caches.
+
+--isa measures all of it, stock torch and the limits included, on an older instruction set.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,17 @@ from gplws.ops import focus_search, group_pointwise_conv3d, reference, up_conv3d
 
 COPY = "copy of 256 MiB"
 COPY_BYTES = 2 * 256 * 2**20  # read and written
+READ = "sum of 256 MiB"
+READ_BYTES = 256 * 2**20
+# What keeps torch and the libraries below it to an instruction set.
+OLDER = {
+    "avx2": {
+        "GPLWS_CPU_ISA": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -37,6 +52,7 @@ def limits(dtype: torch.dtype) -> dict[str, float]:
                 "matrix product": lambda: a @ b,
                 "dense conv": lambda: F.conv3d(x, w, padding=1),
                 "copy": large_copy(),
+                "sum": large_sum(),
             }
         )
     )
@@ -44,6 +60,7 @@ def limits(dtype: torch.dtype) -> dict[str, float]:
         "matrix_product_flops": 2 * 2048**3 / found["matrix product"],
         "dense_conv_flops": 2 * x.numel() * 128 * 27 / found["dense conv"],
         "copy_bytes": COPY_BYTES / found["copy"],
+        "read_bytes": READ_BYTES / found["sum"],
     }
 
 
@@ -52,6 +69,12 @@ def large_copy() -> Callable[[], Any]:
     source = torch.zeros(64 * 2**20)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)
+
+
+def large_sum() -> Callable[[], Any]:
+    """A sum over 256 MiB that can be repeated: nothing but reading."""
+    values = torch.zeros(64 * 2**20)
+    return values.sum
 
 
 class Case:
@@ -136,7 +159,7 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
         )
     if dtype != torch.float32:
         return
-    copy = large_copy()
+    copy, read = large_copy(), large_sum()
     for count in (frames, 10 * frames):
         volume = torch.rand(1, count, side, side)
         found = focus_search(volume)
@@ -155,17 +178,26 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
                     ),
                     "torch.max alone": lambda v=volume: v.max(1),
                     COPY: copy,
+                    READ: read,
                 },
             )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=10)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=6.0, help="for each row, roughly")
+    parser.add_argument("--isa", choices=OLDER, help="results go to ops_<isa>.json")
     parser.add_argument("--out", type=Path, help="folder for the JSON; default: benchmarks/results")
     options = parser.parse_args()
+    wanted = OLDER[options.isa] if options.isa else {}
+    if any(os.environ.get(key) != value for key, value in wanted.items()):
+        # Libraries read these when they are loaded: once more from the beginning.
+        command = [sys.executable, "-m", "benchmarks.ops", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **wanted})
     introduce()
     rows: list[dict[str, Any]] = []
     found_limits: dict[str, dict[str, float]] = {}
@@ -180,11 +212,12 @@ def main() -> None:
                 times = take_turns(case.candidates, seconds=options.seconds)
             middle = medians(times)
             ours = middle["gplws"]
-            copied = limit["copy_bytes"]
+            copied, read = limit["copy_bytes"], limit["read_bytes"]
             if COPY in middle:
-                copied = COPY_BYTES / middle.pop(COPY)
+                copied, read = COPY_BYTES / middle.pop(COPY), READ_BYTES / middle.pop(READ)
             best = min(v for k, v in middle.items() if not k.startswith("gplws"))
             compute, memory = case.flop / ours / arithmetic, case.data / ours / copied
+            reading = case.data / ours / read
             rows.append(
                 {
                     "dtype": name,
@@ -195,6 +228,7 @@ def main() -> None:
                     "seconds": times,
                     "share_of_arithmetic": compute,
                     "share_of_copy": memory,
+                    "share_of_read": reading,
                 }
             )
             table.append(
@@ -206,13 +240,15 @@ def main() -> None:
                     f"{best / ours:.1f}",
                     f"{100 * compute:.0f}%" if case.flop else "",
                     f"{100 * memory:.0f}%",
+                    f"{100 * reading:.0f}%",
                 ]
             )
         show(
-            ["op", "case", "ms", "best other, ms", "ratio", "of arithmetic", "of copy"],
+            ["op", "case", "ms", "best other, ms", "ratio", "of arithmetic", "of copy", "of read"],
             table,
         )
-    path = save("ops", {"limits": found_limits, "rows": rows}, options.out)
+    name = f"ops_{options.isa}" if options.isa else "ops"
+    path = save(name, {"limits": found_limits, "rows": rows}, options.out)
     plots.ops(path)
     print(f"\n{path}")
 

@@ -32,6 +32,7 @@ from gplws.data import FocalStack
 from gplws.io import read_stack, save_reconstruction
 from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
+from gplws.models.frame_bins import bin_size
 from gplws.models.gplws_net import refinement_limit
 from gplws.ops.focus_search import focus_search
 from gplws.tiling import Tile
@@ -207,7 +208,7 @@ class _Engine(Protocol):
     alignment: int  # tiles start at multiples of it
 
     def floats_per_pixel(self, n_frames: int) -> float:
-        """Working memory for each pixel of a tile, all frames together."""
+        """Working memory for each pixel of a tile, all frames together; once prepared."""
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
         """Gather what depends on the whole stack from bands (N, h, W) that form it."""
@@ -231,7 +232,7 @@ class _Refiner:
 
     def __init__(self) -> None:
         self.reach: int | None = refining_radius()
-        self._statistics: StackStatistics | None = None
+        self.statistics: StackStatistics | None = None
 
     def floats_per_pixel(self, n_frames: int) -> float:
         """Working memory for each pixel of a tile, all frames together."""
@@ -239,14 +240,14 @@ class _Refiner:
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
         """Gather what depends on the whole stack."""
-        self._statistics = stack_statistics(bands)
+        self.statistics = stack_statistics(bands)
 
     def refine(
         self, frames: Tensor, index: Tensor, confidence: Tensor, positions: Tensor
     ) -> Tensor:
         """Depth (h, w) in the unit of ``positions`` from frames (N, h, w) and frame numbers."""
         limit = refinement_limit(confidence)
-        refined = refine_depth(frames, index, positions, limit, statistics=self._statistics)
+        refined = refine_depth(frames, index, positions, limit, statistics=self.statistics)
         return position_at(positions, refined)
 
 
@@ -343,23 +344,30 @@ class _NetworkEngine:
         self.reach: int | None = getattr(model, "reach", None)
         self.alignment: int = getattr(model, "coarsest", 1)
         self._floats_per_voxel: float = getattr(model, "floats_per_voxel", 64.0)
+        self._bin_size = 1
         floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
         self._dtype = getattr(model, "input_dtype", next(floating, torch.float32))
 
     def floats_per_pixel(self, n_frames: int) -> float:
-        floats = self._floats_per_voxel * n_frames
-        return floats * self._dtype.itemsize / torch.float32.itemsize
+        floats = self._floats_per_voxel * -(-n_frames // self._bin_size)
+        floats *= self._dtype.itemsize / torch.float32.itemsize
+        return floats if self._bin_size == 1 else floats + n_frames
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
         if self.refiner is not None:
             self.refiner.prepare(bands)
+            assert self.refiner.statistics is not None
+            self._bin_size = bin_size(self.refiner.statistics)
+            self.parameters["frames_averaged"] = self._bin_size
 
     def search(self, frames: Tensor, positions: Tensor) -> _Part:
         stack = frames[None, None].to(self._dtype)
         if self.refiner is None:
             found = self._reader.predict(stack, positions)
         else:
-            found = cast(GPLWSNet, self._reader).predict(stack, refine=False)
+            found = cast(GPLWSNet, self._reader).predict(
+                stack, refine=False, bin_size=self._bin_size
+            )
         depth, index, confidence = found.depth[0], found.index[0], found.confidence[0]
         return _Part(depth, index, confidence, depth.isfinite())
 
@@ -415,6 +423,17 @@ def _search(
     positions = torch.tensor(
         np.arange(stack.n_frames) if known is None else known, dtype=torch.float32, device=device
     )
+    title = f"gplws {engine.name}"
+    bands = _bands(stack, engine, memory_mb)
+    with _progress_bar(len(bands), f"{title}: whole stack", progress) as advance:
+
+        def whole_stack() -> Iterator[Tensor]:
+            for rows in bands:
+                yield stack.gray(rows).to(device)
+                advance()
+
+        with torch.inference_mode():
+            engine.prepare(whole_stack())
     tiles = _tiles(stack, engine, memory_mb)
     refiner = engine.refiner
     last_tiles = _tiles(stack, refiner, memory_mb) if refiner else []
@@ -425,10 +444,8 @@ def _search(
         all_in_focus=_like_frames(stack),
     )
     whole: _Part | None = None  # of methods that regularise
-    steps = 1 + len(tiles) + len(last_tiles)
-    with _progress_bar(steps, f"gplws {engine.name}", progress) as advance, torch.inference_mode():
-        engine.prepare(_bands(stack, engine, memory_mb, device))
-        advance()
+    steps = len(tiles) + len(last_tiles)
+    with _progress_bar(steps, title, progress) as advance, torch.inference_mode():
         for tile in tiles:
             part = engine.search(stack.gray(*tile.seen).to(device), positions)
             inner, given = tile.inner, tile.given
@@ -496,13 +513,10 @@ def _tiles(stack: FocalStack, engine: _Engine | _Refiner, memory_mb: float) -> l
     return tiling.tiles(stack.height, stack.width, pixels, engine.reach, engine.alignment)
 
 
-def _bands(
-    stack: FocalStack, engine: _Engine, memory_mb: float, device: torch.device
-) -> Iterator[Tensor]:
-    """Bands of rows (N, h, W) without overlap, from top to bottom."""
+def _bands(stack: FocalStack, engine: _Engine, memory_mb: float) -> list[slice]:
+    """Rows of bands that form the image, from top to bottom."""
     rows = max(_pixels(stack, engine, memory_mb) // stack.width, 1)
-    for first in range(0, stack.height, rows):
-        yield stack.gray(slice(first, first + rows)).to(device)
+    return [slice(first, first + rows) for first in range(0, stack.height, rows)]
 
 
 def _like_frames(stack: FocalStack) -> Tensor:
@@ -546,7 +560,7 @@ def _progress_bar(total: int, title: str, shown: bool) -> Iterator[Callable[[], 
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=title, unit="step", leave=False) as bar:
+    with tqdm(total=total, desc=title, unit="tile", leave=False) as bar:
         yield lambda: bar.update() and None
 
 

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gplws import nn as gnn
-from gplws.classical import position_at, refine_depth
+from gplws.classical import StackStatistics, position_at, refine_depth, stack_statistics
 from gplws.luminance import luminance
 from gplws.models.focus_features import FEATURES, features_reach, focus_features
+from gplws.models.frame_bins import bin_size as bin_size_of
+from gplws.models.frame_bins import frame_bins
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
 from gplws.nn.readout import batch_positions, median_and_deviation
@@ -289,6 +291,7 @@ class GPLWSNet(nn.Module):
         groups: int = 4,
         radius: int = 1,
         refine: bool = True,
+        bin_size: int | None = None,
     ) -> FocusSearchResult:
         """Depth and confidence from the focus volume.
 
@@ -296,7 +299,8 @@ class GPLWSNet(nn.Module):
         frames is trained to be the probability of each of them, depth is its median instead
         (:func:`gplws.nn.median_and_deviation`), confidence falls with the deviation from it, and
         the classical responses around it decide where it lies between two frames: see
-        :func:`gplws.classical.refine_depth`.
+        :func:`gplws.classical.refine_depth`. Where focus moves by little from frame to frame, the
+        network is then shown averages of several (:mod:`gplws.models.frame_bins`).
 
         Args:
             stack: as for :meth:`forward`.
@@ -304,25 +308,35 @@ class GPLWSNet(nn.Module):
             groups: groups of the focus search; nothing to the median.
             radius: frames on each side of the maximum that refine it in the focus search.
             refine: False leaves that last step out; :attr:`reach` holds without it.
+            bin_size: frames that are averaged; default: by the width of the focus peaks in the
+                whole stack. 1: none.
 
         Returns:
             What :func:`gplws.ops.focus_search` returns, (B, H, W) each.
         """
-        volume = self(stack).float()
         if not self.refines:
             options: dict[str, Any] = {"groups": groups, "radius": radius, "log_scale": True}
-            return focus_search(volume, focus_positions, **options)
+            return focus_search(self(stack).float(), focus_positions, **options)
+        gray = luminance(stack.float())[:, 0]
+        positions = batch_positions(focus_positions, gray, name="predict")
+        statistics: list[StackStatistics] = []
+        if refine or bin_size is None:
+            statistics = [stack_statistics(one) for one in gray]
+        if bin_size is None:
+            bin_size = min(map(bin_size_of, statistics))
+        bins = frame_bins(gray.shape[1], bin_size)
+        volume = self(bins.average(gray)[:, None]).float()
         median, deviation = median_and_deviation(volume)
-        index = median.nan_to_num(0).round().long()
-        peak = volume.gather(1, index[:, None])[:, 0]
-        confidence = (1 / (1 + deviation)).nan_to_num(0)
-        positions = batch_positions(focus_positions, volume, name="predict")
-        del volume
         found = median.nan_to_num(0)
+        peak = volume.gather(1, found.round().long()[:, None])[:, 0]
+        del volume
+        found = bins.frame_number(found)
+        index = found.round().long()
+        confidence = (1 / (1 + bin_size * deviation)).nan_to_num(0)
         if refine:
-            gray, limit = luminance(stack.float())[:, 0], refinement_limit(confidence)
-            maps = zip(gray, found, positions, limit, strict=True)
-            found = torch.stack([refine_depth(*one) for one in maps])
+            limits = refinement_limit(confidence)
+            known = zip(gray, found, positions, limits, statistics, strict=True)
+            found = torch.stack([refine_depth(*one, statistics=its) for *one, its in known])
         depth = torch.stack([position_at(*one) for one in zip(positions, found, strict=True)])
         depth_map = depth.where(median.isfinite(), torch.nan)
         return FocusSearchResult(depth_map, index, peak, confidence)

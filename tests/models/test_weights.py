@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,28 @@ def test_scenes_with_wide_blur_and_bright_neighbours_are_measured_better_than_by
         for name in ("gplws", "rdf")
     }
     assert errors["gplws"] < errors["rdf"]
+
+
+@pytest.mark.parametrize("scene", [0, 2])
+def test_five_to_a_hundred_frames_of_a_scene_give_the_same_height(scene):
+    settings = StackSettings(
+        total_blur_px=(12.0, 18.0),
+        blur_per_frame_px=(0.05, 3.0),
+        texture_contrast=(0.5, 1.0),
+        full_well_electrons=(40_000.0, 40_000.0),
+        read_noise_electrons=(1.0, 5.0),
+        bit_depths=(12,),
+        strong_materials=0.0,
+        out_of_range=0.0,
+        gloss=0.0,
+        jpeg=0.0,
+    )
+    (sample,) = split(StackGenerator(settings, seed=7_000_000).batch(scene, 1, 97, 96))
+    frames = sample.stack[0].numpy()
+    heights = {step: height_in_frames(frames[::step].copy()) for step in (1, 2, 4, 8, 24)}
+    for fine, coarse in itertools.combinations(heights, 2):
+        difference = mean_difference(heights[fine] * fine / coarse, heights[coarse])
+        assert difference < 0.1, f"every {fine} and every {coarse} frames"
 
 
 def test_brightness_and_contrast_do_not_change_the_height():
