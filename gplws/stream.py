@@ -55,7 +55,7 @@ def reconstruct_stream(
 ) -> Iterator[Reconstruction]:
     """Height map after height map of stacks that come one after the other, as from a camera.
 
-    Each result is what :func:`gplws.reconstruct` gives for that stack on the same device. Results
+    Each result is what :func:`gplws.reconstruct` gives for the same frames on that device. They
     come in the order of the stacks, each as soon as it is there: none waits for the stack after it.
     While one stack is computed the next ones are asked for, read and checked, in a thread of its
     own. On a GPU that thread also copies them through page-locked memory to the device, results are
