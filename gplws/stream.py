@@ -180,6 +180,7 @@ def _results(reader: _Reader, line: _Line) -> Iterator[Reconstruction]:
     """The results in order; launches stacks while earlier ones are under way."""
     launched: deque[tuple[_Item, Callable[[], bool]]] = deque()
     failure: BaseException | None = None
+    item: _Item | _End | None
     more = True
     reader.start()
     try:
@@ -195,12 +196,14 @@ def _results(reader: _Reader, line: _Line) -> Iterator[Reconstruction]:
                     launched.append((item, line.launch(item)))
                 else:
                     more, failure = False, item.failure
-                continue
-            item, _ = launched.popleft()
-            maps = line.collect(item)
-            reader.one_done()
-            yield _result(item, maps, line)
-            del item, maps
+            else:
+                item, _ = launched.popleft()
+                result = _result(item, line.collect(item), line)
+                item = None  # its frames: whoever takes the result may take long
+                reader.one_done()
+                yield result
+                del result
+            item = None
         if failure is not None:
             raise failure
     finally:
