@@ -56,7 +56,8 @@ class _Depth(nn.Module):
         self.network = network
 
     def forward(self, stack: Tensor) -> Tensor:
-        positions = torch.linspace(0.1, 1.0, stack.shape[2], dtype=stack.dtype)
+        frames = stack.shape[2]
+        positions = torch.linspace(0.1, 1.0, frames, dtype=stack.dtype, device=stack.device)
         return self.network(stack, positions).depth
 
 

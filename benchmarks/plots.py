@@ -19,6 +19,11 @@ COLOURS = {
     "stock": "#9aa5b1",
     "stock channels_last": "#5f6f81",
     "torch.max alone": "#3d8c8c",
+    "gplws graph": "#d1495b",
+    "gplws channels_last": "#e58a96",
+    "eager graph": "#b8c0c8",
+    "eager channels_last graph": "#3f4c59",
+    "compile max-autotune": "#8d6a9f",
 }
 
 
@@ -78,6 +83,67 @@ def memory(path: Path) -> Path:
     axes.margins(x=0.3)
     axes.set_xlabel("peak memory, MiB (share of stock eager, of stock eager in channels_last)")
     return _finish(figure, path.with_suffix(".png"), content["machine"])
+
+
+def gpu(path: Path) -> list[Path]:
+    """Networks, and layers as shares of their limits, on a GPU; one PNG each."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows, shape = content["rows"], content["shape"]
+    machine = {**content["machine"], **content["device"]}
+    drawn = []
+    groups: dict[str, list[tuple[str, dict[str, list[float]], float]]] = {}
+    networks = [r for r in rows if r["part"] in ("network", "compile", "peers") and r["seconds"]]
+    for row in networks:
+        if row["shape"] != shape:
+            continue
+        same = [r for r in networks if r["part"] == "network" and r["shape"] == shape]
+        ours = [
+            seconds
+            for r in (row, *same)
+            if r["precision"] == row["precision"]
+            for name, seconds in medians(r["seconds"]).items()
+            if name.startswith("gplws")
+        ]
+        reference = min(ours) if ours else min(medians(row["seconds"]).values())
+        label = row["what"] + ("\ncompile" if row["part"] == "compile" else "")
+        groups.setdefault(row["precision"], []).append((label, row["seconds"], reference))
+    if groups:
+        drawn.append(_bars(groups, path.with_name("gpu_network.png"), machine, "ms", 1e3))
+    layers = [r for r in rows if r["part"] == "ops" and r["share_of_copy"] is not None]
+    if layers:
+        drawn.append(_shares(layers, path.with_name("gpu_ops.png"), machine))
+    return drawn
+
+
+def _shares(rows: list[dict[str, Any]], path: Path, machine: dict[str, Any]) -> Path:
+    """For each precision and layer, what it reaches of the copy and of its roofline."""
+    plt = _pyplot()
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
+    most = max(sum(row["precision"] == precision for row in rows) for precision in precisions)
+    figure, panels = plt.subplots(
+        1,
+        len(precisions),
+        figsize=(6.5 * len(precisions), 0.32 * most + 1.2),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, precision in zip(panels[0], precisions, strict=True):
+        own = [row for row in rows if row["precision"] == precision]
+        for number, row in enumerate(own):
+            for shift, key, colour in (
+                (-0.2, "share_of_copy", COLOURS["gplws"]),
+                (0.2, "share_of_roofline", COLOURS["eager channels_last"]),
+            ):
+                share = 100 * row[key]
+                axes.barh(number + shift, share, 0.38, color=colour)
+                axes.text(share, number + shift, f" {share:.0f}%", va="center", fontsize=6)
+        labels = [f"{row['what']}\n{row['case']}" for row in own]
+        axes.set_yticks(range(len(own)), labels, fontsize=6)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.set_xlabel("% of the copy (red), of the roofline (gray)")
+        axes.set_title(precision)
+    return _finish(figure, path, machine)
 
 
 def _latency_bars(rows: list[dict[str, Any]], path: Path, machine: dict[str, Any]) -> Path:
@@ -183,10 +249,12 @@ def _pyplot() -> Any:
 
 
 def _finish(figure: Any, path: Path, machine: dict[str, Any]) -> Path:
+    if "gpu" in machine:
+        place = [machine["gpu"], f"driver {machine['driver']}", f"CUDA {machine['cuda']}"]
+    else:
+        place = [machine["processor"], f"{machine['threads']} threads", machine["cpu_isa"]]
     note: Sequence[str] = [
-        machine["processor"],
-        f"{machine['threads']} threads",
-        machine["cpu_isa"],
+        *place,
         f"torch {machine['torch']}",
         f"commit {machine['commit']}",
         machine["date"],
@@ -198,7 +266,7 @@ def _finish(figure: Any, path: Path, machine: dict[str, Any]) -> Path:
 
 
 def main() -> None:
-    for name, draw in (("latency", latency), ("ops", ops), ("memory", memory)):
+    for name, draw in (("latency", latency), ("ops", ops), ("memory", memory), ("gpu", gpu)):
         path = RESULTS / f"{name}.json"
         if path.is_file():
             print(draw(path))

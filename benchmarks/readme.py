@@ -27,6 +27,15 @@ NAMES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
+GPU_NAMES = {
+    "gplws graph": "gplws, CUDA graph",
+    "gplws": "gplws",
+    "eager": "torch eager",
+    "eager channels_last": "torch eager, channels_last",
+    "eager channels_last graph": "the same, CUDA graph",
+    "compile max-autotune": "torch.compile, max-autotune",
+    "eager channels_last graph tf32": "channels_last, CUDA graph, TF32",
+}
 ISAS = {"baseline": "no AVX", "avx2": "AVX2", "avx512": "AVX-512"}
 
 
@@ -58,12 +67,74 @@ def section(folder: Path | None = None) -> str:
     ablation = load("ablation", folder)
     if ablation:
         parts += _ablation(ablation)
+    gpu = load("gpu", folder)
+    if gpu:
+        parts += _gpu(gpu)
     accuracy = load("accuracy_trained", folder)
     if accuracy:
         parts += _accuracy(accuracy)
     # Neither tables nor shapes are broken.
     wrap = textwrap.TextWrapper(100, break_on_hyphens=False, break_long_words=False)
     return "\n\n".join(p if p.startswith("|") else wrap.fill(p) for p in parts)
+
+
+def _gpu(found: dict[str, Any]) -> list[str]:
+    """The network and whole reconstructions on a GPU."""
+    device, shape = found["device"], found["shape"]
+    rows = [row for row in found["rows"] if row["shape"] == shape]
+    networks = [row for row in rows if row["part"] in ("network", "compile")]
+    times: dict[str, dict[str, float]] = {}
+    for row in networks:
+        mine = times.setdefault(row["precision"], {})
+        for name, seconds in medians(row["seconds"]).items():
+            mine.setdefault(name, seconds)
+    times = {precision: mine for precision, mine in times.items() if "gplws graph" in mine}
+    parts = []
+    if times:
+        names = [n for n in GPU_NAMES if any(n in mine for mine in times.values())]
+        lines = [["", *(GPU_NAMES[name] for name in names)]]
+        for precision, mine in times.items():
+            ours = mine["gplws graph"]
+            cells = [_milliseconds(mine.get(name), ours) for name in names]
+            lines.append([precision, *cells])
+        parts.append(
+            f"The same network at {shape.replace('x', ' x ')} on an {device['gpu']} (driver "
+            f"{device['driver']}, torch {found['machine']['torch']}); milliseconds, and times "
+            "gplws:"
+        )
+        parts.append(_table(lines))
+    peers: dict[str, list[tuple[float, str]]] = {}
+    for row in rows:
+        if row["part"] == "peers" and row["seconds"] and row["precision"] in times:
+            best = min(medians(row["seconds"]).values())
+            ratio = best / times[row["precision"]]["gplws graph"]
+            said = f"{NAMES_OF_NETWORKS[row['what']]} {1e3 * best:.1f} ms ({ratio:.1f}x)"
+            peers.setdefault(row["precision"], []).append((best, said))
+    for precision, measured in peers.items():
+        listed = ", ".join(text for _, text in sorted(measured))
+        parts.append(
+            f"Published networks there, {precision}, each in its fastest setting: {listed}."
+        )
+    rates = [
+        f"{max(rate['stacks_per_second'] for rate in row['rates'].values()):.0f} a second with "
+        f"{'the network of the paper' if row['what'] == 'network' else row['what']} in "
+        f"{row['precision']}"
+        for row in rows
+        if row["part"] == "stream" and row["rates"]
+    ]
+    if rates:
+        parts.append(
+            "Stacks from 8-bit frames on the host to a height map on the host "
+            f"(`reconstruct_stream`): {', '.join(rates)}."
+        )
+    return parts
+
+
+def _milliseconds(seconds: float | None, ours: float) -> str:
+    if seconds is None:
+        return ""
+    text = f"{1e3 * seconds:.2f}"
+    return f"**{text}**" if seconds == ours else f"{text} ({seconds / ours:.1f}x)"
 
 
 def _words(machine: dict[str, Any]) -> str:

@@ -38,6 +38,15 @@ def quartiles(times: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of the values do not exceed, between neighbours by interpolation."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    lower = min(int(place), len(ordered) - 2) if len(ordered) > 1 else 0
+    upper = min(lower + 1, len(ordered) - 1)
+    return ordered[lower] + (place - lower) * (ordered[upper] - ordered[lower])
+
+
 def shape_name(size: Sequence[int]) -> str:
     """Frames, height and width as ``10x512x512``."""
     return "x".join(map(str, size))

@@ -5,6 +5,7 @@ from gplws.accelerate import accelerate
 from gplws.data import FocalStack
 from gplws.models import load_model
 from gplws.reconstruct import Reconstruction, reconstruct
+from gplws.stream import reconstruct_stream
 
 __all__ = [
     "FocalStack",
@@ -14,4 +15,5 @@ __all__ = [
     "build_info",
     "load_model",
     "reconstruct",
+    "reconstruct_stream",
 ]

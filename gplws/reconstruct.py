@@ -39,6 +39,8 @@ from gplws.tiling import Tile
 
 ZDirection = Literal["up", "down"]
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
 DEFAULT_METHOD = "rdf"
 """What ``method="auto"`` stands for: fast, and it says which pixels it cannot measure."""
 
@@ -134,12 +136,9 @@ def reconstruct(
         >>> result = gplws.reconstruct("stack_folder", z_step_um=2.0, pixel_size_um=0.5)
         >>> result.save("out")
     """
-    if z_direction not in ("up", "down"):
-        raise ValueError(f"z_direction must be 'up' or 'down', got {z_direction!r}")
-    if not memory_mb > 0:
-        raise ValueError(f"memory_mb must be positive, got {memory_mb}")
-    place = _resolve_device(device, stack)
-    engine = _engine(method, place)
+    check_options(z_direction, memory_mb)
+    place = resolve_device(device, stack)
+    engine = engine_of(method, place)
 
     started = time.perf_counter()
     focal_stack = read_stack(
@@ -151,42 +150,77 @@ def reconstruct(
         progress=progress,
     )
     read = time.perf_counter()
-    found = _search(focal_stack, engine, place, memory_mb, progress)
-    searched = time.perf_counter()
+    maps = reconstructed(focal_stack, engine, place, z_direction, memory_mb, progress)
+    seconds = {"read": read - started, "reconstruct": time.perf_counter() - read}
+    metadata = metadata_of(stack, focal_stack, engine, place, z_direction, seconds)
+    return surface(maps, focal_stack, metadata, tensors=isinstance(stack, Tensor))
 
-    positions = focal_stack.focus_positions_um
-    units = "frames" if positions is None else "um"
-    sign = 1.0 if z_direction == "up" else -1.0
-    metadata = {
+
+def check_options(z_direction: str, memory_mb: float) -> None:
+    """Raise ValueError for what no stack could fit."""
+    if z_direction not in ("up", "down"):
+        raise ValueError(f"z_direction must be 'up' or 'down', got {z_direction!r}")
+    if not memory_mb > 0:
+        raise ValueError(f"memory_mb must be positive, got {memory_mb}")
+
+
+def reconstructed(
+    stack: FocalStack,
+    engine: Engine,
+    device: torch.device,
+    z_direction: ZDirection,
+    memory_mb: float,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """The maps of a :class:`Reconstruction` by name, on the device of the frames."""
+    search = StackSearch(stack, engine, device, memory_mb)
+    title = f"gplws {engine.name}"
+    with torch.inference_mode():
+        with _progress_bar(search.n_bands, f"{title}: whole stack", progress) as advance:
+            search.prepare(advance)
+        with _progress_bar(search.n_tiles, title, progress) as advance:
+            search.search(advance)
+            search.finish(advance)
+    return search.maps(z_direction)
+
+
+def surface(
+    maps: dict[str, Tensor], stack: FocalStack, metadata: dict[str, Any], *, tensors: bool
+) -> Reconstruction:
+    """The result: numpy arrays, or the tensors themselves."""
+    return Reconstruction(
+        **{name: value if tensors else value.cpu().numpy() for name, value in maps.items()},
+        units="frames" if stack.focus_positions_um is None else "um",
+        pixel_size_um=stack.pixel_size_um,
+        metadata=metadata,
+    )
+
+
+def metadata_of(
+    source: StackSource,
+    stack: FocalStack,
+    engine: Engine,
+    device: torch.device,
+    z_direction: ZDirection,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """What info.json says of how a result was made."""
+    return {
         "method": engine.name,
         "parameters": {
             "z_direction": z_direction,
-            "focus_positions_um": positions,
-            "n_frames": focal_stack.n_frames,
-            "device": str(place),
+            "focus_positions_um": stack.focus_positions_um,
+            "n_frames": stack.n_frames,
+            "device": str(device),
             **engine.parameters,
         },
         "source": {
-            "path": str(stack) if isinstance(stack, str | Path) else type(stack).__name__,
-            **focal_stack.metadata,
+            "path": str(source) if isinstance(source, str | Path) else type(source).__name__,
+            **stack.metadata,
         },
-        "seconds": {"read": read - started, "reconstruct": searched - read},
+        "seconds": seconds,
         "versions": _versions(),
     }
-    arrays = {
-        "height": sign * found.depth,
-        "depth_index": _frame_number(found.depth, positions),
-        "confidence": found.confidence,
-        "valid": found.valid,
-        "all_in_focus": found.all_in_focus,
-    }
-    keep = isinstance(stack, Tensor)
-    return Reconstruction(
-        **{name: value if keep else value.cpu().numpy() for name, value in arrays.items()},
-        units=units,
-        pixel_size_um=focal_stack.pixel_size_um,
-        metadata=metadata,
-    )
 
 
 class _Part(NamedTuple):
@@ -199,7 +233,7 @@ class _Part(NamedTuple):
     guide: Tensor | None = None  # gray all-in-focus image, for methods that regularise
 
 
-class _Engine(Protocol):
+class Engine(Protocol):
     """A method bound to its parameters: it looks at a stack once, then searches tiles of it."""
 
     name: str
@@ -217,6 +251,8 @@ class _Engine(Protocol):
         """Find the focus in a tile (N, h, w) float32 that includes the pixels within reach."""
 
     refiner: _Refiner | None  # the last step, if there is one; ``search`` returns frames then
+    capturable: bool  # ``search`` depends on nothing that the host reads from this stack but
+    plan: int  # what ``prepare`` settles
 
     def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
         """The whole image (H, W) once more, now that all tiles are known; None: as it is."""
@@ -253,6 +289,8 @@ class _Refiner:
 
 class _ClassicalEngine:
     alignment = 1
+    capturable = False
+    plan = 0
 
     def __init__(self, method: str) -> None:
         self.name = method
@@ -328,6 +366,8 @@ class _ReadByFocusSearch:
 
 
 class _NetworkEngine:
+    capturable = True
+
     def __init__(self, model: nn.Module, name: str, device: torch.device) -> None:
         self.name = name
         self.parameters: dict[str, Any] = {"network": type(model).__name__}
@@ -344,30 +384,28 @@ class _NetworkEngine:
         self.reach: int | None = getattr(model, "reach", None)
         self.alignment: int = getattr(model, "coarsest", 1)
         self._floats_per_voxel: float = getattr(model, "floats_per_voxel", 64.0)
-        self._bin_size = 1
+        self.plan = 1  # frames that are averaged
         floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
         self._dtype = getattr(model, "input_dtype", next(floating, torch.float32))
 
     def floats_per_pixel(self, n_frames: int) -> float:
-        floats = self._floats_per_voxel * -(-n_frames // self._bin_size)
+        floats = self._floats_per_voxel * -(-n_frames // self.plan)
         floats *= self._dtype.itemsize / torch.float32.itemsize
-        return floats if self._bin_size == 1 else floats + n_frames
+        return floats if self.plan == 1 else floats + n_frames
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
         if self.refiner is not None:
             self.refiner.prepare(bands)
             assert self.refiner.statistics is not None
-            self._bin_size = bin_size(self.refiner.statistics)
-            self.parameters["frames_averaged"] = self._bin_size
+            self.plan = bin_size(self.refiner.statistics)
+            self.parameters["frames_averaged"] = self.plan
 
     def search(self, frames: Tensor, positions: Tensor) -> _Part:
         stack = frames[None, None].to(self._dtype)
         if self.refiner is None:
             found = self._reader.predict(stack, positions)
         else:
-            found = cast(GPLWSNet, self._reader).predict(
-                stack, refine=False, bin_size=self._bin_size
-            )
+            found = cast(GPLWSNet, self._reader).predict(stack, refine=False, bin_size=self.plan)
         depth, index, confidence = found.depth[0], found.index[0], found.confidence[0]
         return _Part(depth, index, confidence, depth.isfinite())
 
@@ -375,7 +413,7 @@ class _NetworkEngine:
         return None
 
 
-def _engine(method: str | nn.Module, device: torch.device) -> _Engine:
+def engine_of(method: str | nn.Module, device: torch.device) -> Engine:
     if isinstance(method, nn.Module):
         return _NetworkEngine(method, type(method).__name__, device)
     if not isinstance(method, str):
@@ -389,7 +427,7 @@ def _engine(method: str | nn.Module, device: torch.device) -> _Engine:
     raise ValueError(f"method must be one of {known}, got {method!r}")
 
 
-def _resolve_device(device: str | torch.device, stack: object) -> torch.device:
+def resolve_device(device: str | torch.device, stack: object) -> torch.device:
     if isinstance(device, str) and device == "auto":
         frames = stack.frames if isinstance(stack, FocalStack) else stack
         if isinstance(frames, Tensor):
@@ -413,63 +451,120 @@ class _Found(NamedTuple):
     all_in_focus: Tensor
 
 
-def _search(
-    stack: FocalStack, engine: _Engine, device: torch.device, memory_mb: float, progress: bool
-) -> _Found:
-    frames = stack.frames if isinstance(stack.frames, Tensor) else None
-    home = torch.device("cpu") if frames is None else frames.device
-    shape = (stack.height, stack.width)
-    known = stack.focus_positions_um
-    positions = torch.tensor(
-        np.arange(stack.n_frames) if known is None else known, dtype=torch.float32, device=device
-    )
-    title = f"gplws {engine.name}"
-    bands = _bands(stack, engine, memory_mb)
-    with _progress_bar(len(bands), f"{title}: whole stack", progress) as advance:
+class StackSearch:
+    """What a method does with one stack, step by step: :meth:`prepare`, :meth:`search` and
+    :meth:`finish` in inference mode, then :meth:`maps`.
 
-        def whole_stack() -> Iterator[Tensor]:
-            for rows in bands:
-                yield stack.gray(rows).to(device)
+    It may be repeated where the frames are overwritten by others. :meth:`search` waits for no
+    result where the engine is ``capturable``, so that a CUDA graph can hold it.
+
+    Args:
+        stack: its frames decide where the results are.
+        engine: the method.
+        device: where it computes.
+        memory_mb: working memory, MiB.
+    """
+
+    def __init__(
+        self, stack: FocalStack, engine: Engine, device: torch.device, memory_mb: float
+    ) -> None:
+        self._stack, self._engine, self._device = stack, engine, device
+        self._memory_mb = memory_mb
+        frames = stack.frames if isinstance(stack.frames, Tensor) else None
+        self._home = torch.device("cpu") if frames is None else frames.device
+        self._known: np.ndarray | None = None
+        self._positions = torch.empty(stack.n_frames, device=device)
+        self.set_positions(stack.focus_positions_um)
+        self._bands = _bands(stack, engine, memory_mb)
+        self._tiles: list[Tile] = []
+        self._last_tiles: list[Tile] = []
+        shape = (stack.height, stack.width)
+        self._found = _Found(
+            depth=torch.empty(shape, device=self._home),
+            confidence=torch.empty(shape, device=self._home),
+            valid=torch.empty(shape, dtype=torch.bool, device=self._home),
+            all_in_focus=_like_frames(stack),
+        )
+        self._whole: _Part | None = None  # of methods that regularise
+
+    @property
+    def n_bands(self) -> int:
+        """How often :meth:`prepare` tells of its progress."""
+        return len(self._bands)
+
+    @property
+    def n_tiles(self) -> int:
+        """How often :meth:`search` and :meth:`finish` tell of their progress; once prepared."""
+        return len(self._tiles) + len(self._last_tiles)
+
+    def set_positions(self, focus_positions_um: np.ndarray | None) -> None:
+        """Focus positions (N,) of the frames, um; None: unknown."""
+        self._known = focus_positions_um
+        count = self._stack.n_frames
+        values = np.arange(count) if focus_positions_um is None else focus_positions_um
+        self._positions.copy_(torch.tensor(values, dtype=torch.float32))
+
+    @property
+    def plan(self) -> int:
+        """A recorded :meth:`search` fits as long as this is the same."""
+        return self._engine.plan
+
+    def prepare(self, advance: Callable[[], None] = lambda: None) -> None:
+        """Gather what depends on the whole stack."""
+        stack, engine, refiner = self._stack, self._engine, self._engine.refiner
+
+        def bands() -> Iterator[Tensor]:
+            for rows in self._bands:
+                yield stack.gray(rows).to(self._device)
                 advance()
 
-        with torch.inference_mode():
-            engine.prepare(whole_stack())
-    tiles = _tiles(stack, engine, memory_mb)
-    refiner = engine.refiner
-    last_tiles = _tiles(stack, refiner, memory_mb) if refiner else []
-    found = _Found(
-        depth=torch.empty(shape, device=home),
-        confidence=torch.empty(shape, device=home),
-        valid=torch.empty(shape, dtype=torch.bool, device=home),
-        all_in_focus=_like_frames(stack),
-    )
-    whole: _Part | None = None  # of methods that regularise
-    steps = len(tiles) + len(last_tiles)
-    with _progress_bar(steps, title, progress) as advance, torch.inference_mode():
-        for tile in tiles:
-            part = engine.search(stack.gray(*tile.seen).to(device), positions)
+        engine.prepare(bands())
+        self._tiles = _tiles(stack, engine, self._memory_mb)
+        self._last_tiles = _tiles(stack, refiner, self._memory_mb) if refiner else []
+
+    def search(self, advance: Callable[[], None] = lambda: None) -> None:
+        """Search all tiles."""
+        found, home, engine = self._found, self._home, self._engine
+        for tile in self._tiles:
+            part = engine.search(self._stack.gray(*tile.seen).to(self._device), self._positions)
             inner, given = tile.inner, tile.given
             found.valid[given] = part.valid[inner].to(home)
             depth = part.depth.where(part.valid, torch.nan)
             found.depth[given] = depth[inner].to(home)
             found.confidence[given] = part.confidence[inner].to(home)
-            found.all_in_focus[given] = _sharpest(stack, given, part.frame[inner].to(home))
+            found.all_in_focus[given] = _sharpest(self._stack, given, part.frame[inner].to(home))
             if part.guide is not None:
                 maps = cast(tuple[Tensor, ...], tuple(part))
-                if whole is None:
-                    whole = _Part(*(values.new_empty(shape) for values in maps))
-                for values, target in zip(maps, cast(Any, whole), strict=True):
+                if self._whole is None:
+                    shape = found.depth.shape
+                    self._whole = _Part(*(values.new_empty(shape) for values in maps))
+                for values, target in zip(maps, cast(Any, self._whole), strict=True):
                     target[given] = values[inner]
             del part, depth  # before the next tile is searched
             advance()
-        if whole is not None:
-            _regularise(stack, engine, positions, whole, found)
+
+    def finish(self, advance: Callable[[], None] = lambda: None) -> None:
+        """The last step of methods that have one."""
+        found, positions, refiner = self._found, self._positions, self._engine.refiner
+        if self._whole is not None:
+            _regularise(self._stack, self._engine, positions, self._whole, found)
         if refiner is not None:
             index = found.depth.nan_to_num(0)  # a copy: tiles overlap
-            for tile in last_tiles:
-                found.depth[tile.given] = _refined(stack, refiner, tile, positions, index, found)
+            for tile in self._last_tiles:
+                depth = _refined(self._stack, refiner, tile, positions, index, found)
+                found.depth[tile.given] = depth
                 advance()
-    return found
+
+    def maps(self, z_direction: ZDirection) -> dict[str, Tensor]:
+        """What was found, under the names of :class:`Reconstruction`; some of it is not copied."""
+        found = self._found
+        return {
+            "height": (1.0 if z_direction == "up" else -1.0) * found.depth,
+            "depth_index": _frame_number(found.depth, self._known),
+            "confidence": found.confidence,
+            "valid": found.valid,
+            "all_in_focus": found.all_in_focus,
+        }
 
 
 def _refined(
@@ -491,7 +586,7 @@ def _refined(
 
 
 def _regularise(
-    stack: FocalStack, engine: _Engine, positions: Tensor, searched: _Part, found: _Found
+    stack: FocalStack, engine: Engine, positions: Tensor, searched: _Part, found: _Found
 ) -> None:
     """Puts depth and all-in-focus image in ``found`` after the last step of the method."""
     result = engine.regularise(searched, positions)
@@ -502,18 +597,18 @@ def _regularise(
     found.all_in_focus.copy_(_sharpest(stack, (slice(None), slice(None)), result.frame.to(home)))
 
 
-def _pixels(stack: FocalStack, engine: _Engine | _Refiner, memory_mb: float) -> int:
+def _pixels(stack: FocalStack, engine: Engine | _Refiner, memory_mb: float) -> int:
     """Pixels, with all frames, that the method may work on at a time."""
     return int(memory_mb * 2**20 / (4 * engine.floats_per_pixel(stack.n_frames)))
 
 
-def _tiles(stack: FocalStack, engine: _Engine | _Refiner, memory_mb: float) -> list[Tile]:
+def _tiles(stack: FocalStack, engine: Engine | _Refiner, memory_mb: float) -> list[Tile]:
     """Tiles of the image that a method can take."""
     pixels = _pixels(stack, engine, memory_mb)
     return tiling.tiles(stack.height, stack.width, pixels, engine.reach, engine.alignment)
 
 
-def _bands(stack: FocalStack, engine: _Engine, memory_mb: float) -> list[slice]:
+def _bands(stack: FocalStack, engine: Engine, memory_mb: float) -> list[slice]:
     """Rows of bands that form the image, from top to bottom."""
     rows = max(_pixels(stack, engine, memory_mb) // stack.width, 1)
     return [slice(first, first + rows) for first in range(0, stack.height, rows)]
@@ -534,7 +629,9 @@ def _sharpest(stack: FocalStack, place: tuple[slice, slice], index: Tensor) -> T
     frames = stack.frames[:, rows, columns]
     if isinstance(frames, Tensor):
         chosen = index.view(1, *index.shape, *[1] * (frames.ndim - 3)).expand(1, *frames.shape[1:])
-        return frames.gather(0, chosen)[0]
+        # Not all devices gather unsigned integers of more than 8 bits; bits are bits.
+        signed = _SIGNED.get(frames.dtype, frames.dtype)
+        return frames.view(signed).gather(0, chosen)[0].view(frames.dtype)
     wanted = index.numpy()[None]
     wanted = wanted[..., None] if frames.ndim == 4 else wanted
     picked = np.take_along_axis(frames, wanted, 0)[0]
@@ -545,12 +642,15 @@ def _frame_number(depth: Tensor, positions_um: np.ndarray | None) -> Tensor:
     """Sub-frame number of a focus position, by interpolation between the frames' positions."""
     if positions_um is None:
         return depth.clone()
-    numbers = np.arange(len(positions_um), dtype=np.float64)
-    order = slice(None) if positions_um[-1] > positions_um[0] else slice(None, None, -1)
-    values = depth.cpu().numpy().astype(np.float64)
-    index = np.interp(values, positions_um[order], numbers[order])
-    index[np.isnan(values)] = np.nan
-    return torch.from_numpy(index.astype(np.float32)).to(depth.device)
+    rising = bool(positions_um[-1] > positions_um[0])
+    order = slice(None) if rising else slice(None, None, -1)
+    known = torch.from_numpy(positions_um[order].copy()).to(depth.device)  # float64
+    values = depth.to(torch.float64)
+    last = len(known) - 1
+    lower = (torch.searchsorted(known, values, right=True) - 1).clamp_(0, last - 1)  # NaN: the last
+    share = ((values - known[lower]) / (known[lower + 1] - known[lower])).clamp_(0, 1)
+    number = lower + share
+    return (number if rising else last - number).to(torch.float32)
 
 
 @contextmanager

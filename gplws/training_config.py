@@ -7,12 +7,14 @@ set.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gplws.data.samples import DepthSample, collate
 from gplws.data.sources import (
@@ -237,6 +239,70 @@ def preset_path(name: str) -> Path:
     if name not in preset_names():
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(preset_names())}")
     return _PRESETS / f"{name}.yaml"
+
+
+def read_config(path: str | Path) -> TrainingConfig:
+    """Configuration of a YAML file, as ``gplws train --config`` reads it; presets are such files.
+
+    Args:
+        path: what it leaves out is as in :class:`TrainingConfig`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file has a key that no configuration has, or a value of another kind.
+
+    Example:
+        >>> read_config(preset_path("default")).schedule.steps
+        20000
+    """
+    import yaml
+
+    with open(path, encoding="utf-8") as file:
+        return _configured(TrainingConfig, yaml.safe_load(file) or {}, "")
+
+
+def _configured(kind: Any, value: Any, key: str) -> Any:
+    """``value``, as YAML has it, as an object of a type such as ``list[SourceConfig]``."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _made(kind, value, key)
+    if origin is list and isinstance(value, list):
+        return [_configured(inside[0], one, f"{key}[{i}]") for i, one in enumerate(value)]
+    if origin is tuple and isinstance(value, list) and len(value) == len(inside):
+        pairs = zip(inside, value, strict=True)
+        return tuple(_configured(one, two, f"{key}[{i}]") for i, (one, two) in enumerate(pairs))
+    if origin is Literal and value in inside:
+        return value
+    if origin is dict and isinstance(value, dict):
+        return value
+    if origin in (Union, UnionType):
+        for one in inside:
+            with contextlib.suppress(ValueError):
+                return _configured(one, value, key)
+    if kind is float and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)  # YAML takes 2.5e-3 for a number, but 1e-3 for text
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ValueError(f"{key}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def _made(kind: Any, values: Any, key: str) -> Any:
+    """A dataclass from a mapping."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{key or 'configuration'}: expected keys with values, got {values!r}")
+    types = get_type_hints(kind)
+    known = {one.name for one in fields(kind) if one.init}
+    unknown = [name for name in values if name not in known]
+    prefix = f"{key}." if key else ""
+    if unknown:
+        raise ValueError(f"unknown key {prefix}{unknown[0]}; known: {', '.join(sorted(known))}")
+    return kind(
+        **{name: _configured(types[name], one, prefix + name) for name, one in values.items()}
+    )
 
 
 def build_source(config: DataConfig, seed: int = 0) -> Source:

@@ -38,6 +38,8 @@ from gplws.training_config import (
     build_source,
     build_validation,
     preset_names,
+    preset_path,
+    read_config,
 )
 
 VALIDATION = [("toy", [ToySource(seed=1)(0)])]
@@ -544,6 +546,38 @@ def test_epochs_are_counted_by_the_data_or_by_the_configuration(tmp_path):
 def test_schedules_without_an_end_are_refused(tmp_path, schedule, message):
     with pytest.raises(ValueError, match=message):
         train(small_config(0, schedule=schedule), tmp_path, source=ToySource())
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_configuration_is_read_as_the_command_line_reads_it(preset):
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(TrainingConfig, "config")
+    text = preset_path(preset).read_text(encoding="utf-8")
+    indented = "config:\n" + "".join(f"  {line}\n" for line in text.splitlines())
+    expected = parser.instantiate_classes(parser.parse_string(indented)).config
+    assert read_config(preset_path(preset)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dta: {}", "unknown key dta; known: .*data.*"),
+        ("data: {crops: 3}", "unknown key data.crops"),
+        ("data: {sources: [{factory: 3}]}", r"data.sources\[0\].factory: expected str, got 3"),
+        ("data: {frames: [1, 2, 3]}", r"data.frames: expected .* got \[1, 2, 3\]"),
+        ("data: {worker_kind: fairy}", "data.worker_kind: expected .* got 'fairy'"),
+        ("schedule: {steps: many}", "schedule.steps: expected .* got 'many'"),
+        ("optimiser: {learning_rate: true}", "learning_rate: expected float, got True"),
+        ("model: 3", "model: expected keys with values, got 3"),
+    ],
+)
+def test_what_a_configuration_does_not_know_is_named(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_config(path)
 
 
 def test_the_presets_are_those_that_ship():

@@ -18,35 +18,42 @@ _FEWEST_BINS, _BINS_WITHOUT_PEAKS = 8, 24
 
 
 class FrameBins(NamedTuple):
-    """Frames of a stack divided into runs of neighbours."""
+    """Frames of a stack divided into runs of ``size`` neighbours.
 
-    edges: tuple[int, ...]
-    """First frame of each bin, and the number of frames."""
+    What is left over goes to the first and the last one. None of them is smaller than the others:
+    with more noise than they have, it would look sharper.
+    """
+
+    n_frames: int
+    size: int
+
+    @property
+    def edges(self) -> list[int]:
+        """First frame of each bin, and the number of frames."""
+        count = max(self.n_frames // self.size, 1)
+        first = (self.n_frames - count * self.size) // 2
+        return [0, *(first + number * self.size for number in range(1, count)), self.n_frames]
 
     def average(self, frames: Tensor) -> Tensor:
         """(..., N, H, W) -> (..., bins, H, W): the mean of each bin; no copy where nothing is."""
-        if len(self.edges) == frames.shape[-3] + 1:
+        if self.size == 1:
             return frames
         pairs = itertools.pairwise(self.edges)
         return torch.stack([frames[..., a:b, :, :].mean(-3) for a, b in pairs], -3)
 
     def frame_number(self, bin_number: Tensor) -> Tensor:
         """Frame numbers at (...) fractional bin numbers: linear between the centres of the bins."""
-        edges = torch.tensor(self.edges, dtype=bin_number.dtype, device=bin_number.device)
-        centres = (edges[:-1] + edges[1:] - 1) / 2
-        lower = bin_number.floor().long().clamp(0, max(len(centres) - 2, 0))
-        upper = (lower + 1).clamp(max=len(centres) - 1)
+        edges = self.edges
+        last = len(edges) - 2
+        # Nothing is copied from the host, so that a CUDA graph can hold it.
+        centres = torch.arange(last + 1, dtype=bin_number.dtype, device=bin_number.device)
+        centres = centres * self.size + (self.n_frames - (last + 1) * self.size) // 2
+        centres += (self.size - 1) / 2
+        centres[0] = (edges[1] - 1) / 2
+        centres[-1] = (edges[-2] + edges[-1] - 1) / 2
+        lower = bin_number.floor().long().clamp(0, max(last - 1, 0))
+        upper = (lower + 1).clamp(max=last)
         return torch.lerp(centres[lower], centres[upper], bin_number - lower)
-
-
-def frame_bins(n_frames: int, size: int) -> FrameBins:
-    """Bins of ``size`` frames; what is left over goes to the first and the last one.
-
-    None of them is smaller than the others: with more noise than they have, it would look sharper.
-    """
-    count = max(n_frames // size, 1)
-    first = (n_frames - count * size) // 2
-    return FrameBins((0, *(first + number * size for number in range(1, count)), n_frames))
 
 
 def bin_size(statistics: StackStatistics) -> int:

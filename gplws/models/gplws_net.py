@@ -14,8 +14,8 @@ from gplws import nn as gnn
 from gplws.classical import StackStatistics, position_at, refine_depth, stack_statistics
 from gplws.luminance import luminance
 from gplws.models.focus_features import FEATURES, features_reach, focus_features
+from gplws.models.frame_bins import FrameBins
 from gplws.models.frame_bins import bin_size as bin_size_of
-from gplws.models.frame_bins import frame_bins
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
 from gplws.nn.readout import batch_positions, median_and_deviation
@@ -324,7 +324,7 @@ class GPLWSNet(nn.Module):
             statistics = [stack_statistics(one) for one in gray]
         if bin_size is None:
             bin_size = min(map(bin_size_of, statistics))
-        bins = frame_bins(gray.shape[1], bin_size)
+        bins = FrameBins(gray.shape[1], bin_size)
         volume = self(bins.average(gray)[:, None]).float()
         median, deviation = median_and_deviation(volume)
         found = median.nan_to_num(0)

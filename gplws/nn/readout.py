@@ -25,7 +25,7 @@ def batch_positions(focus_positions: Tensor | None, like: Tensor, *, name: str) 
     """
     batch, frames = like.shape[:2]
     if focus_positions is None:
-        focus_positions = torch.arange(frames)
+        focus_positions = torch.arange(frames, device=like.device)
     if tuple(focus_positions.shape) not in ((frames,), (batch, frames)):
         raise ValueError(
             f"{name}: focus_positions must be (N,) or (B, N) with N = {frames}, "

@@ -116,6 +116,46 @@ def test_accelerated_networks_are_compared_with_the_faster_stock_format(
     assert "GPLWS-Net" not in shown
 
 
+def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
+    row = {"shape": "10x512x512", "precision": "bfloat16"}
+    seconds = {"gplws graph": [5e-4], "eager": [4e-3, 2e-3, 3e-3], "eager graph": [2e-3]}
+    other = {
+        **row,
+        "part": "compile",
+        "seconds": {"gplws graph": [9.0], "compile max-autotune": [1e-3]},
+    }
+    write(
+        tmp_path,
+        "gpu",
+        machine={"torch": "2.11"},
+        device={"gpu": "NVIDIA Z80", "driver": "580.1"},
+        shape="10x512x512",
+        rows=[
+            {**row, "part": "network", "seconds": seconds},
+            other,
+            {
+                **row,
+                "part": "peers",
+                "what": "fvnet",
+                "seconds": {"eager": [9e-3], "autocast": [6e-3]},
+            },
+            {**row, "part": "peers", "what": "dfvnet", "seconds": {"eager graph": [5e-3]}},
+            {
+                **row,
+                "part": "stream",
+                "what": "network",
+                "rates": {"a": {"stacks_per_second": 400.4}},
+            },
+        ],
+    )
+    shown = section(repository, tmp_path)
+    assert "an NVIDIA Z80 (driver 580.1, torch 2.11)" in " ".join(shown.split())
+    assert "| | gplws, CUDA graph | torch eager | torch.compile, max-autotune |" in shown
+    assert "| bfloat16 | **0.50** | 3.00 (6.0x) | 1.00 (2.0x) |" in shown
+    assert "DFVNet 5.0 ms (10.0x), FVNet 6.0 ms (12.0x)" in " ".join(shown.split())
+    assert "400 a second with the network of the paper in bfloat16" in " ".join(shown.split())
+
+
 def write(folder: Path, name: str, **content: object) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content))
 

@@ -6,7 +6,7 @@ from stacks import textured_stack
 
 from gplws.classical import stack_statistics
 from gplws.models import GPLWSNet
-from gplws.models.frame_bins import bin_size, frame_bins
+from gplws.models.frame_bins import FrameBins, bin_size
 
 NETWORK = {"in_channels": 3, "stem": "features", "widths": (4, 8), "depths": (1, 1), "middle": 1}
 
@@ -14,7 +14,7 @@ NETWORK = {"in_channels": 3, "stem": "features", "widths": (4, 8), "depths": (1,
 @pytest.mark.parametrize("n_frames", [1, 2, 7, 24, 97])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_bins_form_the_stack_and_none_is_smaller(n_frames, size):
-    edges = torch.tensor(frame_bins(n_frames, size).edges)
+    edges = torch.tensor(FrameBins(n_frames, size).edges)
     counts = edges.diff()
     assert edges[0] == 0 and edges[-1] == n_frames
     assert counts.min() >= min(size, n_frames)
@@ -24,7 +24,7 @@ def test_bins_form_the_stack_and_none_is_smaller(n_frames, size):
 
 def test_bins_of_one_frame_change_nothing():
     frames = torch.rand(2, 7, 4, 5)
-    bins = frame_bins(7, 1)
+    bins = FrameBins(7, 1)
     assert bins.average(frames) is frames
     numbers = torch.rand(4, 5) * 6
     torch.testing.assert_close(bins.frame_number(numbers), numbers)
@@ -32,7 +32,7 @@ def test_bins_of_one_frame_change_nothing():
 
 def test_averages_and_their_frame_numbers_belong_together():
     frames = torch.arange(11.0).view(11, 1, 1).expand(11, 2, 3)
-    bins = frame_bins(11, 3)
+    bins = FrameBins(11, 3)
     averages = bins.average(frames)  # each frame holds its number
     count = averages.shape[0]
     numbers = torch.arange(float(count)).view(count, 1, 1).expand_as(averages)

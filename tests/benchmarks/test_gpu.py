@@ -1,0 +1,370 @@
+"""The benchmark for GPUs, rehearsed on the CPU: what it keeps, leaves out, stops and compares."""
+
+import json
+from pathlib import Path
+
+import pytest
+from repository_runs import run, run_main
+
+CUDA_OF_TORCH = "import torch; print(torch.cuda.is_available())"
+
+# The clock of the host in the place of the GPU's; small candidates in the place of slow ones.
+REHEARSED = """
+import torch
+from benchmarks.clocks import HostClock
+module.clock_of_this_machine = HostClock
+module.plots.gpu = lambda path: []
+"""
+
+
+def rehearse(repository: Path, folder: Path, arguments: str, before: str = "") -> dict:
+    """The JSON of a run on the CPU in one process."""
+    ended, ends = run_main(
+        repository,
+        "benchmarks.gpu",
+        f"--in-this-process --quick --shapes 4x24x32 --out {folder} {arguments}",
+        before=REHEARSED + before,
+    )
+    assert ends == [""], ended.stderr
+    found = json.loads((folder / "gpu.json").read_text())
+    found["printed"] = ended.stdout
+    return found
+
+
+def test_without_a_gpu_it_says_so_in_one_sentence(repository, tmp_path) -> None:
+    if run(repository, "-c", CUDA_OF_TORCH).stdout.strip() == "True":
+        pytest.skip("there is a GPU")
+    _, ends = run_main(repository, "benchmarks.gpu", f"--out {tmp_path}")
+    (said,) = ends
+    assert said.startswith("benchmarks.gpu needs a CUDA GPU: torch ") and said.count("\n") == 0
+    assert not list(tmp_path.iterdir())
+
+
+FEWER_LAYERS = """
+from benchmarks import gpu_parts
+every = gpu_parts.conv_cases
+gpu_parts.conv_cases = lambda *given: [case for case in every(*given) if "12" in case.what]
+"""
+
+
+def test_networks_and_layers_are_compared_timed_and_set_against_the_goals(
+    repository, tmp_path
+) -> None:
+    found = rehearse(repository, tmp_path, "--parts ops network --precision float32", FEWER_LAYERS)
+    network = next(row for row in found["rows"] if row["part"] == "network")
+    names = {"gplws", "gplws graph", "eager", "eager graph"}
+    assert names <= set(network["seconds"])
+    assert {"eager channels_last graph tf32", "eager tf32"} <= set(network["seconds"])
+    assert not network["left_out"] and network["errors"]["gplws"] < 1e-5
+    layers = {row["case"]: row for row in found["rows"] if row["part"] == "ops"}
+    pair = layers["12 channels + pointwise, 4x24x32"]
+    assert pair["flop"] == 2 * (12 * 3 * 27 + 12 * 12) * 4 * 24 * 32
+    assert pair["bytes"] == 2 * 4 * 12 * 4 * 24 * 32
+    assert layers["12 -> 24, down, 4x24x32"]["bytes"] == 4 * (12 * 4 * 24 * 32 + 24 * 4 * 12 * 16)
+    search = layers["4x24x32"]
+    assert search["what"] == "focus_search" and search["share_of_copy"] > 0
+    assert search["bytes"] == 4 * 4 * 24 * 32 + 20 * 24 * 32
+    (limit,) = (row for row in found["rows"] if row["part"] == "limits")
+    assert limit["flops"] > 0 and limit["bytes_per_second"] > 0
+    goals = {goal["what"]: goal for goal in found["goals"]}
+    assert goals["network float32"]["reached"] > 0
+    assert not found["failed"]
+    assert "| network float32" in found["printed"]
+    assert {"gpu", "driver", "cuda"} <= set(found["device"])
+    assert found["machine"]["commit"] is None or isinstance(found["machine"]["commit"], str)
+
+
+def test_stacks_per_second_come_with_their_latency(repository, tmp_path) -> None:
+    found = rehearse(repository, tmp_path, "--parts stream --precision bfloat16")
+    copies, row = found["rows"]
+    assert copies["to_device_bytes_per_second"] > 0
+    assert set(row["rates"]) == {"reconstruct", *(f"stream, {n} in flight" for n in (1, 2, 3, 4))}
+    for rate in row["rates"].values():
+        assert rate["stacks"] >= 10 and rate["stacks_per_second"] > 0
+        assert 0 < rate["latency_median"] <= rate["latency_p99"] <= rate["latency_max"]
+    (goal,) = found["goals"]
+    assert goal["what"] == "stacks per second, network bfloat16" and goal["goal"] == 200
+
+
+BROKEN_PEERS = """
+from benchmarks import gpu_parts
+
+
+class Peer(torch.nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.weight = name, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, stack):
+        if self.name == "fvnet" and stack.is_contiguous(memory_format=torch.channels_last_3d):
+            raise torch.OutOfMemoryError("out of memory\\nat line 3")
+        # Only autocast lets this one go in half precision.
+        if self.name == "dfvnet" and self.weight.dtype != torch.float32:
+            raise TypeError("no such kernel")
+        return (self.weight * stack).sum((1, 2))
+
+
+gpu_parts.random_peer = lambda name, frames: Peer(name)
+"""
+
+
+def test_a_candidate_that_fails_is_left_out_with_its_reason(repository, tmp_path) -> None:
+    found = rehearse(
+        repository,
+        tmp_path,
+        "--parts peers --precision bfloat16 --networks fvnet dfvnet",
+        BROKEN_PEERS,
+    )
+    first, second = found["rows"]
+    assert set(first["seconds"]) == {"eager", "eager graph"}
+    assert first["left_out"]["eager channels_last"] == "OutOfMemoryError: out of memory"
+    assert set(second["seconds"]) >= {"autocast", "autocast channels_last graph"}
+    assert second["left_out"]["eager"] == "TypeError: no such kernel"
+    assert "OutOfMemoryError: out of memory" in found["printed"]
+
+
+COMPARED = """
+import itertools, json, math, torch
+from benchmarks.clocks import HostClock, sets_beyond, take_turns
+from benchmarks.gpu_parts import _Compared
+
+clock = HostClock()
+compared = _Compared(clock, torch.tensor([1.0, 2.0]), 0.1)
+compared.add("near", lambda: lambda number: torch.tensor([1.1, 2.0]))
+compared.add("far", lambda: lambda number: torch.tensor([1.5, 2.0]))
+compared.add("nan", lambda: lambda number: torch.tensor([math.nan, 2.0]))
+seen, order = [], itertools.count()
+
+
+def late(number):
+    seen.append(number)
+    if next(order) > 5:
+        raise RuntimeError("broke while it was timed")
+    return torch.tensor([1.0, 2.0])
+
+
+compared.add("late", lambda: late)
+row = compared.row({}, 3, 0.01)
+print(json.dumps([row["left_out"], list(row["seconds"]), seen[2:6], sets_beyond(60, 7),
+                  sets_beyond(60, 1000), sets_beyond(10**9, 1)]))
+"""
+
+
+def test_results_that_differ_and_runs_that_break_are_named_and_inputs_take_turns(
+    repository,
+) -> None:
+    ended = run(repository, "-c", COMPARED)
+    assert ended.returncode == 0, ended.stderr
+    left_out, timed, seen, several, two, most = json.loads(ended.stdout)
+    assert timed == ["near"]
+    assert left_out["far"].startswith("result differs by 0.25")
+    assert left_out["nan"].startswith("result differs by inf")
+    assert left_out["late"] == "RuntimeError: broke while it was timed"
+    assert seen == [0, 1, 2, 0]
+    assert (several, two, most) == (10, 2, 256)
+
+
+RUNNER = """
+import json, sys, time
+from benchmarks.gpu import Unit, in_a_process_of_its_own, measure
+
+unit = Unit("network", "bfloat16", (4, 8, 8), 1.0, 30.0)
+child = '''
+import json, sys, time
+rows = sys.argv[sys.argv.index("--rows") + 1]
+unit = json.loads(sys.argv[sys.argv.index("--unit") + 1])
+with open(rows, "a") as file:
+    file.write(json.dumps({"precision": unit["precision"], "text": "first"}) + "\\\\n")
+    file.flush()
+    END
+'''
+ends = {"works": "pass", "crashes": "import os; os.abort()", "hangs": "time.sleep(60)"}
+found = {}
+for name, end in ends.items():
+    rows = []
+    command = [sys.executable, "-c", child.replace("END", end)]
+    said = in_a_process_of_its_own(unit, rows.append, 3.0, command)
+    found[name] = [said, rows]
+
+
+def runner(unit, take, limit):
+    take({"limit": limit})
+    return "broken" if unit.subject == "broken" else ""
+
+
+units = [Unit("peers", "bfloat16", (4, 8, 8), 1.0, 30.0, name) for name in ("broken", "whole")]
+rows = []
+found["measured"] = [measure(units, runner, 1.0, rows.append), rows]
+found["no time"] = [measure(units, runner, 0.01, rows.append), rows[2:]]
+print(json.dumps(found))
+"""
+
+
+def test_a_process_that_crashes_or_hangs_costs_its_own_rows_only(repository) -> None:
+    ended = run(repository, "-c", RUNNER)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    first = [{"precision": "bfloat16", "text": "first"}]
+    assert found["works"] == ["", first]
+    assert found["crashes"] == ["ended with exit status -6", first]
+    assert found["hangs"] == ["stopped after 3 s", first]
+    failed, rows = found["measured"]
+    assert failed == [{"unit": "peers broken bfloat16 4x8x8", "reason": "broken"}]
+    assert [row["limit"] for row in rows] == [30.0, 30.0]
+    failed, rows = found["no time"]
+    assert [one["reason"] for one in failed] == ["no time left of 0.01 minutes"] * 2 and not rows
+
+
+UNITS = """
+import argparse, json, sys
+import benchmarks.gpu as gpu
+options = argparse.Namespace(
+    parts=list(gpu.PARTS), shapes=[gpu.SHAPE], precision=list(gpu.PRECISIONS),
+    networks=list(gpu.PEERS), all_peers=False, quick=False, compile=False, compile_minutes=2.5)
+units = gpu.units_of(options)
+assert len(units) == len(set(units))
+print(json.dumps([unit.title for unit in units]))
+"""
+
+
+def test_what_the_goals_speak_of_is_measured_first(repository) -> None:
+    ended = run(repository, "-c", UNITS)
+    assert ended.returncode == 0, ended.stderr
+    titles = [title.removesuffix(" 10x512x512") for title in json.loads(ended.stdout)]
+    assert titles[:5] == [
+        "ops bfloat16",
+        "network bfloat16",
+        "stream network bfloat16",
+        "ops float32",
+        "network float32",
+    ]
+    assert "compile bfloat16" in titles and "compile float32" not in titles
+    assert sum(title.startswith("peers") for title in titles) == 5
+
+
+GOALS = """
+import json, sys
+from benchmarks.gpu import goals
+print(json.dumps(goals(json.load(sys.stdin))))
+"""
+
+
+def test_ratios_are_to_the_fastest_stock_candidate_of_any_row(repository) -> None:
+    same = {"shape": "10x512x512", "left_out": {}}
+    half = {**same, "precision": "bfloat16"}
+    exact = {**same, "precision": "float32"}
+    network = {"gplws": [9e-4], "gplws graph": [5e-4], "eager": [4e-3], "eager graph": [3e-3]}
+    layer = {**half, "part": "ops", "what": "group_pointwise_conv3d", "seconds": {}}
+    rows = [
+        {**half, "part": "network", "what": "gplws", "seconds": network},
+        {
+            **half,
+            "part": "compile",
+            "what": "gplws",
+            "seconds": {"gplws graph": [1e-3], "compile max-autotune": [2e-3]},
+        },
+        {
+            **half,
+            "part": "peers",
+            "what": "fvnet",
+            "seconds": {"eager": [9e-3], "autocast": [7e-3]},
+        },
+        {**half, "part": "peers", "what": "dfvnet", "seconds": {"eager graph": [5e-3]}},
+        {**half, "part": "peers", "what": "ddffnet", "seconds": {}},
+        {
+            **exact,
+            "part": "network",
+            "what": "gplws",
+            "seconds": {"gplws": [1e-3], "eager": [4e-3], "eager tf32": [1.5e-3]},
+        },
+        {
+            **layer,
+            "case": "12 channels + pointwise, 10x512x512",
+            "share_of_copy": 0.7,
+            "share_of_roofline": 0.7,
+        },
+        {
+            **layer,
+            "case": "96 channels + pointwise, 10x64x64",
+            "share_of_copy": 0.1,
+            "share_of_roofline": 0.3,
+        },
+        {**layer, "case": "12 -> 24, down", "share_of_copy": 0.1, "share_of_roofline": 0.3},
+        {
+            **half,
+            "part": "stream",
+            "what": "network",
+            "seconds": {},
+            "rates": {
+                "reconstruct": {"stacks_per_second": 90.0},
+                "stream, 3 in flight": {"stacks_per_second": 450.0},
+            },
+        },
+    ]
+    ended = run(repository, "-c", GOALS, given=json.dumps(rows))
+    assert ended.returncode == 0, ended.stderr
+    found = [
+        (one["what"], one["against"], pytest.approx(one["reached"]), one["met"])
+        for one in json.loads(ended.stdout)
+    ]
+    assert found == [
+        ("network bfloat16", "stock: compile max-autotune", 2.0, False),
+        ("network bfloat16", "DFVNet: eager graph", 10.0, True),
+        ("network bfloat16, ms", "absolute", 0.5, True),
+        ("network float32", "stock: eager", 4.0, True),
+        ("network float32", "stock: eager tf32", 1.5, False),
+        (
+            "group_pointwise_conv3d bfloat16, 12 channels + pointwise, 10x512x512",
+            "share of copy",
+            0.7,
+            True,
+        ),
+        (
+            "group_pointwise_conv3d bfloat16, 96 channels + pointwise, 10x64x64",
+            "share of roofline",
+            0.3,
+            False,
+        ),
+        ("stacks per second, network bfloat16", "stream, 3 in flight", 450.0, True),
+    ]
+
+
+PICTURES = """
+import json, sys
+from pathlib import Path
+from benchmarks import plots
+print(json.dumps([str(path) for path in plots.gpu(Path(sys.argv[1]))]))
+"""
+
+
+def test_networks_and_shares_are_drawn(repository, tmp_path) -> None:
+    row = {"precision": "bfloat16", "shape": "10x512x512", "left_out": {}}
+    content = {
+        "machine": {"torch": "2", "commit": "abc", "date": "today"},
+        "device": {"gpu": "Z80", "driver": "1", "cuda": "13"},
+        "shape": "10x512x512",
+        "rows": [
+            {
+                **row,
+                "part": "network",
+                "what": "gplws",
+                "seconds": {"gplws": [1.0], "eager": [2.0]},
+            },
+            {**row, "part": "peers", "what": "fvnet", "seconds": {"eager": [3.0, 4.0]}},
+            {
+                **row,
+                "part": "ops",
+                "what": "up_conv3d",
+                "case": "24 -> 12",
+                "seconds": {},
+                "share_of_copy": 0.5,
+                "share_of_roofline": 0.6,
+            },
+        ],
+    }
+    (tmp_path / "gpu.json").write_text(json.dumps(content))
+    ended = run(repository, "-c", PICTURES, str(tmp_path / "gpu.json"))
+    assert ended.returncode == 0, ended.stderr
+    drawn = [Path(path) for path in json.loads(ended.stdout)]
+    assert [path.name for path in drawn] == ["gpu_network.png", "gpu_ops.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)

@@ -1,0 +1,91 @@
+"""The script for machines with a GPU: its steps, its verdicts and its limits, with stand-ins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+# Stands in for Python, the profiler and nvidia-smi: says what it was called for, fails where told.
+STAND_IN = """#!/usr/bin/env bash
+echo "CALL ${0##*/} $*"
+[[ "$*" == *"import xdist"* ]] && exit 1
+[[ -n "${FAILS:-}" && "$*" == *"$FAILS"* ]] && exit 7
+[[ -n "${HANGS:-}" && "$*" == *"$HANGS"* ]] && sleep 60
+echo "end of ${0##*/}"
+"""
+
+
+def check_cuda(
+    repository: Path, tmp_path: Path, *arguments: str, **environment: str
+) -> tuple[subprocess.CompletedProcess[str], str, str]:
+    """Ends, summary.txt and logs.txt of a call in which every tool is a stand-in."""
+    tools = tmp_path / "tools"
+    tools.mkdir(exist_ok=True)
+    for name in ("python3", "compute-sanitizer", "nvidia-smi", "nvcc"):
+        (tools / name).write_text(STAND_IN)
+        (tools / name).chmod(0o755)
+    out = tmp_path / "out"
+    ended = subprocess.run(
+        ["bash", str(repository / "build_tools/check_cuda.sh"), str(out), *arguments],
+        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "python3"}
+        | environment,
+        capture_output=True,
+        text=True,
+    )
+    files = (out / "summary.txt", out / "logs.txt")
+    return ended, *(file.read_text() if file.exists() else "" for file in files)
+
+
+def test_without_names_all_steps_run_but_the_training(repository, tmp_path) -> None:
+    ended, summary, logs = check_cuda(repository, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    verdicts = [line.split()[:2] for line in summary.splitlines()[:-2]]
+    names = "machine install tests memcheck racecheck rest bench".split()
+    assert verdicts == [[name, "passed"] for name in names]
+    assert "--tool racecheck" in logs and "-m benchmarks.gpu --out" in logs
+    assert "train_on_gpu" not in logs
+
+
+def test_steps_are_chosen_by_name_and_given_their_options(repository, tmp_path) -> None:
+    ended, summary, logs = check_cuda(
+        repository,
+        tmp_path,
+        "bench",
+        "train",
+        BENCH_OPTIONS="--parts ops --quick",
+        TRAIN_OPTIONS="--total 24",
+        CHECK_SECONDS="165",
+    )
+    assert ended.returncode == 0
+    assert [line.split()[0] for line in summary.splitlines()[:2]] == ["bench", "train"]
+    assert "--minutes 2.50 --parts ops --quick" in logs
+    assert "-m build_tools.train_on_gpu" in logs and "--minutes 2.00 --total 24" in logs
+
+
+def test_a_step_that_fails_or_hangs_does_not_stop_the_ones_after_it(repository, tmp_path) -> None:
+    ended, summary, _ = check_cuda(
+        repository,
+        tmp_path,
+        *("tests", "memcheck", "bench"),
+        FAILS="-m cuda",
+        HANGS="memcheck",
+        CHECK_SECONDS="7",
+    )
+    assert ended.returncode == 1
+    tests, memcheck, bench = summary.splitlines()[:3]
+    assert tests.startswith("tests      FAILED (7)")
+    assert memcheck.startswith("memcheck   OUT OF TIME")
+    assert bench == "bench      NO TIME LEFT"
+
+
+@pytest.mark.parametrize("arguments", [(), ("FOLDER", "fly")])
+def test_wrong_use_shows_the_steps(repository, tmp_path, arguments) -> None:
+    command = ["bash", str(repository / "build_tools/check_cuda.sh"), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "racecheck   the same: races" in ended.stderr
+    assert ("no such step: fly" in ended.stderr) == bool(arguments)
+    assert not list(tmp_path.iterdir())
