@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
-from conv_cases import CONV_CASES, ConvCase
+from conv_cases import CONV_CASES, MORE_CONV_CASES, ConvCase
 from torch import Tensor
 from volumes import random_volume
 
@@ -32,15 +32,6 @@ CONFIDENCE = 1e-5
 
 GIB = 2**30
 NETWORK_WIDTHS = (12, 24, 48, 96)
-MORE_CONV_CASES = [
-    ConvCase((1, 8, 3, 9, 40), 16, 16, groups=1),  # slots of 8 channels
-    ConvCase((2, 32, 3, 9, 40), 32, 32, groups=2, stride=2, residual=True),
-    ConvCase((1, 6, 2, 8, 33), 48, 30),  # several passes over one group
-    ConvCase((1, 130, 2, 5, 6), 65, 130, groups=5, residual=True),
-    ConvCase((1, 64, 3, 3, 5), 64, 64, groups=64),
-    ConvCase((1, 4, 1, 3, 3), 300, 5, groups=2),
-    ConvCase((1, 2, 3, 70, 3), 2, 5),  # all warps on one slot
-]
 
 
 def on_gpu(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
