@@ -25,7 +25,7 @@ NETWORK = {  # name: case, place of the weights (0 registers, 1 shared memory), 
     "96 channels": (ConvCase((1, 96, 10, 64, 64), 96, 96, groups=4), 1, 16),
     "down 12": (ConvCase((1, 12, 10, 64, 64), 24, stride=2), 1, 8),
     "down 24": (ConvCase((1, 24, 10, 64, 64), 48, stride=2), 1, 16),
-    "down 48": (ConvCase((1, 48, 10, 64, 64), 96, stride=2), 2, 16),
+    "down 48": (ConvCase((1, 48, 10, 64, 64), 96, stride=2), 1, 16),
     "head": (ConvCase((1, 12, 10, 64, 64), 12, 1, groups=4), 0, 4),
 }
 

@@ -68,16 +68,8 @@ bool plan_channels(const GroupPointwiseConv3dHalfParams& p, HalfPlan& plan) {
   plan.pairs = ceil_div(3 * plan.chunks, 2);
   plan.rows = p.stride == 1 && plan.tiles < 3 ? 4 : 2;
 
-  // Blocks hold whole slabs of input, or a slab's parts that divide evenly.
-  plan.block_slabs = plan.slabs < kMaxWarps ? plan.slabs : kMaxWarps;
-  if (plan.slabs > kMaxWarps) {
-    if (p.pointwise) return false;  // it needs all channels of the middle in one block
-    while (plan.block_slabs % plan.parts != 0 && plan.parts % plan.block_slabs != 0)
-      --plan.block_slabs;
-  }
-  plan.block_inputs = ceil_div(plan.block_slabs, plan.parts);
-  plan.slab_sets = ceil_div(plan.slabs, plan.block_slabs);
-  plan.pixel_bytes = pixel_pitch(plan.block_inputs * plan.chunks);
+  // The pointwise conv needs all channels of the middle in one block.
+  if (p.pointwise && plan.slabs > kMaxWarps) return false;
 
   plan.middle_pairs = plan.out_tiles = plan.out_group = plan.middle_bytes = 0;
   if (p.pointwise) {
@@ -89,6 +81,17 @@ bool plan_channels(const GroupPointwiseConv3dHalfParams& p, HalfPlan& plan) {
   }
   plan.conv_words = int64_t{plan.slabs} * plan.pairs * 9 * plan.tiles * kLanesPerWarp * 2;
   plan.pointwise_words = int64_t{plan.middle_pairs} * plan.out_tiles * kLanesPerWarp * 2;
+  return true;
+}
+
+// Gives a block this many slabs: all, or whole slabs of input, or parts of one that divide evenly.
+bool share_slabs(const GroupPointwiseConv3dHalfParams& p, HalfPlan& plan, int count) {
+  if (count > plan.slabs || (p.pointwise && count != plan.slabs)) return false;
+  if (count != plan.slabs && count % plan.parts != 0 && plan.parts % count != 0) return false;
+  plan.block_slabs = count;
+  plan.block_inputs = ceil_div(count, plan.parts);
+  plan.slab_sets = ceil_div(plan.slabs, count);
+  plan.pixel_bytes = pixel_pitch(plan.block_inputs * plan.chunks);
   return true;
 }
 
@@ -147,19 +150,19 @@ bool plan_pixels(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& li
                  HalfPlan& plan) {
   const bool in_registers = p.stride == 1 && plan.chunks == 1 && plan.tiles == 1;
   const WeightPlace first = in_registers ? WeightPlace::kRegisters : WeightPlace::kShared;
-  // Large tiles share their borders; where the image is small they would stay empty.
-  constexpr Arrangement kArrangements[] = {{2, 4}, {2, 2}, {1, 4}, {2, 1}, {1, 2}, {1, 1}};
-  for (const WeightPlace place : {first, WeightPlace::kGlobal}) {
-    for (const Arrangement& a : kArrangements) {
-      if (a.sets_w * a.sets_h * plan.block_slabs > kMaxWarps) continue;
-      if (a.sets_w > 1 && p.width_out <= kPixels) continue;
-      if (a.sets_h > 1 && p.height_out <= (a.sets_h / 2) * plan.rows) continue;
-      for (const int stages : {3, 2}) {
-        if (!fits(p, limits, plan, a, place, stages)) continue;
-        return true;
+  // The most slabs in a block read x the fewest times. Large tiles share their borders; where the image is small they would stay empty.
+  constexpr Arrangement kArrangements[] = {{2, 4}, {2, 2}, {1, 4}, {1, 2}, {2, 1}, {1, 1}};
+  for (const WeightPlace place : {first, WeightPlace::kGlobal})
+    for (int slabs = kMaxWarps; slabs > 0; --slabs) {
+      if (!share_slabs(p, plan, slabs)) continue;
+      for (const Arrangement& a : kArrangements) {
+        if (a.sets_w * a.sets_h * slabs > kMaxWarps) continue;
+        if (a.sets_w > 1 && p.width_out <= kPixels) continue;
+        if (a.sets_h > 1 && p.height_out <= (a.sets_h / 2) * plan.rows) continue;
+        for (const int stages : {3, 2})
+          if (fits(p, limits, plan, a, place, stages)) return true;
       }
     }
-  }
   return false;
 }
 
