@@ -70,3 +70,13 @@ CONV_CASES = [
     ConvCase((1, 2, 3, 45, 19), 11, groups=1),
     ConvCase((1, 160, 2, 3, 5), 40, 13, groups=1),  # scratch rows beyond the usual tile
 ]
+
+MORE_CONV_CASES = [  # for the CUDA kernels
+    ConvCase((1, 8, 3, 9, 40), 16, 16, groups=1),  # slots of 8 channels
+    ConvCase((2, 32, 3, 9, 40), 32, 32, groups=2, stride=2, residual=True),
+    ConvCase((1, 6, 2, 8, 33), 48, 30),  # several passes over one group
+    ConvCase((1, 130, 2, 5, 6), 65, 130, groups=5, residual=True),
+    ConvCase((1, 64, 3, 3, 5), 64, 64, groups=64),
+    ConvCase((1, 4, 1, 3, 3), 300, 5, groups=2),
+    ConvCase((1, 2, 3, 70, 3), 2, 5),  # all warps on one slot
+]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
-from conv_cases import CONV_CASES, ConvCase
+from conv_cases import CONV_CASES, MORE_CONV_CASES, ConvCase
 from torch import Tensor
 from volumes import random_volume
 
@@ -27,24 +27,26 @@ pytestmark = pytest.mark.cuda
 
 CONV_RELATIVE = 1e-5  # of the largest result, against float64
 NETWORK_RELATIVE = 1e-4  # of the largest logit, against the stock network in float64
+# 16 bits: of the largest result; inputs and weights are given in 16 bits, so only the middle and
+# the result are rounded.
+HALF_RELATIVE = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
+HALF = tuple(HALF_RELATIVE)
 DEPTH = 2e-3  # frames; a nearly flat fit magnifies rounding
 CONFIDENCE = 1e-5
 
 GIB = 2**30
 NETWORK_WIDTHS = (12, 24, 48, 96)
-MORE_CONV_CASES = [
-    ConvCase((1, 8, 3, 9, 40), 16, 16, groups=1),  # slots of 8 channels
-    ConvCase((2, 32, 3, 9, 40), 32, 32, groups=2, stride=2, residual=True),
-    ConvCase((1, 6, 2, 8, 33), 48, 30),  # several passes over one group
-    ConvCase((1, 130, 2, 5, 6), 65, 130, groups=5, residual=True),
-    ConvCase((1, 64, 3, 3, 5), 64, 64, groups=64),
-    ConvCase((1, 4, 1, 3, 3), 300, 5, groups=2),
-    ConvCase((1, 2, 3, 70, 3), 2, 5),  # all warps on one slot
-]
 
 
 def on_gpu(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if t is None else t.cuda() for t in tensors]
+
+
+def in_half(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """On the GPU, the first one with its channels side by side."""
+    x, *others = (None if t is None else t.to("cuda", dtype) for t in tensors)
+    assert x is not None
+    return [x.contiguous(memory_format=torch.channels_last_3d), *others]
 
 
 def in_double(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -134,6 +136,95 @@ def test_the_conv_agrees_with_the_float64_reference(
     assert_conv_close(got, expected)
     if not x.is_contiguous():
         assert got.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("case", CONV_CASES + MORE_CONV_CASES, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_the_half_conv_agrees_with_the_float64_reference(
+    case: ConvCase, dtype: torch.dtype
+) -> None:
+    last = in_half(case.tensors(), dtype)
+    expected = reference.group_pointwise_conv3d(
+        *in_double([None if t is None else t.cpu() for t in last]), **case.options
+    )
+    got = group_pointwise_conv3d(*last, **case.options)
+    assert got.dtype == dtype
+    assert_conv_close(got, expected, HALF_RELATIVE[dtype])
+    dense = group_pointwise_conv3d(last[0].contiguous(), *last[1:], **case.options)
+    assert dense.is_contiguous() and torch.equal(dense, got)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_half_conv_is_right_on_many_tiles_at_the_widths_of_the_network(
+    stride: int, dtype: torch.dtype
+) -> None:
+    for channels in NETWORK_WIDTHS:
+        more = {"channels_out": channels, "groups": 4} if stride == 1 else {"stride": 2}
+        case = ConvCase((1, channels, 10, 131, 197), channels * stride, **more)
+        tensors = in_half(case.tensors(), dtype)
+        expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options)
+        got = group_pointwise_conv3d(*tensors, **case.options)
+        assert_conv_close(got, expected, HALF_RELATIVE[dtype])
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(
+    ("size", "groups"), [((1, 24, 10, 7, 9), 12), ((2, 6, 1, 33, 1), 3), ((1, 4, 3, 20, 65), 4)]
+)
+def test_the_half_way_up_agrees_with_the_reference(
+    size: tuple[int, ...], groups: int, dtype: torch.dtype
+) -> None:
+    batch, channels, frames, height, width = size
+    weight, bias = torch.randn(channels, 1, 3, 3, 3), torch.randn(groups)
+    skip = torch.randn(batch, groups, frames, 2 * height, 2 * width)
+    tensors = in_half((torch.randn(size), weight, bias, skip), dtype)
+    expected = reference.up_conv3d(*in_double(tensors), groups=groups)
+    got = up_conv3d(*tensors, groups=groups)
+    assert_conv_close(got, expected, HALF_RELATIVE[dtype])
+    if not tensors[0].is_contiguous():
+        assert got.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(up_conv3d(tensors[0].contiguous(), *tensors[1:], groups=groups), got)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("kind", ["plain", "ties", "nan", "infinite", "negative"])
+def test_the_search_in_half_precision_sees_the_same_as_in_float32(
+    kind: str, dtype: torch.dtype
+) -> None:
+    volume = random_volume(kind, (2, 17, 9, 67), 0).to("cuda", dtype)
+    found = focus_search(volume, refinement="gaussian")
+    assert found.depth.dtype == found.peak.dtype == found.confidence.dtype == torch.float32
+    assert same_bits(found, focus_search(volume.float(), refinement="gaussian"))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_ops_run_on_the_current_stream_and_in_graphs_with_the_same_bits(
+    dtype: torch.dtype,
+) -> None:
+    model = GPLWSNet().eval().cuda().to(dtype).fuse()
+    stack = torch.rand(1, 3, 6, 40, 56, device="cuda", dtype=dtype)
+    with torch.inference_mode():
+        expected = model(stack).clone()
+        late = torch.zeros_like(stack)
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(200_000_000)
+            late.copy_(stack)
+            volume = model(late)
+        side.synchronize()
+        assert torch.equal(volume, expected)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = model(late)
+        late.zero_()
+        graph.replay()
+        assert not torch.equal(captured, expected)
+        for _ in range(3):
+            late.copy_(stack)
+            graph.replay()
+            assert torch.equal(captured, expected)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -460,3 +551,33 @@ def test_the_fused_network_agrees_with_the_stock_network_on_the_gpu() -> None:
         got = model.fuse()(stack)
         expected = copy.deepcopy(model).double()(stack.double())
     assert_conv_close(got, expected, NETWORK_RELATIVE)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_the_fused_network_in_half_precision_is_as_near_to_float64_as_stock(
+    dtype: torch.dtype,
+) -> None:
+    model = GPLWSNet().eval().cuda()
+    stack = torch.rand(1, 1, 7, 61, 83, device="cuda").to(dtype)
+    with torch.inference_mode():
+        narrow = copy.deepcopy(model).to(dtype)
+        exact = copy.deepcopy(narrow).double()(stack.double())
+        got, stock = model.fuse().to(dtype)(stack), narrow(stack)
+    assert got.dtype == dtype
+    scale = exact.abs().max()
+    errors = [((v.double() - exact).abs().max() / scale).item() for v in (got, stock)]
+    assert errors[0] <= max(1.5 * errors[1], 2 * HALF_RELATIVE[dtype]), errors
+
+
+def test_activations_of_the_network_in_half_precision_are_channels_last() -> None:
+    model = GPLWSNet().eval().cuda().bfloat16().fuse()
+    layouts = []
+    for module in (*model.downs, *model.ups, *model.middle):
+        module.register_forward_hook(
+            lambda _, inputs, y: layouts.extend(
+                t.is_contiguous(memory_format=torch.channels_last_3d) for t in (inputs[0], y)
+            )
+        )
+    with torch.inference_mode():
+        model(torch.rand(1, 1, 5, 32, 48, device="cuda").bfloat16())
+    assert layouts and all(layouts)

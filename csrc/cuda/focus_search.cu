@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "cuda/device.h"
+
 namespace gplws::cuda {
 namespace {
 
@@ -22,20 +24,22 @@ struct Winner {
 };
 
 // The responses of one pixel.
+template <class T>
 struct Responses {
-  const float* first;
+  const T* first;
   int64_t stride;
   int frames;
 
   // NaN, and what lies before or behind the stack, counts as -inf.
   __device__ float at(int frame) const {
     if (frame < 0 || frame >= frames) return -INFINITY;
-    const float value = __ldg(first + frame * stride);
+    const float value = read_float(first + frame * stride);
     return isnan(value) ? -INFINITY : value;
   }
 };
 
-__device__ Winner find_winner(const Responses& v, int group_size) {
+template <class T>
+__device__ Winner find_winner(const Responses<T>& v, int group_size) {
   Winner winner{0, -INFINITY, -INFINITY};
   float group_peak = -INFINITY;
   int group_frame = 0, group_end = group_size - 1;
@@ -81,7 +85,8 @@ __device__ float confidence_of(const Winner& winner, bool log_scale) {
 }
 
 // Vertex of the least-squares parabola through the window around the winner, as a focus position.
-__device__ float refined_depth(const FocusSearchParams& p, const Responses& v,
+template <class T>
+__device__ float refined_depth(const FocusSearchParams& p, const Responses<T>& v,
                                const float* positions, const Winner& winner) {
   const auto position = [&](int frame) { return __ldg(positions + frame); };
   const float z0 = position(winner.frame);
@@ -129,6 +134,7 @@ __device__ float refined_depth(const FocusSearchParams& p, const Responses& v,
   return fminf(fmaxf(depth, fminf(before, after)), fmaxf(before, after));
 }
 
+template <class T>
 __global__ void __launch_bounds__(kThreads)
     focus_search_kernel(const __grid_constant__ FocusSearchParams p) {
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -136,8 +142,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t line = blockIdx.y; line < p.batch * p.height; line += gridDim.y) {
     const int64_t image = line / p.height;
     const int64_t row = line - image * p.height;
-    const Responses v{
-        p.volume + image * p.batch_stride + row * p.row_stride + column * p.column_stride,
+    const Responses<T> v{
+        static_cast<const T*>(p.volume) + image * p.batch_stride + row * p.row_stride + column * p.column_stride,
         p.frame_stride, static_cast<int>(p.frames)};
     const float* positions = p.positions + image * p.position_stride;
     const Winner winner = find_winner(v, static_cast<int>(p.group_size));
@@ -163,8 +169,14 @@ cudaError_t launch_focus_search(const FocusSearchParams& params, cudaStream_t st
   const int64_t lines = p.batch * p.height;
   const dim3 grid(static_cast<unsigned>(blocks),
                   static_cast<unsigned>(lines < kMaxLines ? lines : kMaxLines));
-  focus_search_kernel<<<grid, kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  switch (p.volume_type) {
+    case FloatType::kBfloat16:
+      return launch(focus_search_kernel<Bfloat16>, grid, kThreads, 0, stream, p);
+    case FloatType::kFloat16:
+      return launch(focus_search_kernel<Float16>, grid, kThreads, 0, stream, p);
+    default:
+      return launch(focus_search_kernel<float>, grid, kThreads, 0, stream, p);
+  }
 }
 
 }  // namespace gplws::cuda

@@ -5,12 +5,14 @@
 
 #include <cstdint>
 
+#include "cuda/float_type.h"
+
 namespace gplws::cuda {
 
 enum class FocusRefinement { kNone = 0, kParabola = 1, kGaussian = 2 };
 
 struct FocusSearchParams {
-  const float* volume;     // (batch, frames, height, width)
+  const void* volume;      // (batch, frames, height, width) of volume_type
   const float* positions;  // (frames,) or (batch, frames), contiguous
   float* depth;            // (batch, height, width), contiguous, as the three below
   int64_t* index;
@@ -22,6 +24,7 @@ struct FocusSearchParams {
   int64_t group_size;                    // frames per group, 1 to frames
   int64_t radius;  // frames on each side of the winner that enter the fit, 1 to frames
   FocusRefinement refinement;
+  FloatType volume_type;
   bool log_scale;
 };
 

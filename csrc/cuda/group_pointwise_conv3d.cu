@@ -15,6 +15,8 @@
 
 #include <climits>
 
+#include "cuda/device.h"
+
 namespace gplws::cuda {
 namespace {
 
@@ -108,9 +110,6 @@ __device__ Slot middle_slot(const GroupPointwiseConv3dParams& p, const Plan& pla
   const int channels = slot < plan.slots ? min(block, middle_per_group - first) : 0;
   return {group, group * middle_per_group + first, max(channels, 0)};
 }
-
-// Unlike fmaxf this lets NaN through, as torch does.
-__device__ float relu(float value) { return value < 0.0f ? 0.0f : value; }
 
 template <int kPitch>
 __device__ void read_weights(const float* shared, float (&weights)[kPitch]) {
@@ -271,10 +270,10 @@ __device__ void store_result(const GroupPointwiseConv3dParams& p, const ThreadPi
         if (k >= channels) continue;
         float value = sums[n][h][k];
         if (bias) value += __ldg(bias + first_channel + k);
-        if (activate) value = relu(value);
+        if (activate) value = relu_of(value);
         if (residual) {
           value += __ldg(residual + k * p.residual_strides.channel);
-          if (p.residual_relu) value = relu(value);
+          if (p.residual_relu) value = relu_of(value);
         }
         y[k * p.y_strides.channel] = value;
       }
@@ -299,7 +298,7 @@ __device__ void store_middle(const GroupPointwiseConv3dParams& p, const Plan& pl
 #pragma unroll
       for (int h = 0; h < S::kRows; ++h) {
         float value = sums[n][h][m] + bias;
-        if (p.relu) value = relu(value);
+        if (p.relu) value = relu_of(value);
         row[(n * S::kRows + h) * kLanes] = real ? value : 0.0f;
       }
   }
@@ -393,7 +392,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kStride, kBlock>::kBlocksPerPr
     group_pointwise_conv3d_kernel(const __grid_constant__ GroupPointwiseConv3dParams p,
                                   const __grid_constant__ Plan plan) {
   using S = Shape<kStride, kBlock>;
-  extern __shared__ __align__(16) float shared[];
+  auto* shared = reinterpret_cast<float*>(dynamic_shared_memory());
   float* weights = shared;
   float* tile = shared + plan.weight_floats;  // the input, and after it the middle result
   const int lane = threadIdx.x % kLanes;
@@ -481,7 +480,7 @@ int64_t groups_of_pass(const SlotPlan& s, int64_t groups) {
 }
 
 template <int kStride, int kBlock>
-cudaError_t launch(const GroupPointwiseConv3dParams& p, cudaStream_t stream) {
+cudaError_t launch_block(const GroupPointwiseConv3dParams& p, cudaStream_t stream) {
   using S = Shape<kStride, kBlock>;
   const SlotPlan s = plan_slots(p, kBlock);
   Plan plan;
@@ -515,9 +514,8 @@ cudaError_t launch(const GroupPointwiseConv3dParams& p, cudaStream_t stream) {
   plan.tiles = p.batch * plan.tiles_n * plan.tiles_h * plan.tiles_w;
   if (!p.pointwise) plan.tiles *= plan.passes;
   const unsigned blocks = static_cast<unsigned>(plan.tiles < INT_MAX ? plan.tiles : INT_MAX);
-  group_pointwise_conv3d_kernel<kStride, kBlock>
-      <<<blocks, kThreads, plan.shared_bytes, stream>>>(p, plan);
-  return cudaGetLastError();
+  return launch(group_pointwise_conv3d_kernel<kStride, kBlock>, dim3(blocks), kThreads,
+                plan.shared_bytes, stream, p, plan);
 }
 
 // The block of channels that costs least: each pass takes time for its channels and, about as much
@@ -540,13 +538,13 @@ template <int kStride>
 cudaError_t launch_stride(const GroupPointwiseConv3dParams& p, cudaStream_t stream) {
   switch (choose_block(p)) {
     case 8:
-      return launch<kStride, 8>(p, stream);
+      return launch_block<kStride, 8>(p, stream);
     case 6:
-      return launch<kStride, 6>(p, stream);
+      return launch_block<kStride, 6>(p, stream);
     case 3:
-      return launch<kStride, 3>(p, stream);
+      return launch_block<kStride, 3>(p, stream);
     default:
-      return launch<kStride, 1>(p, stream);
+      return launch_block<kStride, 1>(p, stream);
   }
 }
 

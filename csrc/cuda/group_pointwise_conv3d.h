@@ -5,16 +5,13 @@
 
 #include <cstdint>
 
+#include "cuda/strides.h"
+
 namespace gplws::cuda {
 
 // The longest axis, and the most groups: coordinates have 32 bits with room for the border and for
 // the last, partly empty tile. Offsets have 64 bits: only memory limits the number of elements.
 constexpr int64_t kMaxAxis = int64_t{1} << 30;
-
-// Strides in elements of a (B, C, N, H, W) tensor.
-struct Strides5 {
-  int64_t batch, channel, frame, row, column;
-};
 
 struct GroupPointwiseConv3dParams {
   const float* x;                 // (batch, channels, frames, height, width)

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "cuda/float_type.h"
+#include "cuda/strides.h"
 #include "tensors.h"
 
 namespace gplws {
@@ -45,15 +47,18 @@ inline Tensor empty_on_device_of(const Tensor& t, const std::vector<int64_t>& si
   }
 }
 
-inline void check_float32_on_cuda(const char* op, const Tensor& x) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, op, ": x must be float32 on CUDA");
+inline cuda::FloatType float_type_of(const Tensor& t) {
+  if (t.scalar_type() == ScalarType::BFloat16) return cuda::FloatType::kBfloat16;
+  if (t.scalar_type() == ScalarType::Half) return cuda::FloatType::kFloat16;
+  return cuda::FloatType::kFloat32;
 }
 
-// Contiguous, and aligned for loads of two floats; a view may start at an odd element.
-inline Tensor aligned_contiguous(const Tensor& t) {
-  const Tensor dense = torch::stable::contiguous(t);
-  const bool aligned = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 8 == 0;
-  return aligned ? dense : torch::stable::clone(dense);
+inline cuda::Strides5 strides_of(const Tensor& t) {
+  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3), t.stride(4)};
+}
+
+inline const void* data_or_null(const OptionalTensor& t) {
+  return t ? t->const_data_ptr() : nullptr;
 }
 
 }  // namespace gplws

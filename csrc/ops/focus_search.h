@@ -16,8 +16,11 @@ struct FocusSearchSizes {
 
 inline FocusSearchSizes check_focus_search(const Tensor& volume, const Tensor& focus_positions,
                                            int64_t groups, int64_t refinement, int64_t radius) {
-  STD_TORCH_CHECK(volume.scalar_type() == ScalarType::Float,
-                  "focus_search: volume must be float32");
+  const ScalarType dtype = volume.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || (volume.is_cuda() && (dtype == ScalarType::BFloat16 ||
+                                                          dtype == ScalarType::Half)),
+      "focus_search: volume must be float32 or, on CUDA, bfloat16 or float16");
   STD_TORCH_CHECK(focus_positions.scalar_type() == ScalarType::Float,
                   "focus_search: focus_positions must be float32");
   STD_TORCH_CHECK(same_device(volume, focus_positions),

@@ -25,7 +25,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cuda(const Tensor& volum
   // The volume is read where it lies; the positions are few.
   const Tensor dense_positions = torch::stable::contiguous(focus_positions);
   cuda::FocusSearchParams p{};
-  p.volume = volume.const_data_ptr<float>();
+  p.volume = volume.const_data_ptr();
+  p.volume_type = float_type_of(volume);
   p.positions = dense_positions.const_data_ptr<float>();
   p.depth = depth.mutable_data_ptr<float>();
   p.index = index.mutable_data_ptr<int64_t>();

@@ -1,4 +1,5 @@
 #include "cuda/group_pointwise_conv3d.h"
+#include "cuda/group_pointwise_conv3d_half.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -8,43 +9,26 @@
 namespace gplws {
 namespace {
 
-cuda::Strides5 strides_of(const Tensor& t) {
-  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3), t.stride(4)};
-}
+// The operands of a call; those that may be absent as optional tensors.
+struct Operands {
+  const Tensor& x;
+  const Tensor weight;
+  const OptionalTensor bias, pointwise_weight, pointwise_bias, residual;
+};
 
-Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
-                                   const OptionalTensor& bias,
-                                   const OptionalTensor& pointwise_weight,
-                                   const OptionalTensor& pointwise_bias,
-                                   const OptionalTensor& residual, int64_t groups, int64_t stride,
-                                   bool relu, bool pointwise_relu, bool residual_relu) {
-  check_float32_on_cuda("group_pointwise_conv3d", x);
-  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
-      x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride);
-  for (const int64_t size :
-       {s.batch, s.channels, s.middle, s.channels_out, s.frames, s.height, s.width, groups})
-    STD_TORCH_CHECK(size <= cuda::kMaxAxis, "group_pointwise_conv3d: no axis may be longer than ",
-                    cuda::kMaxAxis, " on CUDA, got ", size);
-  const CudaStream stream(x);
-  Tensor y = empty_on_device_of(x, s.output(), x.scalar_type(), followed_format(x));
-  if (y.numel() == 0) return y;
+struct Options {
+  int64_t groups, stride;
+  bool relu, pointwise_relu, residual_relu;
+};
 
-  // The weights are small: made dense. x and residual are read where they lie.
-  const Tensor dense_weight = torch::stable::contiguous(weight);
-  const OptionalTensor dense_bias = contiguous_or_none(bias);
-  const OptionalTensor dense_pointwise_weight = contiguous_or_none(pointwise_weight);
-  const OptionalTensor dense_pointwise_bias = contiguous_or_none(pointwise_bias);
-
-  cuda::GroupPointwiseConv3dParams p{};
-  p.x = x.const_data_ptr<float>();
-  p.weight = dense_weight.const_data_ptr<float>();
-  p.bias = floats_or_null(dense_bias);
-  p.pointwise_weight = floats_or_null(dense_pointwise_weight);
-  p.pointwise_bias = floats_or_null(dense_pointwise_bias);
-  p.residual = floats_or_null(residual);
-  p.y = y.mutable_data_ptr<float>();
-  p.x_strides = strides_of(x);
-  if (residual) p.residual_strides = strides_of(*residual);
+// What the params of the float32 and of the half-precision kernels have in common: all but the
+// pointers.
+template <class Params>
+Params params_of(const GroupPointwiseConv3dSizes& s, const Operands& operands,
+                 const Options& options, const Tensor& y) {
+  Params p{};
+  p.x_strides = strides_of(operands.x);
+  if (operands.residual) p.residual_strides = strides_of(*operands.residual);
   p.y_strides = strides_of(y);
   p.batch = s.batch;
   p.channels = s.channels;
@@ -55,14 +39,96 @@ Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
   p.channels_out = s.channels_out;
   p.height_out = s.height_out;
   p.width_out = s.width_out;
-  p.groups = groups;
-  p.stride = stride;
-  p.pointwise = pointwise_weight.has_value();
-  p.relu = relu;
-  p.pointwise_relu = pointwise_relu;
-  p.residual_relu = residual_relu;
-  STD_CUDA_CHECK(cuda::launch_group_pointwise_conv3d(p, stream.get()));
-  return y;
+  p.groups = options.groups;
+  p.stride = options.stride;
+  p.pointwise = operands.pointwise_weight.has_value();
+  p.relu = options.relu;
+  p.pointwise_relu = options.pointwise_relu;
+  p.residual_relu = options.residual_relu;
+  return p;
+}
+
+void convolve_float32(const GroupPointwiseConv3dSizes& s, const Operands& operands,
+                      const Options& options, Tensor& y, cudaStream_t stream) {
+  auto p = params_of<cuda::GroupPointwiseConv3dParams>(s, operands, options, y);
+  p.x = operands.x.const_data_ptr<float>();
+  p.weight = operands.weight.const_data_ptr<float>();
+  p.bias = floats_or_null(operands.bias);
+  p.pointwise_weight = floats_or_null(operands.pointwise_weight);
+  p.pointwise_bias = floats_or_null(operands.pointwise_bias);
+  p.residual = floats_or_null(operands.residual);
+  p.y = y.mutable_data_ptr<float>();
+  STD_CUDA_CHECK(cuda::launch_group_pointwise_conv3d(p, stream));
+}
+
+// False where the tensor cores cannot do it: on old devices, and with very many channels.
+bool convolve_half(const GroupPointwiseConv3dSizes& s, const Operands& operands,
+                   const Options& options, Tensor& y, cudaStream_t stream) {
+  auto p = params_of<cuda::GroupPointwiseConv3dHalfParams>(s, operands, options, y);
+  p.x = operands.x.const_data_ptr();
+  p.weight = operands.weight.const_data_ptr();
+  p.bias = data_or_null(operands.bias);
+  p.pointwise_weight = data_or_null(operands.pointwise_weight);
+  p.pointwise_bias = data_or_null(operands.pointwise_bias);
+  p.residual = data_or_null(operands.residual);
+  p.y = y.mutable_data_ptr();
+  cuda::DeviceLimits limits;
+  STD_CUDA_CHECK(cuda::device_limits(&limits));
+  cuda::HalfPlan plan;
+  if (!cuda::plan_group_pointwise_conv3d_half(p, limits, &plan)) return false;
+  Tensor scratch = empty_on_device_of(operands.x, {cuda::scratch_bytes(plan)}, ScalarType::Byte);
+  STD_CUDA_CHECK(cuda::launch_group_pointwise_conv3d_half(
+      p, float_type_of(operands.x), plan, scratch.mutable_data_ptr(), stream));
+  return true;
+}
+
+OptionalTensor floats_where_they_lie(const OptionalTensor& t) {
+  return t ? OptionalTensor(torch::stable::to(*t, ScalarType::Float)) : std::nullopt;
+}
+
+Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
+                                   const OptionalTensor& bias,
+                                   const OptionalTensor& pointwise_weight,
+                                   const OptionalTensor& pointwise_bias,
+                                   const OptionalTensor& residual, int64_t groups, int64_t stride,
+                                   bool relu, bool pointwise_relu, bool residual_relu) {
+  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
+      x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride);
+  for (const int64_t size :
+       {s.batch, s.channels, s.middle, s.channels_out, s.frames, s.height, s.width, groups})
+    STD_TORCH_CHECK(size <= cuda::kMaxAxis, "group_pointwise_conv3d: no axis may be longer than ",
+                    cuda::kMaxAxis, " on CUDA, got ", size);
+  const CudaStream stream(x);
+  const MemoryFormat format = followed_format(x);
+  Tensor y = empty_on_device_of(x, s.output(), x.scalar_type(), format);
+  if (y.numel() == 0) return y;
+
+  const Options options{groups, stride, relu, pointwise_relu, residual_relu};
+  const bool half = x.scalar_type() != ScalarType::Float;
+  if (half) {
+    // The weights are small: made dense. x and residual are read where they lie.
+    const Operands operands{x,
+                            torch::stable::contiguous(weight),
+                            contiguous_or_none(bias),
+                            contiguous_or_none(pointwise_weight),
+                            contiguous_or_none(pointwise_bias),
+                            residual};
+    if (convolve_half(s, operands, options, y, stream.get())) return y;
+  }
+  const Tensor floats = half ? torch::stable::to(x, ScalarType::Float) : x;
+  const Operands operands{floats,
+                          as_floats(weight),
+                          as_floats_or_none(bias),
+                          as_floats_or_none(pointwise_weight),
+                          as_floats_or_none(pointwise_bias),
+                          floats_where_they_lie(residual)};
+  if (!half) {
+    convolve_float32(s, operands, options, y, stream.get());
+    return y;
+  }
+  Tensor wide = empty_on_device_of(x, s.output(), ScalarType::Float, format);
+  convolve_float32(s, operands, options, wide, stream.get());
+  return torch::stable::to(wide, x.scalar_type());
 }
 
 }  // namespace

@@ -41,8 +41,10 @@ inline MemoryFormat followed_format(const Tensor& x) {
 inline bool same_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
 
 inline void check_float_dtype(const char* op, const Tensor& x) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
-                  op, ": x must be float32 or bfloat16");
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+                      (dtype == ScalarType::Half && x.is_cuda()),
+                  op, ": x must be float32, bfloat16 or, on CUDA, float16");
 }
 
 // An operand of the dtype and device of `x`, and of this shape.

@@ -10,32 +10,32 @@ namespace {
 
 Tensor up_conv3d_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                       const OptionalTensor& residual, int64_t groups) {
-  check_float32_on_cuda("up_conv3d", x);
   const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
   const CudaStream stream(x);
-  Tensor y = empty_on_device_of(x, s.output(), x.scalar_type());
-  if (y.numel() > 0) {
-    const Tensor dense_x = aligned_contiguous(x);
-    const Tensor dense_weight = torch::stable::contiguous(weight);
-    const OptionalTensor dense_bias = contiguous_or_none(bias);
-    const OptionalTensor dense_residual =
-        residual ? OptionalTensor(aligned_contiguous(*residual)) : std::nullopt;
-    cuda::UpConv3dParams p{};
-    p.x = dense_x.const_data_ptr<float>();
-    p.weight = dense_weight.const_data_ptr<float>();
-    p.bias = floats_or_null(dense_bias);
-    p.residual = floats_or_null(dense_residual);
-    p.y = y.mutable_data_ptr<float>();
-    p.batch = s.batch;
-    p.channels = s.channels;
-    p.channels_out = s.channels_out;
-    p.frames = s.frames;
-    p.height = s.height;
-    p.width = s.width;
-    STD_CUDA_CHECK(cuda::launch_up_conv3d(p, stream.get()));
-  }
-  const MemoryFormat format = followed_format(x);
-  return format == MemoryFormat::Contiguous ? y : torch::stable::contiguous(y, format);
+  Tensor y = empty_on_device_of(x, s.output(), x.scalar_type(), followed_format(x));
+  if (y.numel() == 0) return y;
+
+  // The weights are small: made dense. x and residual are read where they lie.
+  const Tensor dense_weight = torch::stable::contiguous(weight);
+  const OptionalTensor dense_bias = contiguous_or_none(bias);
+  cuda::UpConv3dParams p{};
+  p.x = x.const_data_ptr();
+  p.weight = dense_weight.const_data_ptr();
+  p.bias = data_or_null(dense_bias);
+  p.residual = data_or_null(residual);
+  p.y = y.mutable_data_ptr();
+  p.x_strides = strides_of(x);
+  if (residual) p.residual_strides = strides_of(*residual);
+  p.y_strides = strides_of(y);
+  p.batch = s.batch;
+  p.channels = s.channels;
+  p.channels_out = s.channels_out;
+  p.frames = s.frames;
+  p.height = s.height;
+  p.width = s.width;
+  p.type = float_type_of(x);
+  STD_CUDA_CHECK(cuda::launch_up_conv3d(p, stream.get()));
+  return y;
 }
 
 }  // namespace

@@ -243,6 +243,10 @@ class GPLWSNet(nn.Module):
         margins = (0, -width % self.coarsest, 0, -height % self.coarsest, 0, 0)
         x = F.pad(stack, margins, "replicate") if any(margins) else stack
         x = run.dense(x.expand(-1, self.in_channels, -1, -1, -1))
+        if x.device.type == "cuda" and x.dtype != torch.float32:
+            # The kernels on tensor cores read and write channels side by side; their results and
+            # all that follow keep the layout.
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=False):
             x = run.chain(encoder, x)
@@ -316,7 +320,10 @@ class GPLWSNet(nn.Module):
         """
         if not self.refines:
             options: dict[str, Any] = {"groups": groups, "radius": radius, "log_scale": True}
-            return focus_search(self(stack).float(), focus_positions, **options)
+            volume = self(stack)
+            if volume.device.type != "cuda":  # there the search reads 16 bits as well
+                volume = volume.float()
+            return focus_search(volume, focus_positions, **options)
         gray = luminance(stack.float())[:, 0]
         positions = batch_positions(focus_positions, gray, name="predict")
         statistics: list[StackStatistics] = []

@@ -9,21 +9,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_HALF = (torch.bfloat16, torch.float16)
 
 
-def require_float32(op: str, **tensors: Tensor | None) -> None:
-    """Raise TypeError for the first tensor that is not float32; under autocast all are cast."""
+def require_float32(op: str, *, half_on_cuda: bool = False, **tensors: Tensor | None) -> None:
+    """Raise TypeError for the first tensor that is not float32; under autocast all are cast.
+
+    With ``half_on_cuda``, CUDA tensors may also be bfloat16 or float16.
+    """
     for name, tensor in tensors.items():
         if tensor is None or tensor.dtype == torch.float32 or _will_be_cast(tensor):
             continue
+        if half_on_cuda and tensor.device.type == "cuda":
+            if tensor.dtype in _HALF:
+                continue
+            raise TypeError(
+                f"{op}: {name} must be float32, bfloat16 or float16 on CUDA, got {tensor.dtype}"
+            )
         raise TypeError(f"{op}: {name} must be float32, got {tensor.dtype}")
 
 
 def require_float(op: str, *, x: Tensor, **others: Tensor | None) -> None:
-    """Raise TypeError unless ``x`` is float32 or bfloat16 and the others are of its dtype."""
-    if x.dtype not in _DTYPES and not _will_be_cast(x):
-        raise TypeError(f"{op}: x must be float32 or bfloat16, got {x.dtype}")
+    """Raise TypeError unless ``x`` has a dtype of the kernels and the others have the same.
+
+    These are float32 and bfloat16, on CUDA also float16.
+    """
+    on_cuda = x.device.type == "cuda"
+    dtypes = (torch.float32, *(_HALF if on_cuda else (torch.bfloat16,)))
+    if x.dtype not in dtypes and not _will_be_cast(x):
+        expected = "float32, bfloat16 or float16" if on_cuda else "float32 or bfloat16"
+        raise TypeError(f"{op}: x must be {expected}, got {x.dtype}")
     for name, tensor in others.items():
         if tensor is None or tensor.dtype == x.dtype or _will_be_cast(tensor):
             continue

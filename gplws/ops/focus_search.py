@@ -35,7 +35,8 @@ def focus_search(
     runner-up: the highest local maximum in any other group.
 
     Args:
-        volume: (B, N, H, W) float32 focus responses, N >= 1 frames in focus order.
+        volume: (B, N, H, W) focus responses, float32, on CUDA also bfloat16 or float16 (computed
+            with in float32); N >= 1 frames in focus order.
         focus_positions: (N,) or (B, N), strictly monotonic, in any unit, not necessarily evenly
             spaced. Default: the frame numbers 0 .. N-1.
         groups: number of groups, each of ceil(N / groups) consecutive frames.
@@ -59,7 +60,7 @@ def focus_search(
 
     Raises:
         ValueError: a shape, ``groups``, ``radius`` or ``refinement`` does not fit.
-        TypeError: ``volume`` is not float32, or a tensor of ``out`` is not of its result's dtype.
+        TypeError: ``volume`` has no such dtype, or a tensor of ``out`` is not of its result's dtype.
 
     Source:
         The group query of GPLWS-Net, Journal of Software, 2024, section 2. Three-point Gaussian
@@ -72,7 +73,7 @@ def focus_search(
         4.3
     """
     op = "focus_search"
-    require_float32(op, volume=volume)
+    require_float32(op, half_on_cuda=True, volume=volume)
     if volume.dim() != 4:
         raise ValueError(f"{op}: volume must be (B, N, H, W), got shape {tuple(volume.shape)}")
     batch, frames = volume.shape[:2]
@@ -123,7 +124,8 @@ def _fake(
     def result(dtype: torch.dtype) -> Tensor:
         return volume.new_empty((batch, height, width), dtype=dtype)
 
-    return result(volume.dtype), result(torch.int64), result(volume.dtype), result(volume.dtype)
+    floats = torch.float32
+    return result(floats), result(torch.int64), result(floats), result(floats)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -139,6 +141,7 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """The winner is fixed; depth depends on the responses around it, peak on its own response."""
     volume, focus_positions, index, peak = ctx.saved_tensors
+    dtype, volume = volume.dtype, volume.float()
     frames = volume.shape[1]
     found = peak > -torch.inf
     grad = torch.zeros_like(volume)
@@ -158,7 +161,7 @@ def _backward(
             clean,
         )[1]
         grad = grad + by_response(torch.where(found, grad_depth, 0))[0]
-    return grad, None, None, None, None, None
+    return grad.to(dtype), None, None, None, None, None
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -47,16 +47,19 @@ def group_pointwise_conv3d(
     magnitudes of the weights times the largest input they meet, on every instruction set and
     device; on one of them, bitwise equal for every number of threads. NaN passes through, as in
     ``torch.relu``; on the CPU what depends on an infinite input may be NaN, as products along the
-    frames are saved by Winograd's scheme there.
+    frames are saved by Winograd's scheme there. In 16 bits on CUDA what is not finite in one group
+    may make NaN of other groups within its reach, as groups share a product of matrices.
+
+    bfloat16 and float16 are summed in float32; the middle result is rounded to them.
 
     Args:
-        x: (B, C, N, H, W) float32, or bfloat16 on the CPU, as all tensors then; N = frames. Any
-            strides; contiguous is fastest on the CPU.
-        weight: (M, C / groups, 3, 3, 3) float32.
-        bias: (M,) float32.
-        pointwise_weight: (K, M, 1, 1, 1) float32. Without it, K = M and the grouped conv is all.
-        pointwise_bias: (K,) float32; only with ``pointwise_weight``.
-        residual: shape of the result, float32; added after the last activation.
+        x: (B, C, N, H, W) float32 or bfloat16, on CUDA also float16; N = frames. Any strides;
+            contiguous is fastest on the CPU, channels_last_3d on CUDA.
+        weight: (M, C / groups, 3, 3, 3), of the dtype of ``x`` as all below.
+        bias: (M,).
+        pointwise_weight: (K, M, 1, 1, 1). Without it, K = M and the grouped conv is all.
+        pointwise_bias: (K,); only with ``pointwise_weight``.
+        residual: shape of the result; added after the last activation.
         groups: groups of the 3x3x3 conv; divides C and M.
         stride: 1 or 2, in H and W; frames are never strided.
         relu: apply ReLU after the 3x3x3 conv.
@@ -65,12 +68,12 @@ def group_pointwise_conv3d(
         out: contiguous tensor of the result's shape and dtype to write into; not differentiable.
 
     Returns:
-        (B, K, N, ceil(H / stride), ceil(W / stride)) float32, channels_last_3d if ``x`` is, else
-        contiguous; differentiable, any number of times, with respect to all tensors.
+        (B, K, N, ceil(H / stride), ceil(W / stride)), dtype of ``x``, channels_last_3d if ``x``
+        is, else contiguous; differentiable, any number of times, with respect to all tensors.
 
     Raises:
         ValueError: a shape, ``groups`` or ``stride`` does not fit.
-        TypeError: a tensor is not float32 (on the CPU also bfloat16), or dtypes differ.
+        TypeError: a tensor is not float32, bfloat16 or (on CUDA) float16, or dtypes differ.
 
     Source:
         The group parallel module of GPLWS-Net, Journal of Software, 2024, section 2. Winograd's

@@ -39,7 +39,8 @@ def up_conv3d(
     output_padding=(0, 1, 1), groups=groups) + residual``, to rounding.
 
     Args:
-        x: (B, C, N, H, W) float32 or bfloat16; N = frames. Contiguous is fastest on the CPU.
+        x: (B, C, N, H, W) float32 or bfloat16, on CUDA also float16; N = frames. Contiguous is
+            fastest on the CPU, channels_last_3d on CUDA.
         weight: (C, 1, 3, 3, 3), dtype of ``x``.
         bias: (groups,), dtype of ``x``.
         residual: shape and dtype of the result; added to it.

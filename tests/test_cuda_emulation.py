@@ -1,0 +1,209 @@
+"""The logic of the CUDA kernels, on the CPU: right results from any device and order of warps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conv_cases import CONV_CASES, MORE_CONV_CASES, ConvCase
+from emulated_cuda import H200, Device, EmulatedCuda, build, find_compiler
+from torch import Tensor
+from volumes import random_volume
+
+from gplws.ops import Refinement, reference
+
+HALF = (torch.bfloat16, torch.float16)
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+LAYOUTS = (torch.channels_last_3d, torch.contiguous_format)
+NETWORK = {  # name: case, place of the weights (0 registers, 1 shared memory), bytes of a copy
+    "stem": (ConvCase((1, 3, 10, 64, 64), 3, 12), 0, 2),
+    "12 channels": (ConvCase((1, 12, 10, 64, 64), 12, 12, groups=4), 0, 4),
+    "24 channels": (ConvCase((1, 24, 10, 64, 64), 24, 24, groups=4), 0, 4),
+    "48 channels": (ConvCase((1, 48, 10, 64, 64), 48, 48, groups=4), 1, 8),
+    "96 channels": (ConvCase((1, 96, 10, 64, 64), 96, 96, groups=4), 1, 16),
+    "down 12": (ConvCase((1, 12, 10, 64, 64), 24, stride=2), 1, 8),
+    "down 24": (ConvCase((1, 24, 10, 64, 64), 48, stride=2), 1, 16),
+    "down 48": (ConvCase((1, 48, 10, 64, 64), 96, stride=2), 1, 16),
+    "head": (ConvCase((1, 12, 10, 64, 64), 12, 1, groups=4), 0, 4),
+}
+
+
+@pytest.fixture(scope="session")
+def library(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = find_compiler()
+    if compiler is None:
+        pytest.skip("needs a C++20 compiler with ucontext.h and _Float16")
+    return build(compiler, repository, tmp_path_factory.mktemp("emulated_cuda"))
+
+
+@pytest.fixture
+def cuda(library: Path) -> Iterator[EmulatedCuda]:
+    yield EmulatedCuda(library)
+
+
+def in_double(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    return [None if t is None else t.double() for t in tensors]
+
+
+def operands(
+    case: ConvCase, dtype: torch.dtype, layout: torch.memory_format
+) -> tuple[Tensor | None, ...]:
+    x, *others = (None if t is None else t.to(dtype) for t in case.tensors())
+    assert x is not None
+    return x.contiguous(memory_format=layout), *others
+
+
+def assert_close(got: Tensor | None, expected: Tensor, dtype: torch.dtype) -> None:
+    assert got is not None and got.dtype == dtype and got.shape == expected.shape
+    error = (got.double() - expected).abs().max()
+    assert error <= ROUNDING[dtype] * expected.abs().max(), error
+
+
+@pytest.mark.parametrize("case", CONV_CASES + MORE_CONV_CASES, ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_the_half_conv_agrees_with_the_float64_reference(
+    cuda: EmulatedCuda, case: ConvCase, dtype: torch.dtype
+) -> None:
+    tensors = operands(case, dtype, LAYOUTS[dtype == torch.float16])
+    expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options)
+    got = cuda.group_pointwise_conv3d(*tensors, **case.options)
+    if case.middle == 300:  # more middle channels than a block holds
+        assert got is None
+        return
+    assert_close(got, expected, dtype)
+
+
+@pytest.mark.parametrize("case", CONV_CASES[:5] + MORE_CONV_CASES[:4], ids=str)
+def test_the_float32_conv_agrees_with_the_float64_reference(
+    cuda: EmulatedCuda, case: ConvCase
+) -> None:
+    tensors = operands(case, torch.float32, torch.contiguous_format)
+    expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options)
+    assert_close(cuda.group_pointwise_conv3d(*tensors, **case.options), expected, torch.float32)
+
+
+@pytest.mark.parametrize("options", range(16))
+def test_each_activation_comes_where_it_belongs(cuda: EmulatedCuda, options: int) -> None:
+    case = ConvCase((1, 4, 2, 5, 21), 8, 6, groups=2, residual=bool(options & 8))
+    activations = {
+        "relu": bool(options & 1),
+        "pointwise_relu": bool(options & 2),
+        "residual_relu": bool(options & 4),
+    }
+    tensors = operands(case, torch.float16, torch.channels_last_3d)
+    expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options, **activations)
+    got = cuda.group_pointwise_conv3d(*tensors, **case.options, **activations)
+    assert_close(got, expected, torch.float16)
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_layers_of_the_network_take_the_fast_ways(cuda: EmulatedCuda, name: str) -> None:
+    case, place, granule = NETWORK[name]
+    case = ConvCase((1, case.size[1], 2, 9, 33), case.middle, case.channels_out, case.groups,
+                    case.stride)  # fmt: skip
+    tensors = operands(case, torch.bfloat16, torch.channels_last_3d)
+    assert cuda.group_pointwise_conv3d(*tensors, **case.options) is not None
+    assert cuda.plan is not None
+    assert (cuda.plan.weights, cuda.plan.granule) == (place, granule)
+    assert cuda.plan.shared_bytes <= H200.shared_bytes
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ConvCase((1, 12, 7, 9, 40), 12, 12, groups=4, residual=True),
+        ConvCase((1, 24, 5, 9, 20), 48, stride=2),
+        ConvCase((1, 96, 5, 5, 17), 96, 96, groups=4),
+    ],
+    ids=str,
+)
+def test_the_result_depends_on_neither_device_nor_layout_nor_order(
+    cuda: EmulatedCuda, case: ConvCase
+) -> None:
+    tensors = operands(case, torch.bfloat16, torch.channels_last_3d)
+    expected = cuda.group_pointwise_conv3d(*tensors, **case.options)
+    assert expected is not None
+    plans = {cuda.plan}
+    devices = (
+        Device(8, 0, 108, 163 << 10, 164 << 10),
+        Device(8, 6, 2, 99 << 10, 100 << 10),
+        Device(9, 0, 1),
+    )
+    for seed, device in enumerate(devices):
+        cuda.use(device, seed)
+        got = cuda.group_pointwise_conv3d(*tensors, **case.options)
+        assert got is not None and torch.equal(got, expected)
+        plans.add(cuda.plan)
+    assert len(plans) > 1
+    x, *others = tensors
+    assert x is not None
+    wide = torch.full([2 * size for size in x.shape], torch.nan, dtype=x.dtype)
+    view = wide[tuple(slice(None, None, 2) for _ in x.shape)].copy_(x)
+    got = cuda.group_pointwise_conv3d(view, *others, **case.options)
+    assert got is not None and torch.equal(got, expected)
+
+
+def test_nan_reaches_as_far_as_the_kernel_and_no_further(cuda: EmulatedCuda) -> None:
+    case = ConvCase((1, 12, 5, 12, 40), 12, 12, groups=4)
+    x, *others = operands(case, torch.bfloat16, torch.channels_last_3d)
+    assert x is not None
+    x[0, 4, 2, 5, 17] = torch.nan
+    got = cuda.group_pointwise_conv3d(x, *others, **case.options)
+    assert got is not None
+    expected = torch.zeros_like(got, dtype=torch.bool)
+    expected[..., 1:4, 4:7, 16:19] = True
+    assert torch.equal(got.isnan(), expected)
+
+
+def test_old_devices_and_too_many_channels_are_left_to_float32(cuda: EmulatedCuda) -> None:
+    case = ConvCase((1, 4, 1, 3, 3), 8, 5, groups=2)
+    tensors = operands(case, torch.float16, torch.channels_last_3d)
+    cuda.use(Device(7, 5, 40, 64 << 10, 64 << 10))
+    assert cuda.group_pointwise_conv3d(*tensors, **case.options) is None
+    cuda.use(H200)
+    case = ConvCase((1, 5000, 1, 1, 1), 2, groups=2)
+    tensors = operands(case, torch.float16, torch.channels_last_3d)
+    assert cuda.group_pointwise_conv3d(*tensors, **case.options) is None
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    ("size", "groups"), [((1, 24, 5, 7, 9), 12), ((2, 6, 1, 5, 1), 3), ((1, 8, 3, 6, 33), 2)]
+)
+def test_the_way_up_agrees_with_the_float64_reference(
+    cuda: EmulatedCuda,
+    size: tuple[int, ...],
+    groups: int,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+) -> None:
+    batch, channels, frames, height, width = size
+    x = torch.randn(size).to(dtype).contiguous(memory_format=layout)
+    weight, bias = torch.randn(channels, 1, 3, 3, 3).to(dtype), torch.randn(groups).to(dtype)
+    skip = torch.randn(batch, groups, frames, 2 * height, 2 * width).to(dtype)
+    tensors = (x, weight, bias, skip)
+    expected = reference.up_conv3d(*(t.double() for t in tensors), groups=groups)
+    assert_close(cuda.up_conv3d(*tensors, groups), expected, dtype)
+
+
+@pytest.mark.parametrize("refinement", ["none", "parabola", "gaussian"])
+@pytest.mark.parametrize("kind", ["plain", "ties", "nan", "infinite", "negative"])
+def test_the_search_agrees_with_the_float64_reference(
+    cuda: EmulatedCuda, kind: str, refinement: Refinement
+) -> None:
+    sizes = [(1, 1, 1, 1), (3, 15, 2, 1), (10, 257, 4, 1), (17, 33, 3, 2)]
+    for seed, (frames, width, groups, radius) in enumerate(sizes):
+        for dtype in ROUNDING:
+            volume = random_volume(kind, (2, frames, 2, width), seed).to(dtype)
+            options = {"groups": groups, "refinement": refinement, "radius": radius}
+            expected = reference.focus_search(volume.double(), **options)
+            got = cuda.focus_search(volume, torch.arange(float(frames)), **options)
+            assert torch.equal(got.index, expected.index)
+            assert torch.equal(got.peak.double(), expected.peak)
+            for part, name, tolerance in ((got.depth, "depth", 2e-3), (got.confidence, "confidence", 1e-5)):  # noqa: E501
+                torch.testing.assert_close(
+                    part.double(), getattr(expected, name), rtol=0, atol=tolerance, equal_nan=True
+                )
