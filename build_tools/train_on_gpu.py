@@ -37,7 +37,7 @@ def configured(
     data = replace(config.data, workers=workers, ahead=max(2 * workers, config.data.ahead))
     if batch_size is not None:
         data = replace(data, batch_size=batch_size)
-    # A checkpoint a minute: the machine may be taken away.
+    # A run that is broken off loses a minute at most.
     checkpoints = replace(config.checkpoints, every_minutes=1.0)
     return replace(config, schedule=schedule, data=data, checkpoints=checkpoints)
 

@@ -22,8 +22,9 @@ constexpr int kStrips = 2;  // vectors side by side, as many as the registers ho
 #else
 constexpr int kStrips = 1;
 #endif
-constexpr int kRunPixels = 1024;  // long pieces for the memory, whose frames still fit into L2
 constexpr int kBlockFrames = 16;  // streams that a run reads at once
+constexpr int kRunPixels = 1024;  // long pieces for the memory, whose frames still fit into L2
+constexpr int kShortRunPixels = 512;  // where a block holds all frames, which come and go faster
 
 // How the depth comes from the winner.
 enum class Fit { kNone, kThreeFrames, kWindow };
@@ -257,10 +258,13 @@ void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
   constexpr int kStripPixels = kStrips * kLanes;
   Walk state[kRunPixels / kLanes];
   const int64_t blocks = (p.frames + kBlockFrames - 1) / kBlockFrames;
+  const int64_t run_pixels = blocks == 1 ? kShortRunPixels : kRunPixels;
+  // State that waits for the next block of frames; without one, the same place serves all pixels.
+  const auto state_at = [&](int64_t done) { return blocks == 1 ? state : state + done / kLanes; };
   for (int64_t at = begin; at < end;) {
     const int64_t image = at / p.pixels, pixel = at % p.pixels;
     const int64_t left = end - at < p.pixels - pixel ? end - at : p.pixels - pixel;
-    const int64_t here = kRunPixels - pixel % kRunPixels;
+    const int64_t here = run_pixels - pixel % run_pixels;
     const int64_t run = here < left ? here : left;
     const float* volume = p.volume + image * p.frames * p.pixels + pixel;
     const bool past_caches = aligned(p, at);
@@ -286,7 +290,7 @@ void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
           if (n - block.first < ahead_frames)
             __builtin_prefetch(strip + ahead + (n - block.first) * p.pixels + i * kLanes, 0, 2);
         };
-        Walk* w = state + done / kLanes;
+        Walk* w = state_at(done);
         walk<kNeighbours, kStrips>(w, block, p.frames, p.group_size, load_frame, fetch_ahead);
         if (!ends) continue;
         for (int i = 0; i < kStrips; ++i)
@@ -298,7 +302,7 @@ void search(const FocusSearchParams& p, int64_t begin, int64_t end) {
         const auto load_frame = [&](int64_t n, int) {
           return load_first(volume + done + n * p.pixels, count);
         };
-        Walk* w = state + done / kLanes;
+        Walk* w = state_at(done);
         walk<kNeighbours, 1>(w, block, p.frames, p.group_size, load_frame, [](int64_t, int) {});
         if (ends) finish<kFit>(p, image, volume + done, *w, at + done, count, false);
       }

@@ -150,7 +150,8 @@ bool plan_pixels(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& li
                  HalfPlan& plan) {
   const bool in_registers = p.stride == 1 && plan.chunks == 1 && plan.tiles == 1;
   const WeightPlace first = in_registers ? WeightPlace::kRegisters : WeightPlace::kShared;
-  // The most slabs in a block read x the fewest times. Large tiles share their borders; where the image is small they would stay empty.
+  // The most slabs in a block read x the fewest times. Large tiles share their borders; where the
+  // image is small they would stay empty.
   constexpr Arrangement kArrangements[] = {{2, 4}, {2, 2}, {1, 4}, {1, 2}, {2, 1}, {1, 1}};
   for (const WeightPlace place : {first, WeightPlace::kGlobal})
     for (int slabs = kMaxWarps; slabs > 0; --slabs) {
