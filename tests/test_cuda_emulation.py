@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from volumes import random_volume
 from gplws.ops import Refinement, reference
 
 HALF = (torch.bfloat16, torch.float16)
-ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+# In 16 bits the middle of the two convs is rounded, and then the result.
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 LAYOUTS = (torch.channels_last_3d, torch.contiguous_format)
 NETWORK = {  # name: case, place of the weights (0 registers, 1 shared memory), bytes of a copy
     "stem": (ConvCase((1, 3, 10, 64, 64), 3, 12), 0, 2),
@@ -39,8 +39,8 @@ def library(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cuda(library: Path) -> Iterator[EmulatedCuda]:
-    yield EmulatedCuda(library)
+def cuda(library: Path) -> EmulatedCuda:
+    return EmulatedCuda(library)
 
 
 def in_double(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
@@ -203,7 +203,10 @@ def test_the_search_agrees_with_the_float64_reference(
             got = cuda.focus_search(volume, torch.arange(float(frames)), **options)
             assert torch.equal(got.index, expected.index)
             assert torch.equal(got.peak.double(), expected.peak)
-            for part, name, tolerance in ((got.depth, "depth", 2e-3), (got.confidence, "confidence", 1e-5)):  # noqa: E501
+            for part, name, tolerance in (
+                (got.depth, "depth", 2e-3),
+                (got.confidence, "confidence", 1e-5),
+            ):
                 torch.testing.assert_close(
                     part.double(), getattr(expected, name), rtol=0, atol=tolerance, equal_nan=True
                 )

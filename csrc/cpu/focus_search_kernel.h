@@ -22,8 +22,8 @@ constexpr int kStrips = 2;  // vectors side by side, as many as the registers ho
 #else
 constexpr int kStrips = 1;
 #endif
-constexpr int kBlockFrames = 16;  // streams that a run reads at once
-constexpr int kRunPixels = 1024;  // long pieces for the memory, whose frames still fit into L2
+constexpr int kBlockFrames = 16;      // streams that a run reads at once
+constexpr int kRunPixels = 1024;      // long pieces for the memory, whose frames still fit into L2
 constexpr int kShortRunPixels = 512;  // where a block holds all frames, which come and go faster
 
 // How the depth comes from the winner.

@@ -79,8 +79,8 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 }
 
 // Loads 8 x 8 matrices of 16-bit values from shared memory: lanes 8 i .. 8 i + 7 name the rows, 16
-// aligned bytes each, of matrix i. Lane l then holds values 2 (l % 4) and 2 (l % 4) + 1 of row l / 4
-// of each.
+// aligned bytes each, of matrix i. Lane l then holds values 2 (l % 4) and 2 (l % 4) + 1 of row l /
+// 4 of each.
 __device__ inline MatrixA load_four_matrices(const void* row) {
   MatrixA a;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -142,9 +142,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t line = blockIdx.y; line < p.batch * p.height; line += gridDim.y) {
     const int64_t image = line / p.height;
     const int64_t row = line - image * p.height;
-    const Responses<T> v{
-        static_cast<const T*>(p.volume) + image * p.batch_stride + row * p.row_stride + column * p.column_stride,
-        p.frame_stride, static_cast<int>(p.frames)};
+    const Responses<T> v{static_cast<const T*>(p.volume) + image * p.batch_stride +
+                             row * p.row_stride + column * p.column_stride,
+                         p.frame_stride, static_cast<int>(p.frames)};
     const float* positions = p.positions + image * p.position_stride;
     const Winner winner = find_winner(v, static_cast<int>(p.group_size));
     const int64_t at = line * p.width + column;

@@ -42,8 +42,8 @@ int64_t groups_of_slab(int64_t groups, int64_t inputs, int64_t outputs) {
   int64_t best = 1, best_cost = 0;
   for (int64_t count = 1; count <= groups && count <= 8; ++count) {
     if (groups % count != 0) continue;
-    const int64_t cost =
-        groups / count * round_up(count * inputs, int64_t{8}) * round_up(count * outputs, int64_t{8});
+    const int64_t cost = groups / count * round_up(count * inputs, int64_t{8}) *
+                         round_up(count * outputs, int64_t{8});
     if (best_cost == 0 || cost < best_cost) {
       best = count;
       best_cost = cost;
@@ -76,8 +76,7 @@ bool plan_channels(const GroupPointwiseConv3dHalfParams& p, HalfPlan& plan) {
     plan.middle_pairs = ceil_div(plan.slabs * plan.tiles, 2);
     plan.middle_bytes = pixel_pitch(2 * plan.middle_pairs);
     plan.out_group = p.channels_out > 16 ? 4 : p.channels_out > 8 ? 2 : 1;
-    plan.out_tiles =
-        static_cast<int>(round_up(p.channels_out, int64_t{8} * plan.out_group)) / 8;
+    plan.out_tiles = static_cast<int>(round_up(p.channels_out, int64_t{8} * plan.out_group)) / 8;
   }
   plan.conv_words = int64_t{plan.slabs} * plan.pairs * 9 * plan.tiles * kLanesPerWarp * 2;
   plan.pointwise_words = int64_t{plan.middle_pairs} * plan.out_tiles * kLanesPerWarp * 2;
@@ -100,9 +99,9 @@ void plan_accesses(const GroupPointwiseConv3dHalfParams& p, HalfPlan& plan) {
   plan.channels_nearest = p.x_strides.channel == 1;
   plan.granule = 2;
   if (plan.channels_nearest || p.channels == 1)
-    plan.granule = common_alignment(
-        reinterpret_cast<uintptr_t>(p.x), 2 * plan.slab_channels, 2 * p.channels,
-        2 * p.x_strides.batch, 2 * p.x_strides.frame, 2 * p.x_strides.row, 2 * p.x_strides.column);
+    plan.granule = common_alignment(reinterpret_cast<uintptr_t>(p.x), 2 * plan.slab_channels,
+                                    2 * p.channels, 2 * p.x_strides.batch, 2 * p.x_strides.frame,
+                                    2 * p.x_strides.row, 2 * p.x_strides.column);
   plan.store_bytes = 2;
   if (p.y_strides.channel == 1)
     plan.store_bytes = common_alignment(
@@ -182,8 +181,8 @@ bool plan_blocks(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& li
     const int64_t frames = ceil_div(p.frames, segments);
     const int64_t count = ceil_div(p.frames, frames);
     const double waves = static_cast<double>(ceil_div(tiles * count, slots));
-    const double cost = waves * (static_cast<double>(frames) + (static_cast<double>(frames) + 2) *
-                                                                   kFrameOverhead);
+    const double cost =
+        waves * (static_cast<double>(frames) + (static_cast<double>(frames) + 2) * kFrameOverhead);
     if (segments == 1 || cost < best_cost) {
       best_cost = cost;
       plan.segments = count;
@@ -220,15 +219,13 @@ cudaError_t device_limits(DeviceLimits* limits) {
   return error;
 }
 
-int64_t scratch_bytes(const HalfPlan& plan) {
-  return 4 * (plan.conv_words + plan.pointwise_words);
-}
+int64_t scratch_bytes(const HalfPlan& plan) { return 4 * (plan.conv_words + plan.pointwise_words); }
 
 cudaError_t launch_group_pointwise_conv3d_half(const GroupPointwiseConv3dHalfParams& p,
                                                FloatType type, const HalfPlan& plan, void* scratch,
                                                cudaStream_t stream) {
   return type == FloatType::kBfloat16 ? launch_half<Bfloat16>(p, plan, scratch, stream)
-                                     : launch_half<Float16>(p, plan, scratch, stream);
+                                      : launch_half<Float16>(p, plan, scratch, stream);
 }
 
 }  // namespace gplws::cuda

@@ -59,7 +59,7 @@ struct HalfPlan {
   int input_rows, input_columns, positions;  // rows, columns, and places of columns in a row
   int odd_columns;                           // place of column 1 at stride 2
   int pixel_bytes, stage_bytes, stages;
-  int granule;           // bytes of one copy; 2: element by element, any strides
+  int granule;            // bytes of one copy; 2: element by element, any strides
   bool channels_nearest;  // neighbouring channels lie side by side in x
 
   // Middle result in shared memory, and the pointwise products.

@@ -3,6 +3,7 @@
 namespace gplws::cuda {
 
 template cudaError_t launch_half<Bfloat16>(const GroupPointwiseConv3dHalfParams& params,
-                                     const HalfPlan& plan, void* scratch, cudaStream_t stream);
+                                           const HalfPlan& plan, void* scratch,
+                                           cudaStream_t stream);
 
 }  // namespace gplws::cuda

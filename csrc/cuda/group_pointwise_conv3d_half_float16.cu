@@ -3,6 +3,6 @@
 namespace gplws::cuda {
 
 template cudaError_t launch_half<Float16>(const GroupPointwiseConv3dHalfParams& params,
-                                     const HalfPlan& plan, void* scratch, cudaStream_t stream);
+                                          const HalfPlan& plan, void* scratch, cudaStream_t stream);
 
 }  // namespace gplws::cuda

@@ -46,8 +46,7 @@ struct SlabShare {
   int outputs;       // how many exist; may be 0
 };
 
-__device__ inline SlabShare share_of(const GroupPointwiseConv3dHalfParams& p, const HalfPlan& plan,
-                                     int slab) {
+__device__ inline SlabShare share_of(const HalfPlan& plan, int slab) {
   SlabShare share;
   share.input = slab / plan.parts;
   const int part = slab - share.input * plan.parts;
@@ -72,7 +71,7 @@ __device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, co
   const int plane = static_cast<int>(rest % kKernelPlanes);
   rest /= kKernelPlanes;
   const int pair = static_cast<int>(rest % plan.pairs);
-  const SlabShare share = share_of(p, plan, static_cast<int>(rest / plan.pairs));
+  const SlabShare share = share_of(plan, static_cast<int>(rest / plan.pairs));
   const int output = channel_of(plan.tiles, tile, lane / 4);
   const int unit = 2 * pair + half;  // a column of the kernel and a chunk of channels
   const int column = unit / plan.chunks;
@@ -107,7 +106,7 @@ __device__ uint32_t packed_pointwise_word(const GroupPointwiseConv3dHalfParams& 
   uint32_t packed = 0;
   for (int i = 0; i < 2; ++i) {
     const int row = pair * 16 + half * 8 + 2 * (lane % 4) + i;
-    const SlabShare share = share_of(p, plan, row / (plan.tiles * 8));
+    const SlabShare share = share_of(plan, row / (plan.tiles * 8));
     const int output = row % (plan.tiles * 8);
     if (k >= p.channels_out || output >= share.outputs) continue;
     const T* weight = static_cast<const T*>(p.pointwise_weight);
@@ -233,8 +232,8 @@ __device__ void copy_frame_of_elements(const GroupPointwiseConv3dHalfParams& p,
     unsigned char* destination = stage + place_of<kStride>(plan, column) * plan.pixel_bytes +
                                  slab * plan.chunks * 16 +
                                  (channel - slab * plan.slab_channels) * 2;
-    const uint16_t* pixel = source + w * p.x_strides.column +
-                            (tile.first_channel + channel) * p.x_strides.channel;
+    const uint16_t* pixel =
+        source + w * p.x_strides.column + (tile.first_channel + channel) * p.x_strides.channel;
     for (int row = threads.row; row < plan.input_rows; row += threads.row_step) {
       const int64_t h = static_cast<int64_t>(tile.row) * kStride - 1 + row;
       const bool inside = inside_w && h >= 0 && h < p.height;
@@ -248,8 +247,7 @@ template <int kStride>
 __device__ void load_frame(const GroupPointwiseConv3dHalfParams& p, const HalfPlan& plan,
                            const BlockTile& tile, int frame, unsigned char* stages) {
   if (frame >= 0 && frame < p.frames && frame <= tile.end_frame) {
-    unsigned char* stage =
-        stages + (frame - tile.first_frame + 1) % plan.stages * plan.stage_bytes;
+    unsigned char* stage = stages + (frame - tile.first_frame + 1) % plan.stages * plan.stage_bytes;
     switch (plan.granule) {
       case 16:
         copy_frame<kStride, 16>(p, plan, tile, frame, stage);
@@ -507,7 +505,7 @@ __device__ void convolve_tile(const GroupPointwiseConv3dHalfParams& p, const Hal
 
   const int local_slab = warp % plan.block_slabs, set = warp / plan.block_slabs;
   const int slab = tile.first_slab + local_slab;
-  const SlabShare share = share_of(p, plan, slab);
+  const SlabShare share = share_of(plan, slab);
   const bool works = share.outputs > 0;
   const int set_row = set / plan.sets_w * kRows, set_column = set % plan.sets_w * kPixels;
   const auto* weights = reinterpret_cast<const uint2*>(conv_source) +
@@ -545,8 +543,8 @@ __device__ void convolve_tile(const GroupPointwiseConv3dHalfParams& p, const Hal
     if (works && n >= 0 && n < p.frames) {
       const unsigned char* pixel =
           stages + (n - tile.first_frame + 1) % plan.stages * plan.stage_bytes + pixel_offset;
-      const bool wanted[3] = {n + 1 < tile.end_frame,
-                              n >= tile.first_frame && n < tile.end_frame, n > tile.first_frame};
+      const bool owned = n >= tile.first_frame && n < tile.end_frame;
+      const bool wanted[3] = {n + 1 < tile.end_frame, owned, n > tile.first_frame};
       if (wanted[0] && wanted[1] && wanted[2]) {
         state.template add_frame<true>(plan, pixel, weights, wanted);
       } else {
@@ -571,7 +569,8 @@ __device__ void convolve_tile(const GroupPointwiseConv3dHalfParams& p, const Hal
             if (channel + i >= share.outputs) values[i] = 0.0f;
           }
           if (p.pointwise) {
-            const int place = ((set_row + h) * plan.sets_w + set_column / kPixels) * kPixels + pixel;
+            const int place =
+                ((set_row + h) * plan.sets_w + set_column / kPixels) * kPixels + pixel;
             auto* words = reinterpret_cast<uint32_t*>(middle + place * plan.middle_bytes +
                                                       (local_slab * kTiles * 8 + channel) * 2);
 #pragma unroll
@@ -579,7 +578,8 @@ __device__ void convolve_tile(const GroupPointwiseConv3dHalfParams& p, const Hal
               words[t] = pack_two<T>(values[2 * t], values[2 * t + 1]);
           } else if (row < p.height_out && column < p.width_out && channel < share.outputs) {
             store_channels<T, kTiles>(p, plan, tile.image, frame, row, column,
-                                      share.first_output + channel, share.outputs - channel, values);
+                                      share.first_output + channel, share.outputs - channel,
+                                      values);
           }
         }
       }
@@ -609,8 +609,8 @@ template <class T, int kStride, int kTiles, int kRows, WeightPlace kPlace>
 cudaError_t launch_tiles(const GroupPointwiseConv3dHalfParams& p, const HalfPlan& plan,
                          const uint32_t* packed, cudaStream_t stream) {
   const auto kernel = group_pointwise_conv3d_half_kernel<T, kStride, kTiles, kRows, kPlace>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
   if (error != cudaSuccess) return error;
   return launch(kernel, dim3(static_cast<unsigned>(plan.blocks)), plan.warps * kLanesPerWarp,
                 plan.shared_bytes, stream, p, plan, packed);
@@ -648,8 +648,7 @@ template <class T>
 cudaError_t launch_half(const GroupPointwiseConv3dHalfParams& p, const HalfPlan& plan,
                         void* scratch, cudaStream_t stream) {
   auto* packed = static_cast<uint32_t*>(scratch);
-  const int64_t blocks =
-      (plan.conv_words + plan.pointwise_words + kPackThreads - 1) / kPackThreads;
+  const int64_t blocks = (plan.conv_words + plan.pointwise_words + kPackThreads - 1) / kPackThreads;
   const cudaError_t error = launch(pack_weights_kernel<T>, dim3(static_cast<unsigned>(blocks)),
                                    kPackThreads, 0, stream, p, plan, packed);
   if (error != cudaSuccess) return error;

@@ -78,8 +78,8 @@ __device__ void add_frame_of_pairs(const UpConv3dParams& p, const T* x, bool rig
     for (int tap = 0; tap < kPlaneTaps; ++tap) {
       const float4 w =
           *reinterpret_cast<const float4*>(weights + (kn * kPlaneTaps + tap) * p.channels);
-      const float(&input)[4] = inputs[source_of(tap)];
-      float(&sum)[2] = sums[kn][target_of(tap)];
+      const float (&input)[4] = inputs[source_of(tap)];
+      float (&sum)[2] = sums[kn][target_of(tap)];
       sum[0] = fmaf(w.y, input[1], fmaf(w.x, input[0], sum[0]));
       sum[1] = fmaf(w.w, input[3], fmaf(w.z, input[2], sum[1]));
     }
@@ -246,8 +246,7 @@ cudaError_t launch_type(const UpConv3dParams& p, cudaStream_t stream) {
   plan.channels_nearest = p.y_strides.channel == 1;
   plan.pairs = p.y_strides.column == 1 && p.y_strides.channel % 2 == 0 &&
                p.y_strides.batch % 2 == 0 && p.y_strides.frame % 2 == 0 &&
-               p.y_strides.row % 2 == 0 &&
-               reinterpret_cast<uintptr_t>(p.y) % (2 * sizeof(T)) == 0;
+               p.y_strides.row % 2 == 0 && reinterpret_cast<uintptr_t>(p.y) % (2 * sizeof(T)) == 0;
   const int64_t shared_bytes = p.channels * kTaps * int64_t{sizeof(float)};
   const bool by_pairs = plan.channels_nearest && p.x_strides.channel == 1 &&
                         p.channels == 2 * p.channels_out && p.channels_out % 2 == 0 &&

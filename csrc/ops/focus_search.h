@@ -18,8 +18,8 @@ inline FocusSearchSizes check_focus_search(const Tensor& volume, const Tensor& f
                                            int64_t groups, int64_t refinement, int64_t radius) {
   const ScalarType dtype = volume.scalar_type();
   STD_TORCH_CHECK(
-      dtype == ScalarType::Float || (volume.is_cuda() && (dtype == ScalarType::BFloat16 ||
-                                                          dtype == ScalarType::Half)),
+      dtype == ScalarType::Float ||
+          (volume.is_cuda() && (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half)),
       "focus_search: volume must be float32 or, on CUDA, bfloat16 or float16");
   STD_TORCH_CHECK(focus_positions.scalar_type() == ScalarType::Float,
                   "focus_search: focus_positions must be float32");

@@ -77,8 +77,8 @@ bool convolve_half(const GroupPointwiseConv3dSizes& s, const Operands& operands,
   cuda::HalfPlan plan;
   if (!cuda::plan_group_pointwise_conv3d_half(p, limits, &plan)) return false;
   Tensor scratch = empty_on_device_of(operands.x, {cuda::scratch_bytes(plan)}, ScalarType::Byte);
-  STD_CUDA_CHECK(cuda::launch_group_pointwise_conv3d_half(
-      p, float_type_of(operands.x), plan, scratch.mutable_data_ptr(), stream));
+  STD_CUDA_CHECK(cuda::launch_group_pointwise_conv3d_half(p, float_type_of(operands.x), plan,
+                                                          scratch.mutable_data_ptr(), stream));
   return true;
 }
 

@@ -60,7 +60,7 @@ def focus_search(
 
     Raises:
         ValueError: a shape, ``groups``, ``radius`` or ``refinement`` does not fit.
-        TypeError: ``volume`` has no such dtype, or a tensor of ``out`` is not of its result's dtype.
+        TypeError: ``volume`` has no such dtype, or a tensor of ``out`` another than its result.
 
     Source:
         The group query of GPLWS-Net, Journal of Software, 2024, section 2. Three-point Gaussian

@@ -62,15 +62,12 @@ void grant_shared_memory(int bytes);
 int device_attribute(cudaDeviceAttr attribute);
 dim3 thread_index();
 dim3 block_index();
-dim3 block_size();
-dim3 grid_size();
 
 }  // namespace emulation
 
 #define threadIdx (emulation::thread_index())
 #define blockIdx (emulation::block_index())
-#define blockDim (emulation::block_size())
-#define gridDim (emulation::grid_size())
+inline dim3 blockDim, gridDim;  // of the launch that runs
 
 void __syncthreads();
 

@@ -84,7 +84,7 @@ std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<WarpState> warps;
 Context scheduler;
 int current = 0, threads = 0;
-dim3 block, grid, grid_block;
+dim3 block;
 const std::function<void()>* body = nullptr;
 unsigned char* shared = nullptr;
 int shared_bytes = 0, granted = kGrantedAlways;
@@ -192,11 +192,11 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
     return cudaErrorInvalidConfiguration;
   granted = kGrantedAlways;
   body = &kernel;
-  grid = config.gridDim;
-  grid_block = config.blockDim;
+  gridDim = config.gridDim;
+  blockDim = config.blockDim;
   shared_bytes = bytes;
-  for (unsigned y = 0; y < grid.y; ++y)
-    for (unsigned x = 0; x < grid.x; ++x) {
+  for (unsigned y = 0; y < gridDim.y; ++y)
+    for (unsigned x = 0; x < gridDim.x; ++x) {
       block = dim3(x, y);
       // Of its own on the heap: AddressSanitizer sees what goes beyond it.
       void* memory = nullptr;
@@ -214,8 +214,6 @@ void grant_shared_memory(int bytes) { granted = std::max(bytes, kGrantedAlways);
 
 dim3 thread_index() { return dim3(static_cast<unsigned>(current), 0, 0); }
 dim3 block_index() { return dim3(block.x, block.y, 0); }
-dim3 block_size() { return grid_block; }
-dim3 grid_size() { return grid; }
 unsigned char* shared_memory() { return shared; }
 
 float float_of(uint16_t bits, bool bfloat16) {
