@@ -391,6 +391,9 @@ class _NetworkEngine:
     def floats_per_pixel(self, n_frames: int) -> float:
         floats = self._floats_per_voxel * -(-n_frames // self.plan)
         floats *= self._dtype.itemsize / torch.float32.itemsize
+        if self._dtype.itemsize < torch.float32.itemsize:
+            # Beside the tile and the focus volume in 16 bits there are those in float32.
+            floats += 2.0 * -(-n_frames // self.plan)
         return floats if self.plan == 1 else floats + n_frames
 
     def prepare(self, bands: Iterator[Tensor]) -> None:

@@ -228,19 +228,25 @@ def test_a_network_in_bfloat16_is_given_bfloat16(wedge):
     assert np.mean(np.abs(result.height - exact.height) < 0.5) > 0.9
 
 
-def test_all_tiles_take_the_same_memory_and_the_budget_is_kept():
+@pytest.mark.parametrize(
+    ("dtype", "bytes_per_voxel"), [(torch.float32, 40), (torch.bfloat16, 28), (torch.float64, 80)]
+)
+def test_all_tiles_take_the_same_memory_and_the_budget_is_kept(dtype, bytes_per_voxel):
     seen = []
 
     class Rows(torch.nn.Module):
-        reach, coarsest, floats_per_voxel = 20, 8, 10.0
+        reach, coarsest, floats_per_voxel, input_dtype = 20, 8, 10.0, dtype
 
         def forward(self, stack):
+            assert stack.dtype == dtype
             seen.append(stack.shape[-2])
             return stack[:, 0]
 
     gplws.reconstruct(np.zeros((3, 1000, 64), np.uint8), method=Rows(), memory_mb=2)
     assert len(seen) > 2
-    assert max(seen) * 3 * 64 * 10 * 4 <= 2 * 2**20
+    budget = 2 * 2**20
+    assert max(seen) * 3 * 64 * bytes_per_voxel <= budget
+    assert (max(seen) + 8 + 8) * 3 * 64 * bytes_per_voxel > 0.8 * budget
     assert max(seen) - min(seen) <= 8 * len(seen)
 
 
