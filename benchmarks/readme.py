@@ -250,7 +250,9 @@ def _accuracy(accuracy: dict[str, Any]) -> list[str]:
         f"Mean error in frames of networks trained with one budget, {budget} of "
         f"{recipe['batch_size']} simulated stacks {recipe['frames']}x{recipe['crop']}x"
         f"{recipe['crop']} and the loss {recipe['loss']}, {_words(accuracy['machine'])}; in the "
-        f"form of the paper's Tables 4 to 6 by `python -m benchmarks.accuracy`:"
+        f"form of the paper's Tables 4 to 6 by `python -m benchmarks.accuracy`. GPLWS-Net is that "
+        f'of the paper here; the weights that `method="gplws"` uses, another stem and a longer '
+        f"training, have their figures in docs/methods.md:"
     )
     return [said, _table(lines)]
 
