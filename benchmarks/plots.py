@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.summary import RESULTS, medians, quartiles, sizes, voxels
+from benchmarks.summary import RESULTS, gplws_beside, medians, quartiles, sizes, voxels
 
 COLOURS = {
     "gplws": "#d1495b",
@@ -28,16 +28,13 @@ COLOURS = {
 
 
 def latency(path: Path) -> list[Path]:
-    """Bars by shape and engine with ratios, cost per voxel, and the peers; one PNG each."""
+    """Bars by shape and engine with ratios, and the peers; one PNG each."""
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [row for row in content["rows"] if row["seconds"]]
     drawn = []
     ours = [row for row in rows if row["network"] == "gplws"]
     if ours:
         drawn.append(_latency_bars(ours, path.with_name("latency.png"), content["machine"]))
-    if content.get("flatness"):
-        flat = [f for f in content["flatness"] if f["network"] == "gplws"]
-        drawn.append(_cost_per_voxel(flat, path.with_name("flatness.png"), content["machine"]))
     if len(rows) > len(ours):
         drawn.append(_peers(rows, path.with_name("peers.png"), content["machine"]))
     return drawn
@@ -197,45 +194,41 @@ def _bars(
     return _finish(figure, path, machine)
 
 
-def _cost_per_voxel(found: list[dict[str, Any]], path: Path, machine: dict[str, Any]) -> Path:
+def flatness(path: Path) -> Path:
+    """Cost per voxel over frames and over sizes, for each precision."""
     plt = _pyplot()
-    panels = list(dict.fromkeys((f["precision"], f["over"]) for f in found))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = content["rows"]
     figure, grid = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.4), squeeze=False, layout="constrained"
+        1, len(rows), figsize=(3.4 * len(rows), 3.2), squeeze=False, layout="constrained"
     )
     titles = {"frames": "frames of 256 x 256", "size": "side of 10 frames, pixels"}
-    for axes, (precision, over) in zip(grid[0], panels, strict=True):
-        for f in found:
-            if (f["precision"], f["over"]) != (precision, over):
-                continue
-            points = sorted(
-                (sizes(shape)[0 if over == "frames" else 1], cost)
-                for shape, cost in f["ns_per_voxel"].items()
-            )
-            label = f"{f['engine']}, up to {100 * f['largest_deviation']:.0f}% off"
-            axes.plot(*zip(*points, strict=True), "o-", label=label, color=COLOURS[f["engine"]])
+    for axes, row in zip(grid[0], rows, strict=True):
+        points = sorted(
+            (sizes(shape)[0 if row["over"] == "frames" else 1], cost)
+            for shape, cost in row["ns_per_voxel"].items()
+        )
+        axes.plot(*zip(*points, strict=True), "o-", color=COLOURS["gplws"])
+        axes.axhline(row["median_ns_per_voxel"], color=COLOURS["eager"], linewidth=1)
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel(titles[over])
+        axes.set_ylim(0, 1.5 * row["median_ns_per_voxel"])
+        axes.set_xlabel(titles[row["over"]])
         axes.set_ylabel("ns per voxel")
-        axes.set_title(precision)
-        axes.legend(fontsize=6)
-    return _finish(figure, path, machine)
+        axes.set_title(f"{row['precision']}, up to {100 * row['largest_deviation']:.0f}% off")
+    return _finish(figure, path.with_suffix(".png"), content["machine"])
 
 
 def _peers(rows: list[dict[str, Any]], path: Path, machine: dict[str, Any]) -> Path:
-    """Each network in the best of its settings, for shapes that more than one was measured at."""
+    """Each network in its settings, for shapes that more than one was measured at."""
     groups: dict[str, list[tuple[str, dict[str, list[float]], float]]] = {}
     for precision in dict.fromkeys(row["precision"] for row in rows):
         for shape in dict.fromkeys(row["shape"] for row in rows):
             same = [r for r in rows if (r["precision"], r["shape"]) == (precision, shape)]
-            ours = [r for r in same if "gplws" in r["seconds"]]
-            if not ours or len(same) < 2:
-                continue
-            reference = medians(ours[0]["seconds"])["gplws"]
-            groups.setdefault(precision, []).extend(
-                (f"{row['network']}\n{shape}", row["seconds"], reference) for row in same
-            )
+            for row in same if len(same) > 1 else ():
+                ours = gplws_beside(rows, row)
+                if ours is not None:
+                    label = f"{row['network']}\n{shape}"
+                    groups.setdefault(precision, []).append((label, row["seconds"], ours))
     return _bars(groups, path, machine, "s", 1.0)
 
 
@@ -265,8 +258,17 @@ def _finish(figure: Any, path: Path, machine: dict[str, Any]) -> Path:
     return path
 
 
+DRAWN: dict[str, Callable[[Path], Path | list[Path]]] = {
+    "latency": latency,
+    "flatness": flatness,
+    "ops": ops,
+    "memory": memory,
+    "gpu": gpu,
+}
+
+
 def main() -> None:
-    for name, draw in (("latency", latency), ("ops", ops), ("memory", memory), ("gpu", gpu)):
+    for name, draw in DRAWN.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
             print(draw(path))

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper import TABLE_7
-from benchmarks.summary import NAMES_OF_NETWORKS, fastest, load, lower_by, medians, voxels
+from benchmarks.summary import (
+    NAMES_OF_NETWORKS,
+    fastest,
+    load,
+    lower_by,
+    medians,
+    times_gplws,
+    voxels,
+)
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- made by python -m benchmarks.readme -->"
@@ -57,7 +65,9 @@ def section(folder: Path | None = None) -> str:
             parts.append("Published networks, each in the fastest of its settings, seconds:")
             parts.append(_networks_table(rows))
         parts += _table_7(latency)
-        parts += _flatness_sentence(latency)
+    flat = load("flatness", folder)
+    if flat:
+        parts.append(_flatness_sentence(flat))
     memory = load("memory", folder)
     if memory:
         parts.append(_memory_sentence(memory))
@@ -156,14 +166,18 @@ def _engines_table(rows: list[dict[str, Any]]) -> str:
 
 def _networks_table(rows: list[dict[str, Any]]) -> str:
     precisions = list(dict.fromkeys(row["precision"] for row in rows))
-    best: dict[tuple[str, str], float] = {}
-    for row in rows:
-        found = medians(row["seconds"])
-        key = (row["network"], row["precision"])
-        best[key] = found.get("gplws", min(found.values()))
+    found = {p: (fastest(rows, p), times_gplws(rows, p)) for p in precisions}
     lines = [["", *precisions]]
     for network, name in NAMES_OF_NETWORKS.items():
-        cells = [_cell(best.get((network, p)), best["gplws", p]) for p in precisions]
+        cells = []
+        for seconds, ratios in found.values():
+            own = seconds.get(SHAPE, {}).get(network)
+            ratio = ratios.get(SHAPE, {}).get(network)
+            if own is None or ratio is None:
+                cells.append("")
+            else:
+                best = network == "gplws"
+                cells.append(f"**{own:.2f}**" if best else f"{own:.2f} ({ratio:.1f}x)")
         if any(cells):
             lines.append([name + (" on gplws" if network == "gplws" else ""), *cells])
     return _table(lines)
@@ -171,9 +185,9 @@ def _networks_table(rows: list[dict[str, Any]]) -> str:
 
 def _table_7(latency: dict[str, Any]) -> list[str]:
     """Time saved against each network, for the shapes at which all of them were measured."""
-    measured = fastest(latency["rows"], "float32")
+    ratios = times_gplws(latency["rows"], "float32")
     shapes = [
-        shape for shape in TABLE_7 if NAMES_OF_NETWORKS.keys() <= measured.get(shape, {}).keys()
+        shape for shape in TABLE_7 if NAMES_OF_NETWORKS.keys() <= ratios.get(shape, {}).keys()
     ]
     if not shapes:
         return []
@@ -182,7 +196,7 @@ def _table_7(latency: dict[str, Any]) -> list[str]:
         if network != "gplws":
             cells = []
             for shape in shapes:
-                percent = lower_by(measured[shape]["gplws"], measured[shape][network])
+                percent = lower_by(ratios[shape][network])
                 cells.append(f"{percent:.0f}% ({TABLE_7[shape][network].lower_by:.0f}%)")
             lines.append([name, *cells])
     said = (
@@ -268,22 +282,15 @@ def _table(lines: list[list[str]]) -> str:
     return "\n".join([header, "|---" * len(lines[0]) + "|", *body])
 
 
-def _flatness_sentence(latency: dict[str, Any]) -> list[str]:
-    found = [
-        f
-        for f in latency.get("flatness", [])
-        if (f["network"], f["engine"], f["precision"]) == ("gplws", "gplws", "float32")
-    ]
-    if not found:
-        return []
+def _flatness_sentence(flat: dict[str, Any]) -> str:
     what = {"frames": "number of frames", "size": "size"}
-    said = [f"{100 * f['largest_deviation']:.0f}% over {what[f['over']]}" for f in found]
-    shapes = [sorted(f["ns_per_voxel"], key=voxels) for f in found]
-    measured = "; ".join(f"{s[0]} to {s[-1]}" for s in shapes)
-    return [
-        f"The cost per voxel (float32) strays from its median by at most {' and '.join(said)} "
-        f"({measured})."
-    ]
+    said = []
+    for row in flat["rows"]:
+        if row["precision"] == "float32":
+            shapes = sorted(row["ns_per_voxel"], key=voxels)
+            share = f"{100 * row['largest_deviation']:.0f}%"
+            said.append(f"{share} over {what[row['over']]} ({shapes[0]} to {shapes[-1]})")
+    return f"The cost per voxel (float32) strays from its median by at most {' and '.join(said)}."
 
 
 def _memory_sentence(memory: dict[str, Any]) -> str:

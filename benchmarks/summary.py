@@ -71,9 +71,47 @@ def fastest(rows: Sequence[Mapping[str, Any]], precision: str) -> dict[str, dict
     return found
 
 
-def lower_by(ours: float, theirs: float) -> float:
-    """Percent that ``ours`` needs less than ``theirs``, as the paper's Table 7 prints it."""
-    return 100 * (1 - ours / theirs)
+def gplws_beside(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> float | None:
+    """Seconds of GPLWS-Net on the kernels for the work of a row.
+
+    Those that took turns with the row, or else those of its own row of the same run.
+
+    Args:
+        rows: of ``latency.json``.
+        row: one of them.
+    """
+    if row.get("gplws_beside"):
+        return statistics.median(row["gplws_beside"])
+    for other in rows:
+        same = all(other[key] == row[key] for key in ("precision", "shape"))
+        if same and other["network"] == "gplws" and "gplws" in other["seconds"]:
+            return statistics.median(other["seconds"]["gplws"])
+    return None
+
+
+def times_gplws(rows: Sequence[Mapping[str, Any]], precision: str) -> dict[str, dict[str, float]]:
+    """How many times as long as GPLWS-Net on the kernels each network takes in its fastest setting.
+
+    Args:
+        rows: of ``latency.json``.
+        precision: "float32" or "bfloat16".
+
+    Returns:
+        Ratios by shape and network, where both were measured.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        ours = gplws_beside(rows, row)
+        if row["precision"] == precision and row["seconds"] and ours:
+            best = min(medians(row["seconds"]).values())
+            ratio = 1.0 if row["network"] == "gplws" else best / ours
+            found.setdefault(row["shape"], {})[row["network"]] = ratio
+    return found
+
+
+def lower_by(ratio: float) -> float:
+    """Percent of the time that is saved where the other takes ``ratio`` times as long."""
+    return 100 * (1 - 1 / ratio)
 
 
 def sizes(shape: str) -> tuple[int, int, int]:
@@ -88,36 +126,19 @@ def voxels(shape: str) -> int:
     return frames * height * width
 
 
-def flatness(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How far the cost per voxel strays over frames (256 x 256) and over sizes (10 frames, square).
+def flatness(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """How far the cost per voxel strays from its median over the shapes.
 
-    For each network, precision and candidate with three shapes or more: the median of its costs per
-    voxel, and the largest deviation from it, as share.
+    Args:
+        times: seconds by shape.
+
+    Returns:
+        Costs by shape and their median in ns, and the largest deviation as a share of it.
     """
-    costs: dict[tuple[str, str, str, str], dict[str, float]] = {}
-    for row in rows:
-        frames, height, width = sizes(row["shape"])
-        for over, belongs in (
-            ("frames", (height, width) == (256, 256)),
-            ("size", frames == 10 and height == width),
-        ):
-            for engine, seconds in medians(row["seconds"]).items() if belongs else ():
-                key = (row["network"], row["precision"], engine, over)
-                costs.setdefault(key, {})[row["shape"]] = 1e9 * seconds / voxels(row["shape"])
-    found = []
-    for (network, precision, engine, over), by_shape in costs.items():
-        if len(by_shape) < 3:
-            continue
-        middle = statistics.median(by_shape.values())
-        found.append(
-            {
-                "network": network,
-                "engine": engine,
-                "precision": precision,
-                "over": over,
-                "ns_per_voxel": by_shape,
-                "median_ns_per_voxel": middle,
-                "largest_deviation": max(abs(c / middle - 1) for c in by_shape.values()),
-            }
-        )
-    return found
+    costs = {shape: 1e9 * s / voxels(shape) for shape, s in medians(times).items()}
+    middle = statistics.median(costs.values())
+    return {
+        "ns_per_voxel": costs,
+        "median_ns_per_voxel": middle,
+        "largest_deviation": max(abs(cost / middle - 1) for cost in costs.values()),
+    }

@@ -24,6 +24,7 @@ def take_turns(
     *,
     seconds: float = 6.0,
     fewest: int = FEWEST_ROUNDS,
+    once: float | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, list[float]]:
     """Times of each candidate, in seconds; in each round every candidate has one turn.
@@ -32,17 +33,19 @@ def take_turns(
         candidates: functions without arguments, by name.
         seconds: how long all of it may take, roughly.
         fewest: rounds, also where they take longer.
-        check: is given the results, by name, before anything is timed.
+        once: how long a round took that the caller has run; by default one is run here first.
+        check: is given the results of that first round, by name, before anything is timed.
 
     Returns:
         The times, by name, in the order of the rounds.
     """
-    start = time.perf_counter()
-    results = {name: run() for name, run in candidates.items()}  # compiles, fills caches, allocates
-    once = time.perf_counter() - start
-    if check is not None:
-        check(results)
-    del results
+    if once is None:
+        start = time.perf_counter()
+        results = {name: run() for name, run in candidates.items()}  # compiles, fills caches
+        once = time.perf_counter() - start
+        if check is not None:
+            check(results)
+        del results
     count = max(fewest, min(MOST_ROUNDS, int(seconds / once)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(count):

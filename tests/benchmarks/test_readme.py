@@ -9,8 +9,8 @@ from repository_runs import run
 SUMMARY = """
 import json, sys
 from benchmarks.summary import flatness, quartiles
-rows = json.load(sys.stdin)
-print(json.dumps([flatness(rows), quartiles([4.0, 1.0, 3.0, 2.0, 5.0])]))
+times = json.load(sys.stdin)
+print(json.dumps([flatness(times), quartiles([4.0, 1.0, 3.0, 2.0, 5.0])]))
 """
 
 
@@ -38,21 +38,33 @@ def test_the_fastest_setting_and_the_ratios_come_from_the_medians(repository, tm
     assert "99" not in shown
 
 
-def test_flatness_is_the_largest_deviation_from_the_median_cost_per_voxel(repository) -> None:
-    rows = [
-        {
-            "network": "gplws",
-            "precision": "float32",
-            "shape": f"{frames}x256x256",
-            "seconds": {"gplws": [cost * 1e-9 * frames * 256 * 256]},
-        }
-        for frames, cost in ((5, 100), (10, 120), (50, 90))
-    ]
-    ended = run(repository, "-c", SUMMARY, given=json.dumps(rows))
-    (found,), middle = json.loads(ended.stdout)
-    assert found["over"] == "frames" and found["median_ns_per_voxel"] == pytest.approx(100)
+def test_flatness_is_the_largest_deviation_from_the_median_cost_per_voxel(
+    repository, tmp_path
+) -> None:
+    times = {
+        f"{frames}x256x256": [cost * 1e-9 * frames * 256 * 256]
+        for frames, cost in ((10, 120), (5, 100), (50, 90))
+    }
+    ended = run(repository, "-c", SUMMARY, given=json.dumps(times))
+    found, middle = json.loads(ended.stdout)
+    assert found["median_ns_per_voxel"] == pytest.approx(100)
     assert found["largest_deviation"] == pytest.approx(0.2)
     assert middle == [2.0, 4.0]
+
+    write(tmp_path, "flatness", rows=[{"precision": "float32", "over": "frames", **found}])
+    expected = "at most 20% over number of frames (5x256x256 to 50x256x256)."
+    assert expected in " ".join(section(repository, tmp_path).split())
+
+
+def test_a_network_is_set_against_the_gplws_of_its_own_turns(repository, tmp_path) -> None:
+    shape = {"precision": "float32", "shape": "10x512x512"}
+    rows = [
+        {"network": "gplws", "seconds": {"gplws": [2.0]}, **shape},
+        {"network": "fvnet", "seconds": {"eager": [6.0]}, "gplws_beside": [4.0, 1.0], **shape},
+    ]
+    machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
+    write(tmp_path, "latency", machine=machine, rows=rows)
+    assert "| FVNet | 6.00 (2.4x) |" in section(repository, tmp_path)
 
 
 def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> None:
