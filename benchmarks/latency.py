@@ -9,7 +9,8 @@ shapes of Figure 1, Table 7 and 5 to 100 frames in float32, and shows what Table
 DDFFNet is made for one number of frames; it is built anew for each, and so not one network over all
 of them.
 
-Each shape is written to the JSON as soon as it is measured; --resume goes on from there.
+Each shape is written to the JSON as soon as it is measured, with commit and date; --resume goes on
+from there, --again measures anew what is asked for and keeps the rest.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from benchmarks.summary import (
     times_gplws,
     voxels,
 )
-from benchmarks.timing import FEWEST_ROUNDS, introduce, resumed_rows, save, show, take_turns
+from benchmarks.timing import FEWEST_ROUNDS, introduce, resumed_rows, save, show, take_turns, when
 
 SHAPES = {
     "one": [(10, 512, 512)],
@@ -248,6 +249,7 @@ def measure(
         "shape": shape_name(size),
         "seconds": times,
         "left_out": left_out,
+        **when(),
     }
     if beside:
         row[BESIDE] = beside
@@ -265,6 +267,11 @@ def describe(row: dict[str, Any], ours: float | None) -> str:
     ]
     columns += [f"{name}: {reason}" for name, reason in row["left_out"].items()]
     return f"| {row['network']} | {row['precision']} | {row['shape']} | {' | '.join(columns)} |"
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    """What a row is of: there is one for each network, precision and shape."""
+    return row["network"], row["precision"], row["shape"]
 
 
 def main() -> None:
@@ -289,6 +296,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="for each row, roughly")
     parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="at least")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run")
+    parser.add_argument(
+        "--again", action="store_true", help="as --resume, but replace the rows that are asked for"
+    )
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results")
     options = parser.parse_args()
     networks = options.networks or (NETWORKS if options.paper else ["gplws"])
@@ -305,24 +315,24 @@ def main() -> None:
         if frames_of(network):
             print(f"{network}: made for one number of frames, built anew for each")
 
-    rows = resumed_rows("latency", options.out) if options.resume else []
-    done = {(row["network"], row["precision"], row["shape"]) for row in rows}
+    resumed = options.resume or options.again
+    rows = {key_of(row): row for row in resumed_rows("latency", options.out)} if resumed else {}
     # Every shape once, in the order of the sets.
     shapes = list(dict.fromkeys(size for one in sets for size in one))
     for network in networks:
         for precision in precisions:
             for size in shapes:
-                if (network, precision, shape_name(size)) in done:
+                if (network, precision, shape_name(size)) in rows and not options.again:
                     continue
                 row = measure(
                     network, precision, size, options.engines, options.seconds, options.rounds
                 )
-                rows.append(row)
-                write(rows, options.out)
-                print(describe(row, gplws_beside(rows, row)))
+                rows[key_of(row)] = row
+                write(list(rows.values()), options.out)
+                print(describe(row, gplws_beside(list(rows.values()), row)))
                 sys.stdout.flush()
-    path = write(rows, options.out)
-    report(rows)
+    path = write(list(rows.values()), options.out)
+    report(list(rows.values()))
     plots.latency(path)
     print(f"\n{path}")
 

@@ -94,17 +94,25 @@ def save(name: str, content: Mapping[str, Any], folder: Path | None = None) -> P
     return path
 
 
+def when() -> dict[str, str]:
+    """Commit and date, for rows of results that several runs may add to."""
+    facts = machine()
+    return {key: facts[key] for key in ("commit", "date")}
+
+
 def resumed_rows(name: str, folder: Path | None = None) -> list[dict[str, Any]]:
     """Rows of an earlier run that was stopped; none where there was none.
 
     Raises:
-        SystemExit: that run was made on another machine, with other versions or another commit.
+        SystemExit: that run was made on another machine, with other versions, or, unless each of
+            its rows says its commit, on another commit.
     """
     before = load(name, folder)
     if before is None:
         return []
     now, then = machine(), before["machine"]
-    differing = [key for key in now if key != "date" and now[key] != then.get(key)]
+    free = {"date", "commit"} if all("commit" in row for row in before["rows"]) else {"date"}
+    differing = [key for key in now if key not in free and now[key] != then.get(key)]
     if differing:
         changes = ", ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in differing)
         raise SystemExit(f"{name}.json cannot be resumed: {changes}; run without --resume")

@@ -19,10 +19,10 @@ struct GroupPointwiseConv3dParams {
   bool pointwise, relu, pointwise_relu, residual_relu;
 };
 
-// How the output is cut into independent tasks. A task is a tile of `tile_height` x `tile_width`
-// pixels of one image over `tile_frames` frames, with all channels.
+// How the output is cut into independent tasks. A task is a tile of up to `tile_height` x
+// `tile_width` pixels of one image over some of its frames, with all channels.
 struct GroupPointwiseConv3dPlan {
-  int64_t tile_height, tile_width, tile_frames;
+  int64_t tile_height, tile_width;
   int64_t tiles_h, tiles_w, tiles_n;
   int64_t tasks;
   int64_t scratch_floats;  // per thread, 64-byte aligned

@@ -112,37 +112,35 @@ int next_block(int64_t channels, int largest) {
 }
 
 // The packed taps of one pair of channels. Those of the four slots give m0, m1, m2 and -m3, and
-// frames n = m0 + m1 + m2 and n+1 = m1 - m2 - m3.
+// frames n = m0 + m1 + m2 and n+1 = m1 - m2 - m3. Without slots they are the weights as they are.
 template <class S>
-void transform_taps(const float* w, float* taps) {
+const float* packed_taps(const float* w, float* buffer) {
+  if constexpr (!kPaired<S>) return w;
   for (int t = 0; t < kPlaneTaps; ++t) {
     const float before = w[t], here = w[kPlaneTaps + t], behind = w[2 * kPlaneTaps + t];
-    if constexpr (kPaired<S>) {
-      taps[t] = here;
-      taps[kPlaneTaps + t] = before;
-      taps[2 * kPlaneTaps + t] = 0.5f * (before + here + behind);
-      taps[3 * kPlaneTaps + t] = 0.5f * (before - here + behind);
-      taps[4 * kPlaneTaps + t] = -behind;
-    } else {
-      taps[t] = before;
-      taps[kPlaneTaps + t] = here;
-      taps[2 * kPlaneTaps + t] = behind;
-    }
+    buffer[t] = here;
+    buffer[kPlaneTaps + t] = before;
+    buffer[2 * kPlaneTaps + t] = 0.5f * (before + here + behind);
+    buffer[3 * kPlaneTaps + t] = 0.5f * (before - here + behind);
+    buffer[4 * kPlaneTaps + t] = -behind;
   }
+  return buffer;
 }
 
 // Weights of `rows` output channels, block after block: [block][unit][tap][K]. `taps_of(row,
-// channel, taps)` gives those of one pair of channels.
+// channel, buffer)` is where those of one pair of channels are, for which it may use the buffer.
 template <class S, int Taps, class TapsOf>
 float* pack_rows(int64_t rows, int64_t channels, int largest_block, TapsOf taps_of, float* out) {
+  float first_buffer[Taps], second_buffer[Taps], words_buffer[Taps + kLanes];
   for (int64_t k0 = 0; k0 < rows;) {
     const int block = next_block(rows - k0, largest_block);
     for (int64_t c = 0; c < channels; c += S::kChannelsPerUnit) {
       for (int k = 0; k < block; ++k) {
-        float first[Taps], second[Taps] = {};
-        taps_of(k0 + k, c, first);
-        if (S::kChannelsPerUnit > 1 && c + 1 < channels) taps_of(k0 + k, c + 1, second);
-        for (int t = 0; t < Taps; ++t) out[t * block + k] = S::weight(first[t], second[t]);
+        const bool both = S::kChannelsPerUnit > 1 && c + 1 < channels;
+        const float* first = taps_of(k0 + k, c, first_buffer);
+        const float* second = both ? taps_of(k0 + k, c + 1, second_buffer) : nullptr;
+        const float* words = S::weights(first, second, Taps, words_buffer);
+        for (int t = 0; t < Taps; ++t) out[t * block + k] = words[t];
       }
       out += Taps * block;
     }
@@ -163,17 +161,38 @@ void pack(const GroupPointwiseConv3dParams& p, const float* weight, const float*
           float* packed) {
   const int64_t inputs = p.channels / p.groups, outputs = p.middle / p.groups;
   for (int64_t g = 0; g < p.groups; ++g) {
-    const auto taps_of = [&](int64_t row, int64_t channel, float* taps) {
+    const auto taps_of = [&](int64_t row, int64_t channel, float* buffer) {
       const int64_t pair = (g * outputs + row) * inputs + channel;
-      transform_taps<S>(weight + pair * 3 * kPlaneTaps, taps);
+      return packed_taps<S>(weight + pair * 3 * kPlaneTaps, buffer);
     };
     packed = pack_rows<S, kTaps<S>>(outputs, inputs, kConvBlock<S>, taps_of, packed);
   }
   if (!p.pointwise) return;
-  const auto tap_of = [&](int64_t row, int64_t channel, float* tap) {
-    *tap = pointwise_weight[row * p.middle + channel];
+  const auto tap_of = [&](int64_t row, int64_t channel, float*) {
+    return pointwise_weight + row * p.middle + channel;
   };
   pack_rows<S, 1>(p.channels_out, p.middle, kMaxBlock, tap_of, packed);
+}
+
+// Where part i of `parts` begins: equal parts but for one.
+int64_t part_start(int64_t i, int64_t size, int64_t parts) { return i * size / parts; }
+
+// What a tile takes, in instructions on vectors: the convs of its rows, and filling the slots. A
+// model to choose between ways of cutting.
+template <class S>
+int64_t cost_of_tile(const GroupPointwiseConv3dParams& p, const GroupPointwiseConv3dPlan& t,
+                     int64_t tiles_h, int64_t tiles_n) {
+  const Geometry g = geometry<S>(p, 1, t.tile_width);
+  const int64_t rows = ceil_div(p.height_out, tiles_h);
+  const int64_t steps = ceil_div(ceil_div(p.frames, S::kFramesPerStep), tiles_n);
+  const int64_t middle_units = ceil_div(p.middle, S::kChannelsPerUnit);
+  const int64_t conv = kPaired<S> ? 2 * kPlaneTaps : 3 * kPlaneTaps;  // a frame
+  const int64_t vector = S::kFramesPerStep * (p.middle * g.group_units * conv +
+                                              (p.pointwise ? p.channels_out * middle_units : 0));
+  const int64_t fill = (kPaired<S> ? 12 : 6) * g.group_units * p.groups;
+  const int64_t fills = kPaired<S> ? steps : min64(p.frames, steps + 2);
+  return steps * rows * (t.tile_width / kLanes) * vector +
+         fills * ((rows - 1) * p.stride + 3) * (g.row / kLanes) * fill;
 }
 
 template <class S>
@@ -190,23 +209,33 @@ GroupPointwiseConv3dPlan plan(const GroupPointwiseConv3dParams& p, int64_t threa
   while (widest > kMinTileWidth && !fits(wanted_height, min64(widest, p.width_out))) widest /= 2;
   while (widest > kLanes && !fits(1, widest)) widest /= 2;
   t.tile_width = ceil_div(ceil_div(p.width_out, ceil_div(p.width_out, widest)), kLanes) * kLanes;
-  t.tile_height = 1;
-  while (t.tile_height < min64(kMaxTileHeight, p.height_out) &&
-         fits(t.tile_height + 1, t.tile_width))
-    ++t.tile_height;
   t.tiles_w = ceil_div(p.width_out, t.tile_width);
-  t.tiles_h = ceil_div(p.height_out, t.tile_height);
-  t.tile_height = ceil_div(p.height_out, t.tiles_h);
-  // Cutting along the frames costs two extra frames of copying a piece, so only to feed all
-  // threads; and never between the frames of one step.
-  const int64_t tiles = p.batch * t.tiles_h * t.tiles_w;
+  int64_t highest = 1;
+  while (highest < min64(kMaxTileHeight, p.height_out) && fits(highest + 1, t.tile_width))
+    ++highest;
+  const int64_t fewest = ceil_div(p.height_out, highest);
+  t.tiles_h = fewest;
+  t.tiles_n = 1;
+  // Threads get equal numbers of tasks. Where these are few, those of some may take much longer:
+  // then lower tiles, or some of the frames (never cut between the frames of one step), which copy
+  // the rows and frames around them once more.
+  const int64_t columns = p.batch * t.tiles_w, enough = 4 * threads;
   const int64_t steps = ceil_div(p.frames, S::kFramesPerStep);
-  t.tiles_n = min64(steps, max64(1, ceil_div(2 * threads, tiles)));
-  t.tile_frames = ceil_div(steps, t.tiles_n) * S::kFramesPerStep;
-  t.tiles_n = ceil_div(p.frames, t.tile_frames);
-  t.tasks = tiles * t.tiles_n;
-  const Geometry g = geometry<S>(p, t.tile_height, t.tile_width);
-  t.scratch_floats = g.end;
+  const auto takes = [&](int64_t tiles_h, int64_t tiles_n) {
+    return ceil_div(columns * tiles_h * tiles_n, threads) * cost_of_tile<S>(p, t, tiles_h, tiles_n);
+  };
+  int64_t least = takes(t.tiles_h, t.tiles_n);
+  for (int64_t h = fewest; h <= p.height_out && columns * h <= max64(enough, columns * fewest); ++h)
+    for (int64_t n = 1; n <= steps && (n == 1 || columns * h * n <= enough); ++n) {
+      const int64_t cost = takes(h, n);
+      if (cost >= least) continue;
+      least = cost;
+      t.tiles_h = h;
+      t.tiles_n = n;
+    }
+  t.tile_height = ceil_div(p.height_out, t.tiles_h);
+  t.tasks = columns * t.tiles_h * t.tiles_n;
+  t.scratch_floats = geometry<S>(p, t.tile_height, t.tile_width).end;
   return t;
 }
 
@@ -688,6 +717,7 @@ void run(const GroupPointwiseConv3dParams& p, const GroupPointwiseConv3dPlan& pl
          int64_t end, float* scratch) {
   const Geometry g = geometry<S>(p, plan.tile_height, plan.tile_width);
   memset(scratch + g.zeros, 0, (g.end - g.zeros) * sizeof(*scratch));
+  const int64_t steps = ceil_div(p.frames, S::kFramesPerStep);
   for (int64_t task = begin; task < end; ++task) {
     int64_t i = task;
     const int64_t tn = i % plan.tiles_n;
@@ -697,12 +727,13 @@ void run(const GroupPointwiseConv3dParams& p, const GroupPointwiseConv3dPlan& pl
     const int64_t th = i % plan.tiles_h;
     Tile tile;
     tile.image = i / plan.tiles_h;
-    tile.h0 = th * plan.tile_height;
+    tile.h0 = part_start(th, p.height_out, plan.tiles_h);
     tile.w0 = tw * plan.tile_width;
-    tile.height = min64(plan.tile_height, p.height_out - tile.h0);
+    tile.height = part_start(th + 1, p.height_out, plan.tiles_h) - tile.h0;
     tile.width = min64(plan.tile_width, p.width_out - tile.w0);
-    const int64_t n0 = tn * plan.tile_frames;
-    run_tile<S>(p, g, tile, n0, min64(n0 + plan.tile_frames, p.frames), scratch);
+    const int64_t n0 = part_start(tn, steps, plan.tiles_n) * S::kFramesPerStep;
+    const int64_t n1 = part_start(tn + 1, steps, plan.tiles_n) * S::kFramesPerStep;
+    run_tile<S>(p, g, tile, n0, min64(n1, p.frames), scratch);
   }
   finish_streaming();
 }

@@ -6,7 +6,7 @@
 //   Rows               a row of a unit's first channel and of the next one;
 //   Rows::units        a vector of units from neighbouring columns, behind `count` of them zeros
 //   LastRow            the same for the last unit of an odd number of channels
-//   weight(a, b)       the weights of a unit's channels, as one 32-bit word
+//   weights(a, b, n)   n weights of a unit's channels, each pair as one 32-bit word; b may be null
 //   multiply_add       accumulator + products of the unit's channels, in float32
 //   pack_middle        rows of floats -> rows of units, between the two convs
 
@@ -21,7 +21,7 @@ struct Float32 {
     Vec units(int64_t column, int count) const { return load_first(row + column, count); }
   };
   using LastRow = Rows;
-  static float weight(float a, float) { return a; }
+  static const float* weights(const float* first, const float*, int, float*) { return first; }
   GPLWS_INLINE Vec multiply_add(Vec w, Vec x, Vec sum) { return sum + w * x; }
   static void pack_middle(const float*, int64_t, int64_t, int64_t, float*) {}
 };
@@ -37,7 +37,7 @@ struct Widened {
     Vec units(int64_t column, int count) const { return load_first(row + column, count); }
   };
   using LastRow = Rows;
-  static float weight(float a, float) { return a; }
+  static const float* weights(const float* first, const float*, int, float*) { return first; }
   GPLWS_INLINE Vec multiply_add(Vec w, Vec x, Vec sum) { return sum + w * x; }
   // The middle result is rounded to bfloat16, as it is where it is stored as such.
   static void pack_middle(float* mid, int64_t channels, int64_t chunk, int64_t pixels, float*) {
@@ -73,11 +73,13 @@ struct Pairs {
     return reinterpret_cast<Vec>(__builtin_convertvector(low, WordVec) |
                                  __builtin_convertvector(high, WordVec) << 16);
   }
-  static float weight(float a, float b) {
-    const uint32_t bits = bfloat16_bits(a) | static_cast<uint32_t>(bfloat16_bits(b)) << 16;
-    float word;
-    memcpy(&word, &bits, sizeof(word));
-    return word;
+  static const float* weights(const float* first, const float* second, int count, float* words) {
+    for (int i = 0; i < count; i += kLanes) {
+      const Vec low = load_first(first + i, count - i);
+      const Vec high = second ? load_first(second + i, count - i) : Vec{};
+      store(words + i, pair(narrow(low), narrow(high)));
+    }
+    return words;
   }
   GPLWS_INLINE Vec multiply_add(Vec w, Vec x, Vec sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));

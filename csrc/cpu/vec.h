@@ -60,12 +60,43 @@ GPLWS_INLINE void finish_streaming() {}
 // x - 0 is x for every x, so this is a plain broadcast; a loop over the lanes is not recognised.
 GPLWS_INLINE Vec broadcast(float s) { return s - Vec{}; }
 
-// The first `count` lanes from memory, zero behind them; reads nothing beyond.
+// Masked loads and stores of the first `count` lanes, 0 <= count < kLanes. AddressSanitizer does
+// not see them: it gets a loop.
+#if defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
+#define GPLWS_MASKED
+#if defined(__AVX512F__)
+GPLWS_INLINE __mmask16 first_lanes(int count) {
+  return static_cast<__mmask16>((1u << static_cast<unsigned>(count)) - 1);
+}
+GPLWS_INLINE Vec load_masked(const float* p, int count) {
+  return _mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+GPLWS_INLINE void store_masked(float* p, Vec v, int count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), v);
+}
+#else
+GPLWS_INLINE __m256i first_lanes(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+GPLWS_INLINE Vec load_masked(const float* p, int count) {
+  return _mm256_maskload_ps(p, first_lanes(count));
+}
+GPLWS_INLINE void store_masked(float* p, Vec v, int count) {
+  _mm256_maskstore_ps(p, first_lanes(count), v);
+}
+#endif
+#endif
+
+// The first `count` >= 0 lanes from memory, zero behind them; reads nothing beyond.
 GPLWS_INLINE Vec load_first(const float* p, int count) {
   if (count >= kLanes) return load(p);
+#if defined(GPLWS_MASKED)
+  return load_masked(p, count);
+#else
   float lanes[kLanes] = {};
   for (int i = 0; i < count; ++i) lanes[i] = p[i];
   return load(lanes);
+#endif
 }
 
 GPLWS_INLINE void store_first(float* p, Vec v, int count) {
@@ -73,22 +104,19 @@ GPLWS_INLINE void store_first(float* p, Vec v, int count) {
     store(p, v);
     return;
   }
+#if defined(GPLWS_MASKED)
+  store_masked(p, v, count);
+#else
   float lanes[kLanes];
   store(lanes, v);
   for (int i = 0; i < count; ++i) p[i] = lanes[i];
+#endif
 }
 
 // bfloat16: the upper half of a float.
 struct BFloat16 {
   uint16_t bits;
 };
-
-GPLWS_INLINE uint16_t bfloat16_bits(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  if (value != value) return 0x7fc0;
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 typedef uint32_t WordVec __attribute__((vector_size(GPLWS_VEC_BYTES)));
 typedef uint16_t HalfVec __attribute__((vector_size(GPLWS_VEC_BYTES / 2)));
@@ -128,9 +156,13 @@ GPLWS_INLINE void stream(BFloat16* p, Vec v) { store(p, v); }
 // The first `count` lanes from memory, zero behind them.
 GPLWS_INLINE HalfVec load_half_first(const BFloat16* p, int count) {
   if (count >= kLanes) return *reinterpret_cast<const UnalignedHalfVec*>(p);
+#if defined(GPLWS_MASKED) && defined(__AVX512F__)
+  return reinterpret_cast<HalfVec>(_mm256_maskz_loadu_epi16(first_lanes(count), p));
+#else
   HalfVec v = {};
   for (int i = 0; i < count; ++i) v[i] = p[i].bits;
   return v;
+#endif
 }
 
 GPLWS_INLINE Vec load_first(const BFloat16* p, int count) {
@@ -143,7 +175,11 @@ GPLWS_INLINE void store_first(BFloat16* p, Vec v, int count) {
     return;
   }
   const HalfVec half = narrow(v);
+#if defined(GPLWS_MASKED) && defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(p, first_lanes(count), reinterpret_cast<__m256i>(half));
+#else
   for (int i = 0; i < count; ++i) p[i].bits = half[i];
+#endif
 }
 
 // a0 b0 a1 b1 ... of the lower and of the upper halves of two vectors.

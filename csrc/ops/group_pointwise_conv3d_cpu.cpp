@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../cpu/group_pointwise_conv3d.h"
+#include "float_values.h"
 #include "group_pointwise_conv3d.h"
 #include "scratch.h"
 
@@ -14,16 +15,14 @@ void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
              Tensor& y) {
   if (y.numel() == 0) return;
   const Tensor dense_x = torch::stable::contiguous(x);
-  const Tensor float_weight = as_floats(weight);
-  const OptionalTensor float_bias = as_floats_or_none(bias);
-  const OptionalTensor float_pointwise_weight = as_floats_or_none(pointwise_weight);
-  const OptionalTensor float_pointwise_bias = as_floats_or_none(pointwise_bias);
+  const FloatValues float_weight(weight), float_bias(bias);
+  const FloatValues float_pointwise_weight(pointwise_weight), float_pointwise_bias(pointwise_bias);
   const OptionalTensor dense_residual = contiguous_or_none(residual);
 
   cpu::GroupPointwiseConv3dParams p{};
   p.x = dense_x.const_data_ptr();
-  p.bias = floats_or_null(float_bias);
-  p.pointwise_bias = floats_or_null(float_pointwise_bias);
+  p.bias = float_bias.data();
+  p.pointwise_bias = float_pointwise_bias.data();
   p.residual = dense_residual ? dense_residual->const_data_ptr() : nullptr;
   p.y = y.mutable_data_ptr();
   p.batch = s.batch;
@@ -45,8 +44,7 @@ void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
   const cpu::GroupPointwiseConv3dKernel& kernel =
       cpu::group_pointwise_conv3d_kernel(x.scalar_type() == ScalarType::BFloat16);
   Scratch packed(kernel.packed_size(p));
-  kernel.pack(p, float_weight.const_data_ptr<float>(), floats_or_null(float_pointwise_weight),
-              packed.data());
+  kernel.pack(p, float_weight.data(), float_pointwise_weight.data(), packed.data());
   p.packed = packed.data();
 
   const cpu::GroupPointwiseConv3dPlan plan = kernel.plan(p, torch::stable::get_num_threads());

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "float_values.h"
 #include "up_conv3d.h"
 
 namespace gplws {
@@ -11,13 +12,12 @@ void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
              const OptionalTensor& residual, const UpConv3dSizes& s, Tensor& y) {
   if (y.numel() == 0) return;
   const Tensor dense_x = torch::stable::contiguous(x);
-  const Tensor float_weight = as_floats(weight);
-  const OptionalTensor float_bias = as_floats_or_none(bias);
+  const FloatValues float_weight(weight), float_bias(bias);
   const OptionalTensor dense_residual = contiguous_or_none(residual);
   cpu::UpConv3dParams p{};
   p.x = dense_x.const_data_ptr();
-  p.weight = float_weight.const_data_ptr<float>();
-  p.bias = floats_or_null(float_bias);
+  p.weight = float_weight.data();
+  p.bias = float_bias.data();
   p.residual = dense_residual ? dense_residual->const_data_ptr() : nullptr;
   p.y = y.mutable_data_ptr();
   p.batch = s.batch;

@@ -73,3 +73,24 @@ def test_one_command_times_all_networks_and_says_which_are_built_anew(repository
     }
     assert frames == {"2x16x16": 2, "3x16x16": 3}
     assert sum("made_for_frames" in row for row in rows) == 2
+
+
+def test_rows_of_an_earlier_commit_are_kept_and_single_ones_measured_anew(
+    repository, tmp_path
+) -> None:
+    options = f"--precision float32 --shapes 2x16x16 --engines eager --seconds 0.1 --out {tmp_path}"
+    path = tmp_path / "latency.json"
+    for networks, which_are_new in (
+        ("fvnet dfvnet", [True, True]),
+        ("fvnet --again", [True, False]),
+        ("dfvnet --resume", [False, False]),
+    ):
+        call = f"{options} --networks {networks}"
+        assert run_main(repository, "benchmarks.latency", call, before=SMALL_PEERS)[1] == [""]
+        content = json.loads(path.read_text())
+        rows = content["rows"]
+        assert [row["network"] for row in rows] == ["fvnet", "dfvnet"]
+        assert [row["commit"] != "older" for row in rows] == which_are_new
+        content["machine"]["commit"] = "older"
+        content["rows"] = [{**row, "commit": "older"} for row in rows]
+        path.write_text(json.dumps(content))
