@@ -184,9 +184,10 @@ def figures(result: Result) -> dict[str, Any]:
     """A row of the JSON."""
     depth = {key: None if math.isnan(v) else v for key, v in asdict(result.depth).items()}
     frames = {key: None if math.isnan(v) else v for key, v in asdict(result.frames).items()}
-    ause = None if math.isnan(result.ause) else result.ause
+    orders = {key: getattr(result, key) for key in ("ause", "rmse_left", "least_rmse_left")}
+    orders = {key: None if math.isnan(v) else v for key, v in orders.items()}
     names = {"data": result.dataset, "method": result.method}
-    return {**names, "depth": depth, "frames": frames, "ause": ause}
+    return {**names, "depth": depth, "frames": frames, **orders}
 
 
 def report(means: list[Result], left_out: list[dict[str, Any]], note: str) -> None:

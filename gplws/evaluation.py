@@ -70,6 +70,9 @@ class Result:
         trusted: the same over those that the method itself calls valid.
         depth: errors in ``unit``, as papers print them; ``seconds`` is the time of this one call.
         ause: area under the sparsification error of the confidence; NaN without confidence.
+        rmse_left: RMSE without the least confident 20% of the pixels, as a share of that of all;
+            NaN without confidence.
+        least_rmse_left: the same without the 20% that are most wrong: no confidence does better.
     """
 
     method: str
@@ -80,6 +83,8 @@ class Result:
     trusted: FrameMetrics
     depth: DepthMetrics
     ause: float
+    rmse_left: float
+    least_rmse_left: float
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ class Evaluation:
                 trusted=mean_metrics([r.trusted for r in group]),
                 depth=mean_metrics([r.depth for r in group]),
                 ause=mean_of_known([r.ause for r in group]),
+                rmse_left=mean_of_known([r.rmse_left for r in group]),
+                least_rmse_left=mean_of_known([r.least_rmse_left for r in group]),
             )
             for (dataset, method), group in groups.items()
         ]
@@ -110,7 +117,7 @@ class Evaluation:
     def table(self) -> str:
         """The means as text; errors in frames, shares in percent."""
         head = ["data", "method", *(title for _, title in _COLUMNS)]
-        head += ["trusted", "mean there", "ause", "s"]
+        head += ["trusted", "mean there", "ause", "rmse -20%", "s"]
         rows = [head]
         for result in self.means():
             cells = [result.dataset, result.method]
@@ -120,7 +127,8 @@ class Evaluation:
             known = result.frames.pixels
             share = result.trusted.pixels / known if known else math.nan
             cells += [_percent(share), _number(result.trusted.mae_frames)]
-            cells += [_number(result.ause), _number(result.depth.seconds)]
+            cells += [_number(result.ause), _percent(result.rmse_left)]
+            cells += [_number(result.depth.seconds)]
             rows.append(cells)
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         lines = []
@@ -309,9 +317,13 @@ def _result(
     # What lies beyond the focus positions cannot be found by any method.
     known = sample.valid & sample.depth_index().isfinite()
     given = (estimate.depth, sample.depth, sample.focus_positions)
-    ause = math.nan
+    ause = rmse_left = least_rmse_left = math.nan
     if estimate.confidence is not None:
-        ause = sparsification(estimate.depth, sample.depth, estimate.confidence, known).ause
+        found = sparsification(estimate.depth, sample.depth, estimate.confidence, known)
+        ause = found.ause
+        if found.rmse[0] > 0:
+            rmse_left = found.rmse_after_20_percent / float(found.rmse[0])
+            least_rmse_left = found.oracle_rmse_after_20_percent / float(found.rmse[0])
     return Result(
         method=method,
         dataset=dataset,
@@ -327,6 +339,8 @@ def _result(
             seconds=seconds,
         ),
         ause=ause,
+        rmse_left=rmse_left,
+        least_rmse_left=least_rmse_left,
     )
 
 

@@ -112,6 +112,7 @@ class Sparsification:
         ause: area between ``rmse`` and ``oracle_rmse``, both divided by the RMSE of all pixels; 0
             for a confidence that orders pixels as their errors do, NaN where no pixel is wrong.
         rmse_after_20_percent: RMSE after the least confident 20% were dropped.
+        oracle_rmse_after_20_percent: RMSE after the worst 20% were dropped.
 
     Source: Ilg et al., "Uncertainty estimates and multi-hypotheses networks for optical flow", ECCV
     2018, arXiv:1802.07095, section 5.2.
@@ -122,6 +123,7 @@ class Sparsification:
     oracle_rmse: NDArray[np.float64]
     ause: float
     rmse_after_20_percent: float
+    oracle_rmse_after_20_percent: float
 
 
 def depth_metrics(
@@ -321,14 +323,16 @@ def sparsification(
     ordered = (sums / sizes).repeat_interleave(sizes)
     dropped = torch.arange(points, dtype=torch.float64) / points
     curve = _rest_rmse(ordered, dropped)
-    oracle = _rest_rmse(square.sort(descending=True).values, dropped)
+    worst_first = square.sort(descending=True).values
+    oracle = _rest_rmse(worst_first, dropped)
     area = float(torch.trapezoid(curve - oracle, dropped) / curve[0]) if curve[0] > 0 else math.nan
     return Sparsification(
         dropped=dropped.numpy(),
         rmse=curve.numpy(),
         oracle_rmse=oracle.numpy(),
         ause=area,
-        rmse_after_20_percent=float(_rest_rmse(ordered, torch.tensor([0.2]).double())[0]),
+        rmse_after_20_percent=_rmse_after(ordered, 0.2),
+        oracle_rmse_after_20_percent=_rmse_after(worst_first, 0.2),
     )
 
 
@@ -444,6 +448,11 @@ def _scharr(planes: Tensor, axis: int) -> Tensor:
     rows, columns = (along, across) if axis == 2 else (across, along)
     padded = F.pad(planes, (1, 1, 1, 1), mode="replicate")
     return F.conv2d(padded, (rows[:, None] * columns)[None, None])
+
+
+def _rmse_after(ordered: Tensor, dropped: float) -> float:
+    """:func:`_rest_rmse` of a single share."""
+    return float(_rest_rmse(ordered, torch.tensor([dropped], dtype=torch.float64))[0])
 
 
 def _rest_rmse(squares: Tensor, dropped: Tensor) -> Tensor:

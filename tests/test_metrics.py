@@ -159,6 +159,7 @@ def test_sparsification_of_a_perfect_confidence_is_its_own_oracle():
     assert found.ause == pytest.approx(0, abs=1e-12)
     kept = error.flatten().sort().values[:1600].double()
     assert found.rmse_after_20_percent == pytest.approx(float(kept.square().mean().sqrt()))
+    assert found.oracle_rmse_after_20_percent == pytest.approx(found.rmse_after_20_percent)
     assert found.rmse[0] == pytest.approx(float(error.double().square().mean().sqrt()))
 
 
