@@ -1,6 +1,6 @@
 """Writes the figures of benchmarks/results into README.md; with --check only compares.
 
-The text between the two comments of the README is made from the JSON files and nothing else.
+The text between the comments of each section is made from the JSON files and nothing else.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from benchmarks.summary import (
 )
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN = "<!-- made by python -m benchmarks.readme -->"
-END = "<!-- end of what it made -->"
+BEGIN = "<!-- {}: made by python -m benchmarks.readme -->"
+END = "<!-- end of {} -->"
 SHAPE = "10x512x512"
 DEFAULT_MB = 640  # of reconstruct
 NAMES = {
@@ -47,8 +47,18 @@ GPU_NAMES = {
 ISAS = {"baseline": "no AVX", "avx2": "AVX2", "avx512": "AVX-512"}
 
 
-def section(folder: Path | None = None) -> str:
-    """The part of the README that comes from the results of ``folder``."""
+def sections(folder: Path | None = None) -> dict[str, str]:
+    """The parts of the README that come from the results of ``folder``, by name."""
+    found = {"speed": _speed(folder), "accuracy": _accuracy(folder)}
+    # Neither tables nor shapes are broken.
+    wrap = textwrap.TextWrapper(100, break_on_hyphens=False, break_long_words=False)
+    return {
+        name: "\n\n".join(p if p.startswith("|") else wrap.fill(p) for p in parts)
+        for name, parts in found.items()
+    }
+
+
+def _speed(folder: Path | None) -> list[str]:
     parts = []
     latency = load("latency", folder)
     if latency:
@@ -80,12 +90,38 @@ def section(folder: Path | None = None) -> str:
     gpu = load("gpu", folder)
     if gpu:
         parts += _gpu(gpu)
-    accuracy = load("accuracy_trained", folder)
-    if accuracy:
-        parts += _accuracy(accuracy)
-    # Neither tables nor shapes are broken.
-    wrap = textwrap.TextWrapper(100, break_on_hyphens=False, break_long_words=False)
-    return "\n\n".join(p if p.startswith("|") else wrap.fill(p) for p in parts)
+    return parts
+
+
+def _accuracy(folder: Path | None) -> list[str]:
+    parts = []
+    methods = load("accuracy", folder)
+    if methods:
+        parts += _methods(methods)
+    trained = load("accuracy_trained", folder)
+    if trained:
+        parts += _trained(trained)
+    return parts
+
+
+def _methods(found: dict[str, Any]) -> list[str]:
+    """Mean errors of the shipped network and of the classical methods."""
+    means = {(row["data"], row["method"]): row["frames"]["mae_frames"] for row in found["means"]}
+    sets = list(dict.fromkeys(data for data, _ in means))
+    methods = list(dict.fromkeys(method for _, method in means))
+    lines = [["", *methods]]
+    for data in sets:
+        errors = {m: round(means[data, m], 3) for m in methods if means.get((data, m)) is not None}
+        least = min(errors.values())
+        cells = [f"**{e:.3f}**" if e == least else f"{e:.3f}" for e in errors.values()]
+        lines.append([data, *cells])
+    said = (
+        "Mean error in frames, every pixel counted, the smallest of a row in bold. The levels are "
+        f"{found['count']} simulated stacks each, of surfaces and textures that the weights have "
+        "never seen; `python -m benchmarks.accuracy --help` says what they are. The others are the "
+        "generated stacks of Cou (2023) with known depth:"
+    )
+    return [said, _table(lines)]
 
 
 def _gpu(found: dict[str, Any]) -> list[str]:
@@ -240,7 +276,7 @@ def _ablation(ablation: dict[str, Any]) -> list[str]:
     return [said, _table(lines)]
 
 
-def _accuracy(accuracy: dict[str, Any]) -> list[str]:
+def _trained(accuracy: dict[str, Any]) -> list[str]:
     """Errors of the networks that were trained with one budget."""
     means = {(row["data"], row["method"]): row for row in accuracy["means"]}
     sets = list(dict.fromkeys(data for data, _ in means))
@@ -328,13 +364,16 @@ def _accelerated(found: dict[str, Any]) -> list[str]:
     return [said, _table(lines)]
 
 
-def with_section(text: str, made: str) -> str:
-    """``text`` of the README with what is between the comments replaced."""
-    before, found, rest = text.partition(BEGIN)
-    old, ended, after = rest.partition(END)
-    if not found or not ended:
-        raise SystemExit(f"README.md must hold {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
+def with_sections(text: str, made: dict[str, str]) -> str:
+    """``text`` of the README with what is between the comments of each section replaced."""
+    for name, content in made.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise SystemExit(f"README.md must hold {begin} and {end}")
+        text = f"{before}{begin}\n\n{content}\n\n{end}{after}"
+    return text
 
 
 def main() -> None:
@@ -342,7 +381,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="fail where the README differs")
     options = parser.parse_args()
     text = README.read_text(encoding="utf-8")
-    made = with_section(text, section())
+    made = with_sections(text, sections())
     if options.check:
         sys.exit(0 if made == text else "README.md differs: run python -m benchmarks.readme")
     README.write_text(made, encoding="utf-8")

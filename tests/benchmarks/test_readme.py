@@ -115,6 +115,24 @@ def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> 
     assert "after 9 steps" in shown
 
 
+def test_the_most_accurate_method_of_a_level_is_in_bold(repository, tmp_path) -> None:
+    errors = {
+        ("easy", "gplws"): 0.25,
+        ("easy", "rr"): 0.5,
+        ("new", "gplws"): 0.75,
+        ("new", "rr"): 0.7,
+    }
+    means = [
+        {"data": data, "method": method, "frames": {"mae_frames": error}}
+        for (data, method), error in errors.items()
+    ]
+    write(tmp_path, "accuracy", count=12, means=means)
+    shown = section(repository, tmp_path)
+    assert "| | gplws | rr |" in shown and "12 simulated stacks" in " ".join(shown.split())
+    assert "| easy | **0.250** | 0.500 |" in shown
+    assert "| new | 0.750 | **0.700** |" in shown
+
+
 def test_accelerated_networks_are_compared_with_the_faster_stock_format(
     repository, tmp_path
 ) -> None:
@@ -174,8 +192,8 @@ def write(folder: Path, name: str, **content: object) -> None:
 
 def section(repository: Path, folder: Path) -> str:
     script = (
-        f"from pathlib import Path; from benchmarks.readme import section; "
-        f"print(section(Path({str(folder)!r})))"
+        f"from pathlib import Path; from benchmarks.readme import sections; "
+        f"print(*sections(Path({str(folder)!r})).values(), sep='\\n\\n')"
     )
     ended = run(repository, "-c", script)
     assert ended.returncode == 0, ended.stderr
