@@ -177,23 +177,29 @@ void pack(const GroupPointwiseConv3dParams& p, const float* weight, const float*
 // Where part i of `parts` begins: equal parts but for one.
 int64_t part_start(int64_t i, int64_t size, int64_t parts) { return i * size / parts; }
 
-// What a tile takes, in instructions on vectors: the convs of its rows, and filling the slots. A
-// model to choose between ways of cutting.
+// What a tile takes, in instructions on vectors: a model to choose between ways of cutting.
 template <class S>
-int64_t cost_of_tile(const GroupPointwiseConv3dParams& p, const GroupPointwiseConv3dPlan& t,
-                     int64_t tiles_h, int64_t tiles_n) {
-  const Geometry g = geometry<S>(p, 1, t.tile_width);
-  const int64_t rows = ceil_div(p.height_out, tiles_h);
-  const int64_t steps = ceil_div(ceil_div(p.frames, S::kFramesPerStep), tiles_n);
-  const int64_t middle_units = ceil_div(p.middle, S::kChannelsPerUnit);
-  const int64_t conv = kPaired<S> ? 2 * kPlaneTaps : 3 * kPlaneTaps;  // a frame
-  const int64_t vector = S::kFramesPerStep * (p.middle * g.group_units * conv +
-                                              (p.pointwise ? p.channels_out * middle_units : 0));
-  const int64_t fill = (kPaired<S> ? 12 : 6) * g.group_units * p.groups;
-  const int64_t fills = kPaired<S> ? steps : min64(p.frames, steps + 2);
-  return steps * rows * (t.tile_width / kLanes) * vector +
-         fills * ((rows - 1) * p.stride + 3) * (g.row / kLanes) * fill;
-}
+struct TileCost {
+  int64_t result_row;  // the convs of a row of the result, in one step
+  int64_t input_row;   // filling a row of all slots that a step fills
+  int64_t stride, frames;
+
+  TileCost(const GroupPointwiseConv3dParams& p, int64_t tile_width)
+      : stride(p.stride), frames(p.frames) {
+    const Geometry g = geometry<S>(p, 1, tile_width);
+    const int64_t units = ceil_div(p.middle, S::kChannelsPerUnit);
+    const int64_t taps = kPaired<S> ? 2 * kPlaneTaps : 3 * kPlaneTaps;  // for each frame
+    const int64_t conv = p.middle * g.group_units * taps;
+    const int64_t pointwise = p.pointwise ? p.channels_out * units : 0;
+    result_row = tile_width / kLanes * S::kFramesPerStep * (conv + pointwise);
+    input_row = g.row / kLanes * g.group_units * p.groups * (kPaired<S> ? 12 : 6);
+  }
+
+  int64_t of(int64_t rows, int64_t steps) const {
+    const int64_t fills = kPaired<S> ? steps : min64(frames, steps + 2);
+    return steps * rows * result_row + fills * ((rows - 1) * stride + 3) * input_row;
+  }
+};
 
 template <class S>
 GroupPointwiseConv3dPlan plan(const GroupPointwiseConv3dParams& p, int64_t threads) {
@@ -213,26 +219,28 @@ GroupPointwiseConv3dPlan plan(const GroupPointwiseConv3dParams& p, int64_t threa
   int64_t highest = 1;
   while (highest < min64(kMaxTileHeight, p.height_out) && fits(highest + 1, t.tile_width))
     ++highest;
-  const int64_t fewest = ceil_div(p.height_out, highest);
-  t.tiles_h = fewest;
-  t.tiles_n = 1;
   // Threads get equal numbers of tasks. Where these are few, those of some may take much longer:
   // then lower tiles, or some of the frames (never cut between the frames of one step), which copy
   // the rows and frames around them once more.
+  const TileCost<S> cost(p, t.tile_width);
   const int64_t columns = p.batch * t.tiles_w, enough = 4 * threads;
+  const int64_t fewest = ceil_div(p.height_out, highest);
+  const int64_t most = max64(fewest, min64(p.height_out, enough / columns));
   const int64_t steps = ceil_div(p.frames, S::kFramesPerStep);
-  const auto takes = [&](int64_t tiles_h, int64_t tiles_n) {
-    return ceil_div(columns * tiles_h * tiles_n, threads) * cost_of_tile<S>(p, t, tiles_h, tiles_n);
-  };
-  int64_t least = takes(t.tiles_h, t.tiles_n);
-  for (int64_t h = fewest; h <= p.height_out && columns * h <= max64(enough, columns * fewest); ++h)
-    for (int64_t n = 1; n <= steps && (n == 1 || columns * h * n <= enough); ++n) {
-      const int64_t cost = takes(h, n);
-      if (cost >= least) continue;
-      least = cost;
+  int64_t least = INT64_MAX;
+  for (int64_t h = fewest; h <= most; ++h) {
+    const int64_t busy = ceil_div(threads, columns * h);  // a task for each thread
+    const int64_t parts[] = {1, busy, 2 * busy, enough / (columns * h)};
+    for (const int64_t wanted : parts) {
+      const int64_t n = max64(1, min64(wanted, steps));
+      const int64_t each = cost.of(ceil_div(p.height_out, h), ceil_div(steps, n));
+      const int64_t takes = ceil_div(columns * h * n, threads) * each;
+      if (takes >= least) continue;
+      least = takes;
       t.tiles_h = h;
       t.tiles_n = n;
     }
+  }
   t.tile_height = ceil_div(p.height_out, t.tiles_h);
   t.tasks = columns * t.tiles_h * t.tiles_n;
   t.scratch_floats = geometry<S>(p, t.tile_height, t.tile_width).end;
