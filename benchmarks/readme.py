@@ -118,8 +118,8 @@ def _methods(found: dict[str, Any]) -> list[str]:
     said = (
         "Mean error in frames, every pixel counted, the smallest of a row in bold. The levels are "
         f"{found['count']} simulated stacks each, of surfaces and textures that the weights have "
-        "never seen; `python -m benchmarks.accuracy --help` says what they are. The others are the "
-        "generated stacks of Cou (2023) with known depth:"
+        "never seen; `python -m benchmarks.accuracy --help` says what they are. The others are "
+        "stacks rendered from Middlebury scenes and the generated stacks of Cou (2023):"
     )
     return [said, _table(lines)]
 
