@@ -41,13 +41,14 @@ struct Walk {
 };
 
 // A frame is a peak where it is no lower than both neighbours. A comparison with NaN neither makes
-// a peak of the NaN nor keeps its neighbour from being one; the lowest frame wins ties.
+// a peak of the NaN nor keeps its neighbour from being one; the lowest frame wins ties. The winner
+// is the highest response, which is a peak.
 template <bool kNeighbours>
 GPLWS_INLINE void judge(Walk& w, Vec after, IntVec number) {
   const Mask top = not_less(not_less(w.here, w.before), w.here, after);
-  const Mask best = greater(top, w.here, w.peak);
+  const Mask best = greater(w.here, w.peak);
   w.group_peak = maximum_where(top, w.here, w.group_peak);
-  w.peak = select(best, w.here, w.peak);
+  w.peak = maximum(w.here, w.peak);
   w.frame = select(best, number, w.frame);
   if (kNeighbours) {
     w.left = select(best, w.before, w.left);
@@ -90,7 +91,7 @@ GPLWS_INLINE void walk(Walk* state, const Block& block, int64_t frames, int64_t 
     if (n + 1 == group_end || last) {
       for (int i = 0; i < kCount; ++i) {
         w[i].runner_up = maximum(w[i].runner_up, minimum(w[i].group_peak, w[i].settled));
-        w[i].settled = w[i].peak;
+        w[i].settled = maximum(w[i].settled, w[i].group_peak);
         w[i].group_peak = lowest;
       }
       group_end += group_size;

@@ -278,9 +278,7 @@ GPLWS_INLINE Mask not_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_
 GPLWS_INLINE Mask not_less(Mask where, Vec a, Vec b) {
   return _mm512_mask_cmp_ps_mask(where, a, b, _CMP_NLT_UQ);
 }
-GPLWS_INLINE Mask greater(Mask where, Vec a, Vec b) {
-  return _mm512_mask_cmp_ps_mask(where, a, b, _CMP_GT_OQ);
-}
+GPLWS_INLINE Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 GPLWS_INLINE Vec select(Mask where, Vec yes, Vec no) { return _mm512_mask_mov_ps(no, where, yes); }
 GPLWS_INLINE IntVec select(Mask where, IntVec yes, IntVec no) {
   return reinterpret_cast<IntVec>(
@@ -294,7 +292,7 @@ GPLWS_INLINE Vec maximum_where(Mask where, Vec a, Vec b) {
 typedef IntVec Mask;
 GPLWS_INLINE Mask not_less(Vec a, Vec b) { return ~(a < b); }
 GPLWS_INLINE Mask not_less(Mask where, Vec a, Vec b) { return where & ~(a < b); }
-GPLWS_INLINE Mask greater(Mask where, Vec a, Vec b) { return where & (a > b); }
+GPLWS_INLINE Mask greater(Vec a, Vec b) { return a > b; }
 GPLWS_INLINE Vec select(Mask where, Vec yes, Vec no) { return where ? yes : no; }
 GPLWS_INLINE IntVec select(Mask where, IntVec yes, IntVec no) { return where ? yes : no; }
 GPLWS_INLINE Vec maximum_where(Mask where, Vec a, Vec b) { return where ? maximum(a, b) : b; }
