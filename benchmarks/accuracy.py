@@ -56,6 +56,7 @@ from gplws.data.generator import StackGenerator, StackSettings
 from gplws.data.topographies import read_textures, read_topographies
 from gplws.datasets import FolderStacks, MiddleburyPairs
 from gplws.evaluation import Evaluation, Method, Result, evaluate, method_of
+from gplws.io.writers import jsonable
 
 SEED = 7_000_000  # far from those of training and validation
 CALM = StackSettings(
@@ -182,12 +183,9 @@ def measured(
 
 def figures(result: Result) -> dict[str, Any]:
     """A row of the JSON."""
-    depth = {key: None if math.isnan(v) else v for key, v in asdict(result.depth).items()}
-    frames = {key: None if math.isnan(v) else v for key, v in asdict(result.frames).items()}
-    orders = {key: getattr(result, key) for key in ("ause", "rmse_left", "least_rmse_left")}
-    orders = {key: None if math.isnan(v) else v for key, v in orders.items()}
-    names = {"data": result.dataset, "method": result.method}
-    return {**names, "depth": depth, "frames": frames, **orders}
+    keys = ("depth", "frames", "ause", "rmse_left", "least_rmse_left")
+    row = {"data": result.dataset, "method": result.method}
+    return jsonable({**row, **{key: getattr(result, key) for key in keys}})
 
 
 def report(means: list[Result], left_out: list[dict[str, Any]], note: str) -> None:

@@ -41,6 +41,7 @@ from benchmarks.networks import (
     random_peer,
 )
 from benchmarks.summary import (
+    BESIDE,
     NAMES_OF_NETWORKS,
     fastest,
     gplws_beside,
@@ -66,7 +67,6 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the largest result
 # from engine to engine by more than any sensible bound, so only float32 is compared there.
 UNCHECKED = math.inf
 MOST_VOXELS_OF_OTHERS = 1.1e7  # beyond, the slow candidates take minutes and many GB
-BESIDE = "gplws_beside"  # in a row of another network: times of GPLWS-Net in its turns
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 
 Candidate = Callable[[], Any]
@@ -240,8 +240,10 @@ def measure(
             candidates[BESIDE] = built.beside(stack)
             candidates[BESIDE]()
         # Where a round takes longer than all of the row should, the one just run warms up.
-        warm = {"once": once} if once > seconds else {}
-        times = take_turns(candidates, seconds=seconds, fewest=rounds, **warm) if candidates else {}
+        warm = once if once > seconds else None
+        times = {}
+        if candidates:
+            times = take_turns(candidates, seconds=seconds, fewest=rounds, once=warm)
     beside = times.pop(BESIDE, None)
     row = {
         "network": network,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
+BESIDE = "gplws_beside"  # in a row of another network: times of GPLWS-Net in its turns
 NAMES_OF_NETWORKS = {
     "gplws": "GPLWS-Net",
     "fvnet": "FVNet",
@@ -80,8 +81,8 @@ def gplws_beside(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> f
         rows: of ``latency.json``.
         row: one of them.
     """
-    if row.get("gplws_beside"):
-        return statistics.median(row["gplws_beside"])
+    if row.get(BESIDE):
+        return statistics.median(row[BESIDE])
     for other in rows:
         same = all(other[key] == row[key] for key in ("precision", "shape"))
         if same and other["network"] == "gplws" and "gplws" in other["seconds"]:
