@@ -20,10 +20,9 @@ from gplws.classical import (
     DepthFromFocus,
     StackStatistics,
     depth_from_focus,
+    floats_per_pixel,
     position_at,
     receptive_radius,
-    refine_depth,
-    refining_radius,
     regularised,
     stack_statistics,
 )
@@ -32,14 +31,16 @@ from gplws.data import FocalStack
 from gplws.io import read_stack, save_reconstruction
 from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
+from gplws.models.classical_steps import CLASSICAL_STEPS, ClassicalStep
 from gplws.models.frame_bins import bin_size
-from gplws.models.gplws_net import refinement_limit
 from gplws.ops.focus_search import focus_search
 from gplws.tiling import Tile
 
 ZDirection = Literal["up", "down"]
 
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+_EVERYWHERE = (slice(None), slice(None))
 
 DEFAULT_METHOD = "rdf"
 """What ``method="auto"`` stands for: fast, and it says which pixels it cannot measure."""
@@ -250,7 +251,7 @@ class Engine(Protocol):
     def search(self, frames: Tensor, positions: Tensor) -> _Part:
         """Find the focus in a tile (N, h, w) float32 that includes the pixels within reach."""
 
-    refiner: _Refiner | None  # the last step, if there is one; ``search`` returns frames then
+    last_steps: list[_LastStep]  # with the whole depth map; ``search`` finds frame numbers then
     capturable: bool  # ``search`` depends on nothing that the host reads from this stack but
     plan: int  # what ``prepare`` settles
 
@@ -258,33 +259,24 @@ class Engine(Protocol):
         """The whole image (H, W) once more, now that all tiles are known; None: as it is."""
 
 
-class _Refiner:
-    """Depth below one frame, from the frames around a depth map; in tiles of its own.
-
-    Its reach is as large as that of a network: together they would overlap twice as far.
-    """
+class _LastStep:
+    """What a classical method adds to the depth map of a network; in tiles of its own."""
 
     alignment = 1
 
-    def __init__(self) -> None:
-        self.reach: int | None = refining_radius()
+    def __init__(self, step: ClassicalStep) -> None:
+        self._step = step
+        self.reach: int | None = step.reach
         self.statistics: StackStatistics | None = None
 
     def floats_per_pixel(self, n_frames: int) -> float:
         """Working memory for each pixel of a tile, all frames together."""
-        return 80.0 + 3.0 * n_frames  # measured with 5 to 100 frames
+        return self._step.floats_per_pixel(n_frames)
 
-    def prepare(self, bands: Iterator[Tensor]) -> None:
-        """Gather what depends on the whole stack."""
-        self.statistics = stack_statistics(bands)
-
-    def refine(
-        self, frames: Tensor, index: Tensor, confidence: Tensor, positions: Tensor
-    ) -> Tensor:
-        """Depth (h, w) in the unit of ``positions`` from frames (N, h, w) and frame numbers."""
-        limit = refinement_limit(confidence)
-        refined = refine_depth(frames, index, positions, limit, statistics=self.statistics)
-        return position_at(positions, refined)
+    def apply(self, frames: Tensor, index: Tensor, confidence: Tensor, positions: Tensor) -> Tensor:
+        """Frame numbers (h, w) from frames (N, h, w) and the frame numbers before."""
+        assert self.statistics is not None
+        return self._step.apply(frames, index, confidence, positions, self.statistics)
 
 
 class _ClassicalEngine:
@@ -295,12 +287,12 @@ class _ClassicalEngine:
     def __init__(self, method: str) -> None:
         self.name = method
         self.parameters: dict[str, Any] = {}
-        self.refiner: _Refiner | None = None
+        self.last_steps: list[_LastStep] = []
         self.reach: int | None = receptive_radius(method)
         self._statistics: StackStatistics | None = None
 
     def floats_per_pixel(self, n_frames: int) -> float:
-        return 120.0 + 7.5 * n_frames  # measured with 4 to 100 frames
+        return floats_per_pixel(n_frames)
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
         self._statistics = stack_statistics(bands)
@@ -379,7 +371,7 @@ class _NetworkEngine:
             cast(_Predicts, model) if reads_itself else _ReadByFocusSearch(model, name)
         )
         refines = reads_itself and getattr(model, "refines", False)
-        self.refiner: _Refiner | None = _Refiner() if refines else None
+        self.last_steps = [_LastStep(step) for step in CLASSICAL_STEPS] if refines else []
         # A network of unknown reach sees the whole image at once.
         self.reach: int | None = getattr(model, "reach", None)
         self.alignment: int = getattr(model, "coarsest", 1)
@@ -397,15 +389,16 @@ class _NetworkEngine:
         return floats if self.plan == 1 else floats + n_frames
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
-        if self.refiner is not None:
-            self.refiner.prepare(bands)
-            assert self.refiner.statistics is not None
-            self.plan = bin_size(self.refiner.statistics)
+        if self.last_steps:
+            statistics = stack_statistics(bands)
+            for step in self.last_steps:
+                step.statistics = statistics
+            self.plan = bin_size(statistics)
             self.parameters["frames_averaged"] = self.plan
 
     def search(self, frames: Tensor, positions: Tensor) -> _Part:
         stack = frames[None, None].to(self._dtype)
-        if self.refiner is None:
+        if not self.last_steps:
             found = self._reader.predict(stack, positions)
         else:
             found = cast(GPLWSNet, self._reader).predict(stack, refine=False, bin_size=self.plan)
@@ -480,7 +473,7 @@ class StackSearch:
         self.set_positions(stack.focus_positions_um)
         self._bands = _bands(stack, engine, memory_mb)
         self._tiles: list[Tile] = []
-        self._last_tiles: list[Tile] = []
+        self._last_tiles: list[list[Tile]] = []  # of each last step
         shape = (stack.height, stack.width)
         self._found = _Found(
             depth=torch.empty(shape, device=self._home),
@@ -498,7 +491,7 @@ class StackSearch:
     @property
     def n_tiles(self) -> int:
         """How often :meth:`search` and :meth:`finish` tell of their progress; once prepared."""
-        return len(self._tiles) + len(self._last_tiles)
+        return len(self._tiles) + sum(map(len, self._last_tiles))
 
     def set_positions(self, focus_positions_um: np.ndarray | None) -> None:
         """Focus positions (N,) of the frames, um; None: unknown."""
@@ -514,7 +507,7 @@ class StackSearch:
 
     def prepare(self, advance: Callable[[], None] = lambda: None) -> None:
         """Gather what depends on the whole stack."""
-        stack, engine, refiner = self._stack, self._engine, self._engine.refiner
+        stack, engine = self._stack, self._engine
 
         def bands() -> Iterator[Tensor]:
             for rows in self._bands:
@@ -523,7 +516,7 @@ class StackSearch:
 
         engine.prepare(bands())
         self._tiles = _tiles(stack, engine, self._memory_mb)
-        self._last_tiles = _tiles(stack, refiner, self._memory_mb) if refiner else []
+        self._last_tiles = [_tiles(stack, step, self._memory_mb) for step in engine.last_steps]
 
     def search(self, advance: Callable[[], None] = lambda: None) -> None:
         """Search all tiles."""
@@ -547,16 +540,32 @@ class StackSearch:
             advance()
 
     def finish(self, advance: Callable[[], None] = lambda: None) -> None:
-        """The last step of methods that have one."""
-        found, positions, refiner = self._found, self._positions, self._engine.refiner
+        """The last steps of methods that have some."""
+        found = self._found
         if self._whole is not None:
-            _regularise(self._stack, self._engine, positions, self._whole, found)
-        if refiner is not None:
-            index = found.depth.nan_to_num(0)  # a copy: tiles overlap
-            for tile in self._last_tiles:
-                depth = _refined(self._stack, refiner, tile, positions, index, found)
-                found.depth[tile.given] = depth
+            _regularise(self._stack, self._engine, self._positions, self._whole, found)
+        steps = self._engine.last_steps
+        if not steps:
+            return
+        index = found.depth.nan_to_num(0)
+        for step, its_tiles in zip(steps, self._last_tiles, strict=True):
+            before = index.clone()  # tiles overlap
+            for tile in its_tiles:
+                index[tile.given] = self._after(step, tile, before)
                 advance()
+        found.all_in_focus.copy_(_sharpest(self._stack, _EVERYWHERE, index.round().long()))
+        depth = position_at(self._positions, index.to(self._device)).to(index.device)
+        found.depth.copy_(depth.where(found.valid, torch.nan))
+
+    def _after(self, step: _LastStep, tile: Tile, index: Tensor) -> Tensor:
+        """Frame numbers of a tile after a last step, from those of the whole image (H, W)."""
+        seen = tile.seen
+        frames, nearby, confidence = (
+            values.to(self._device)
+            for values in (self._stack.gray(*seen), index[seen], self._found.confidence[seen])
+        )
+        changed = step.apply(frames, nearby, confidence, self._positions)
+        return changed[tile.inner].to(index.device)
 
     def maps(self, z_direction: ZDirection) -> dict[str, Tensor]:
         """What was found, under the names of :class:`Reconstruction`; some of it is not copied."""
@@ -570,24 +579,6 @@ class StackSearch:
         }
 
 
-def _refined(
-    stack: FocalStack,
-    refiner: _Refiner,
-    tile: Tile,
-    positions: Tensor,
-    index: Tensor,
-    found: _Found,
-) -> Tensor:
-    """Depth of a tile after the refiner, from frame numbers (H, W); NaN where not valid."""
-    frames, nearby, confidence = (
-        values.to(positions.device)
-        for values in (stack.gray(*tile.seen), index[tile.seen], found.confidence[tile.seen])
-    )
-    depth = refiner.refine(frames, nearby, confidence, positions)
-    valid = found.valid[tile.given]
-    return depth[tile.inner].to(valid.device).where(valid, torch.nan)
-
-
 def _regularise(
     stack: FocalStack, engine: Engine, positions: Tensor, searched: _Part, found: _Found
 ) -> None:
@@ -597,15 +588,15 @@ def _regularise(
         return
     home = found.depth.device
     found.depth.copy_(torch.where(result.valid, result.depth, torch.nan))
-    found.all_in_focus.copy_(_sharpest(stack, (slice(None), slice(None)), result.frame.to(home)))
+    found.all_in_focus.copy_(_sharpest(stack, _EVERYWHERE, result.frame.to(home)))
 
 
-def _pixels(stack: FocalStack, engine: Engine | _Refiner, memory_mb: float) -> int:
+def _pixels(stack: FocalStack, engine: Engine | _LastStep, memory_mb: float) -> int:
     """Pixels, with all frames, that the method may work on at a time."""
     return int(memory_mb * 2**20 / (4 * engine.floats_per_pixel(stack.n_frames)))
 
 
-def _tiles(stack: FocalStack, engine: Engine | _Refiner, memory_mb: float) -> list[Tile]:
+def _tiles(stack: FocalStack, engine: Engine | _LastStep, memory_mb: float) -> list[Tile]:
     """Tiles of the image that a method can take."""
     pixels = _pixels(stack, engine, memory_mb)
     return tiling.tiles(stack.height, stack.width, pixels, engine.reach, engine.alignment)

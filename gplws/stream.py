@@ -494,7 +494,7 @@ class _DeviceLine:
         self.engine, self.device, self.z_direction = engine, device, z_direction
         self._memory_mb, self._in_flight, self._queues = memory_mb, in_flight, queues
         # Where the host waits for intermediate results, a second stack would only delay the first.
-        self.limit = in_flight if engine.capturable and engine.refiner is None else 1
+        self.limit = in_flight if engine.capturable and not engine.last_steps else 1
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._slots: list[_Slot] = []
         self._search: StackSearch | None = None

@@ -317,6 +317,11 @@ def refining_radius() -> int:
     return MEASURES[_REFINING_MEASURE].total_reach + _REFINING_PASSES * windows
 
 
+def floats_per_pixel(n_frames: int) -> float:
+    """Working memory of :func:`depth_from_focus` for each pixel, in float32 values."""
+    return 120.0 + 7.5 * n_frames  # measured with 4 to 100 frames
+
+
 def focus_validity(prominence: Tensor, contrast: Tensor, vertex: Tensor, n_frames: int) -> Tensor:
     """Where a focus peak is real: above the noise, and within the stack.
 

@@ -9,6 +9,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ Progress: TypeAlias = bool | Callable[[int, int], None] | None
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 _IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg"}) | _TIFF_SUFFIXES
 _ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+
+# Frames of a folder whose names differ by numbers alone; with fewer, names say nothing.
+_SHARE_OF_USUAL_NAMES = 0.75
 
 # Decoding releases the interpreter lock; more threads than this only compete for the disk.
 _MAX_READERS = 8
@@ -135,7 +139,25 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
     kinds = sorted({path.suffix.lower() for path in paths})
     if len(kinds) > 1:
         logger.warning("%s: the folder mixes %s; all are read as frames", root, ", ".join(kinds))
-    return sorted(paths, key=lambda path: natural_key(path.name))
+    paths.sort(key=lambda path: natural_key(path.name))
+    strangers = _named_differently([path.name for path in paths])
+    if strangers:
+        logger.warning(
+            "%s: all images are read as frames, also %s, named unlike the others; move it away, or "
+            "pass a list of the frames, if it is none",
+            root,
+            ", ".join(strangers),
+        )
+    return paths
+
+
+def _named_differently(names: Sequence[str]) -> list[str]:
+    """The few names that differ from the others by more than numbers; none where many do."""
+    patterns = [re.sub(r"[0-9]+", "0", Path(name).stem.lower()) for name in names]
+    usual, count = Counter(patterns).most_common(1)[0]
+    if count < 3 or count < _SHARE_OF_USUAL_NAMES * len(names):
+        return []
+    return [name for name, pattern in zip(names, patterns, strict=True) if pattern != usual]
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:

@@ -11,14 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gplws import nn as gnn
-from gplws.classical import StackStatistics, position_at, refine_depth, stack_statistics
+from gplws.classical import StackStatistics, position_at, stack_statistics
 from gplws.luminance import luminance
+from gplws.models.classical_steps import CLASSICAL_STEPS
 from gplws.models.focus_features import FEATURES, features_reach, focus_features
 from gplws.models.frame_bins import FrameBins
 from gplws.models.frame_bins import bin_size as bin_size_of
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
-from gplws.nn.readout import batch_positions, median_and_deviation
+from gplws.nn.readout import (
+    agreed_median_and_deviation,
+    agreement_reach,
+    batch_positions,
+)
 from gplws.nn.symmetry import make_symmetric
 from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
 from gplws.ops.focus_search import focus_search
@@ -31,9 +36,6 @@ Groups = int | Literal["depthwise"]
 # First weights of the two focus responses in the logits, and how much faster than other weights
 # they learn.
 _PRIOR, _PRIOR_RATE = 3.0, 10.0
-# A probability as narrow as training makes it deviates by the first number of frames; what it
-# deviates beyond, times the second, is how far the refinement may move the depth.
-_LEAST_DEVIATION, _LIMIT_PER_DEVIATION = 0.5, 0.7
 
 
 class GPLWSNet(nn.Module):
@@ -165,7 +167,7 @@ class GPLWSNet(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Pixels on each side that a pixel of the focus volume depends on."""
+        """Pixels on each side that a pixel of :meth:`predict` without refinement depends on."""
         config = self.config
         levels = len(config["widths"])
         modules = list(config["depths"])
@@ -177,7 +179,7 @@ class GPLWSNet(nn.Module):
         # to level l reaches as far as one of the coarser level.
         reach = sum(count << level for level, count in enumerate(modules))
         reach += sum((1 << level) + (2 << level) for level in range(levels - 1))
-        return reach + (features_reach() if self.refines else 0)
+        return reach + (features_reach() + agreement_reach() if self.refines else 0)
 
     @property
     def floats_per_voxel(self) -> float:
@@ -300,18 +302,19 @@ class GPLWSNet(nn.Module):
         """Depth and confidence from the focus volume.
 
         By focus search, as in the paper. With ``stem="features"``, where the softmax over the
-        frames is trained to be the probability of each of them, depth is its median instead
-        (:func:`gplws.nn.median_and_deviation`), confidence falls with the deviation from it, and
-        the classical responses around it decide where it lies between two frames: see
-        :func:`gplws.classical.refine_depth`. Where focus moves by little from frame to frame, the
-        network is then shown averages of several (:mod:`gplws.models.frame_bins`).
+        frames is trained to be the probability of each of them, depth is its median instead,
+        unless the pixels around contradict (:func:`gplws.nn.agreed_median_and_deviation`),
+        and confidence falls with the deviation from it. Classical methods then have their say where
+        the network hesitates between frames, and about where the depth lies between two of them
+        (:mod:`gplws.models.classical_steps`). Where focus moves by little from frame to frame, the
+        network is shown averages of several (:mod:`gplws.models.frame_bins`).
 
         Args:
             stack: as for :meth:`forward`.
             focus_positions: (N,) or (B, N), any unit; default: frame numbers.
             groups: groups of the focus search; nothing to the median.
             radius: frames on each side of the maximum that refine it in the focus search.
-            refine: False leaves that last step out; :attr:`reach` holds without it.
+            refine: False leaves the classical steps out; :attr:`reach` holds without them.
             bin_size: frames that are averaged; default: by the width of the focus peaks in the
                 whole stack. 1: none.
 
@@ -333,20 +336,19 @@ class GPLWSNet(nn.Module):
             bin_size = min(map(bin_size_of, statistics))
         bins = FrameBins(gray.shape[1], bin_size)
         volume = self(bins.average(gray)[:, None]).float()
-        median, deviation = median_and_deviation(volume)
+        median, deviation = agreed_median_and_deviation(volume)
         found = median.nan_to_num(0)
         peak = volume.gather(1, found.round().long()[:, None])[:, 0]
         del volume
         found = bins.frame_number(found)
-        index = found.round().long()
         confidence = (1 / (1 + bin_size * deviation)).nan_to_num(0)
         if refine:
-            limits = refinement_limit(confidence)
-            known = zip(gray, found, positions, limits, statistics, strict=True)
-            found = torch.stack([refine_depth(*one, statistics=its) for *one, its in known])
+            for step in CLASSICAL_STEPS:
+                stacks = zip(gray, found, confidence, positions, statistics, strict=True)
+                found = torch.stack([step.apply(*one) for one in stacks])
         depth = torch.stack([position_at(*one) for one in zip(positions, found, strict=True)])
         depth_map = depth.where(median.isfinite(), torch.nan)
-        return FocusSearchResult(depth_map, index, peak, confidence)
+        return FocusSearchResult(depth_map, found.round().long(), peak, confidence)
 
     def reparameterise(self) -> nn.Module:
         """See :func:`gplws.nn.reparameterise`."""
@@ -355,20 +357,6 @@ class GPLWSNet(nn.Module):
     def fuse(self) -> nn.Module:
         """See :func:`gplws.nn.fuse`."""
         return gnn.fuse(self)
-
-
-def refinement_limit(confidence: Tensor) -> Tensor:
-    """How far classical responses may move a depth of :class:`GPLWSNet`, by its confidence.
-
-    Args:
-        confidence: (...) of :meth:`GPLWSNet.predict` with ``stem="features"``, 0..1.
-
-    Returns:
-        (...) frames: little where the network is sure, and where the blur differs a lot from frame
-        to frame; more where many frames look alike.
-    """
-    deviation = 1 / confidence - 1  # inf where confidence is 0
-    return _LIMIT_PER_DEVIATION * (deviation - _LEAST_DEVIATION).clamp(min=0)
 
 
 class UpConcat3d(nn.Module):

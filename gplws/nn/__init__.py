@@ -15,6 +15,7 @@ from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
 from gplws.nn.group_parallel import to_group_parallel
 from gplws.nn.layer_report import LayerReport, ModelReport
 from gplws.nn.readout import (
+    agreed_median_and_deviation,
     batch_positions,
     expected_depth,
     expected_depth_and_deviation,
@@ -35,6 +36,7 @@ __all__ = [
     "UpConv3d",
     "Workspace",
     "WorkspacePool",
+    "agreed_median_and_deviation",
     "batch_positions",
     "expected_depth",
     "expected_depth_and_deviation",

@@ -124,6 +124,20 @@ class TestFolders:
         read_stack(tmp_path)
         assert "mixes .bmp, .png" in caplog.text
 
+    def test_a_name_unlike_the_others_is_logged(self, tmp_path, caplog):
+        paths = write_pictures(tmp_path, textured(), ".png")
+        read_stack(tmp_path)
+        assert not caplog.text
+        paths[0].with_name("mask.png").write_bytes(paths[0].read_bytes())
+        assert read_stack(tmp_path).n_frames == N + 1
+        assert "also mask.png, named unlike the others" in caplog.text
+
+    def test_names_without_a_common_pattern_are_not_logged(self, tmp_path, caplog):
+        for name in ("near", "middle", "far", "farther"):
+            Image.fromarray(textured()[0]).save(tmp_path / f"{name}.png")
+        assert read_stack(tmp_path).n_frames == 4
+        assert not caplog.text
+
     def test_exif_orientation_is_ignored(self, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
