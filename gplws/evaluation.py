@@ -31,6 +31,7 @@ from gplws.metrics import (
     mean_of_known,
     sparsification,
 )
+from gplws.models.gplws_net import GPLWSNet
 from gplws.models.registry import load_model, model_names, name_of_weights
 from gplws.training import predicted
 
@@ -300,8 +301,11 @@ def _network(model: nn.Module, device: str | torch.device) -> Method:
             stack = luminance(stack)
         found = predicted(model, replace(batch, stack=stack))
         depth = found.depth[0].float().cpu()
+        valid = depth.isfinite()
+        if isinstance(model, GPLWSNet):
+            valid = model.valid(found, stack.shape[2])[0].cpu()
         said = getattr(found, "confidence", None)
-        return Estimate(depth, depth.isfinite(), None if said is None else said[0].float().cpu())
+        return Estimate(depth, valid, None if said is None else said[0].float().cpu())
 
     return run
 

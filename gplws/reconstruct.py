@@ -398,10 +398,12 @@ class _NetworkEngine:
 
     def search(self, frames: Tensor, positions: Tensor) -> _Part:
         stack = frames[None, None].to(self._dtype)
-        if not self.last_steps:
-            found = self._reader.predict(stack, positions)
-        else:
-            found = cast(GPLWSNet, self._reader).predict(stack, refine=False, bin_size=self.plan)
+        if self.last_steps:
+            network = cast(GPLWSNet, self._reader)
+            own = network.predict(stack, refine=False, bin_size=self.plan)
+            valid = network.valid(own, frames.shape[0])[0]
+            return _Part(own.depth[0], own.index[0], own.confidence[0], valid)
+        found = self._reader.predict(stack, positions)
         depth, index, confidence = found.depth[0], found.index[0], found.confidence[0]
         return _Part(depth, index, confidence, depth.isfinite())
 
@@ -525,7 +527,9 @@ class StackSearch:
             part = engine.search(self._stack.gray(*tile.seen).to(self._device), self._positions)
             inner, given = tile.inner, tile.given
             found.valid[given] = part.valid[inner].to(home)
-            depth = part.depth.where(part.valid, torch.nan)
+            depth = part.depth
+            if not engine.last_steps:  # which also look at what lies around
+                depth = depth.where(part.valid, torch.nan)
             found.depth[given] = depth[inner].to(home)
             found.confidence[given] = part.confidence[inner].to(home)
             found.all_in_focus[given] = _sharpest(self._stack, given, part.frame[inner].to(home))

@@ -19,6 +19,7 @@ from gplws.classical import (
     refine_depth,
     refining_radius,
 )
+from gplws.nn.readout import LEAST_DEVIATION, deviation_of
 
 # A network that deviates by more than so many frames, and more than so many widths of the focus
 # peaks, is in doubt; a classical depth is believed from such a confidence on, if it lies within so
@@ -28,9 +29,8 @@ _DOUBT, _DOUBT_PER_WIDTH = 1.6, 0.16
 _CLASSICAL_CONFIDENCE, _PLAUSIBLE_DEVIATIONS = 0.5, 3.0
 _CHECKING_METHOD = "rdf"
 
-# A probability as narrow as training makes it deviates by the first number of frames; what it
-# deviates beyond, times the second, is how far the refinement may move the depth.
-_LEAST_DEVIATION, _LIMIT_PER_DEVIATION = 0.5, 0.7
+# What the network deviates beyond the least, times this, is how far the refinement may move depth.
+_LIMIT_PER_DEVIATION = 0.7
 
 
 class ClassicalStep(NamedTuple):
@@ -43,18 +43,6 @@ class ClassicalStep(NamedTuple):
     """How far away a pixel can influence the result, in pixels."""
     floats_per_pixel: Callable[[int], float]
     """Working memory for each pixel, all N frames together, in float32 values."""
-
-
-def deviation_of(confidence: Tensor) -> Tensor:
-    """Deviation of the frame number that a confidence of :class:`gplws.models.GPLWSNet` stands for.
-
-    Args:
-        confidence: (...), 0..1.
-
-    Returns:
-        (...) frames; inf where confidence is 0.
-    """
-    return 1 / confidence - 1
 
 
 def check_against_classical(
@@ -102,7 +90,7 @@ def refine_by_classical(
     the network is sure and where the blur differs a lot from frame to frame, more where many frames
     look alike.
     """
-    limit = _LIMIT_PER_DEVIATION * (deviation_of(confidence) - _LEAST_DEVIATION).clamp(min=0)
+    limit = _LIMIT_PER_DEVIATION * (deviation_of(confidence) - LEAST_DEVIATION).clamp(min=0)
     return refine_depth(frames, depth_index, positions, limit, statistics=statistics)
 
 

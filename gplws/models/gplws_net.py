@@ -23,6 +23,8 @@ from gplws.nn.readout import (
     agreed_median_and_deviation,
     agreement_reach,
     batch_positions,
+    confidence_of,
+    is_known,
 )
 from gplws.nn.symmetry import make_symmetric
 from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
@@ -341,7 +343,7 @@ class GPLWSNet(nn.Module):
         peak = volume.gather(1, found.round().long()[:, None])[:, 0]
         del volume
         found = bins.frame_number(found)
-        confidence = (1 / (1 + bin_size * deviation)).nan_to_num(0)
+        confidence = confidence_of(bin_size * deviation)
         if refine:
             for step in CLASSICAL_STEPS:
                 stacks = zip(gray, found, confidence, positions, statistics, strict=True)
@@ -349,6 +351,20 @@ class GPLWSNet(nn.Module):
         depth = torch.stack([position_at(*one) for one in zip(positions, found, strict=True)])
         depth_map = depth.where(median.isfinite(), torch.nan)
         return FocusSearchResult(depth_map, found.round().long(), peak, confidence)
+
+    def valid(self, found: FocusSearchResult, n_frames: int) -> Tensor:
+        """Where the depth of a result of :meth:`predict` means anything.
+
+        Args:
+            found: the result.
+            n_frames: N of the stack.
+
+        Returns:
+            (B, H, W) bool: where depth is finite and, with ``stem="features"``,
+            :func:`gplws.nn.is_known`.
+        """
+        valid = found.depth.isfinite()
+        return valid & is_known(found.confidence, n_frames) if self.refines else valid
 
     def reparameterise(self) -> nn.Module:
         """See :func:`gplws.nn.reparameterise`."""

@@ -17,8 +17,11 @@ from gplws.nn.layer_report import LayerReport, ModelReport
 from gplws.nn.readout import (
     agreed_median_and_deviation,
     batch_positions,
+    confidence_of,
+    deviation_of,
     expected_depth,
     expected_depth_and_deviation,
+    is_known,
     median_and_deviation,
 )
 from gplws.nn.workspace import Workspace, WorkspacePool
@@ -38,11 +41,14 @@ __all__ = [
     "WorkspacePool",
     "agreed_median_and_deviation",
     "batch_positions",
+    "confidence_of",
+    "deviation_of",
     "expected_depth",
     "expected_depth_and_deviation",
     "fold_bn",
     "freeze_statistics",
     "fuse",
+    "is_known",
     "median_and_deviation",
     "reparameterise",
     "to_group_parallel",

@@ -9,6 +9,12 @@ from torch import Tensor
 _VALUES_AT_A_TIME = 1 << 18
 """Of a focus volume; what is computed from them stays in the caches."""
 
+LEAST_DEVIATION = 0.5
+"""Mean absolute deviation, in frames, of a probability that is as narrow as training makes it."""
+
+# Share of the way from there to the deviation of a depth of which nothing is known.
+_UNKNOWN = 0.4
+
 # What a pixel hears from its surroundings: cells of so many pixels, so many cells on each side, so
 # often, with such a weight, and the probability at which they count as saying nothing. They are
 # heard where they move the median by more than so many frames. Chosen on 48 simulated stacks of
@@ -60,6 +66,47 @@ def median_and_deviation(volume: Tensor) -> tuple[Tensor, Tensor]:
     """
     median = _median(volume)
     return median, _deviation(volume, median)
+
+
+def confidence_of(deviation: Tensor) -> Tensor:
+    """Confidence that a deviation stands for.
+
+    Args:
+        deviation: (...) frames, of :func:`median_and_deviation`.
+
+    Returns:
+        (...) 0..1: 1 / (1 + deviation); 0 for NaN.
+    """
+    return (1 / (1 + deviation)).nan_to_num(0)
+
+
+def deviation_of(confidence: Tensor) -> Tensor:
+    """Deviation of the frame number that a confidence stands for: :func:`confidence_of` reversed.
+
+    Args:
+        confidence: (...), 0..1.
+
+    Returns:
+        (...) frames; inf where confidence is 0.
+    """
+    return 1 / confidence - 1
+
+
+def is_known(confidence: Tensor, n_frames: int) -> Tensor:
+    """Where a probability over the frames says anything about the depth.
+
+    Args:
+        confidence: (...) of :func:`confidence_of`.
+        n_frames: N.
+
+    Returns:
+        (...) bool. False from two fifths of the way between the deviation of a narrow peak and
+        N / 4, that of even probability: blank surfaces, noise, texture that never changes. In
+        simulated stacks of eight kinds these are 1 to 5% of the pixels, with four to nine times the
+        error of the others.
+    """
+    beyond = max(n_frames / 4 - LEAST_DEVIATION, 0)
+    return deviation_of(confidence) <= LEAST_DEVIATION + _UNKNOWN * beyond
 
 
 def agreed_median_and_deviation(volume: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,12 @@ from gplws.models import GPLWSNet
 from gplws.models.classical_steps import (
     CLASSICAL_STEPS,
     check_against_classical,
-    deviation_of,
     refine_by_classical,
 )
+from gplws.nn import confidence_of
 
 N = 12
 POSITIONS = torch.arange(float(N))
-
-
-def confidence_for(deviation: torch.Tensor) -> torch.Tensor:
-    return 1 / (1 + deviation)
 
 
 def test_a_classical_depth_replaces_only_a_doubtful_one_nearby():
@@ -32,7 +28,7 @@ def test_a_classical_depth_replaces_only_a_doubtful_one_nearby():
     found[:, 32:48], deviation[:, 32:48] = 0.0, 2.0  # in doubt, 6.3 is not
     deviation[:, 48:] = torch.inf  # knows nothing: confidence 0
     checked = check_against_classical(
-        frames, found, confidence_for(deviation), POSITIONS, statistics
+        frames, found, confidence_of(deviation), POSITIONS, statistics
     )
     assert torch.equal(checked[:, :16], found[:, :16])
     assert torch.equal(checked[:, 16:32], classical.depth_index[:, 16:32])
@@ -56,7 +52,7 @@ def test_wide_focus_peaks_leave_room_for_wider_deviations():
     assert statistics.peak_width() > 20
     found, positions = torch.full((64, 64), 28.0), torch.arange(60.0)
     for deviation, taken in ((2.0, False), (9.0, True)):
-        confidence = confidence_for(torch.full((64, 64), deviation))
+        confidence = confidence_of(torch.full((64, 64), deviation))
         checked = check_against_classical(frames, found, confidence, positions, statistics)
         assert torch.equal(checked, found) != taken
 
@@ -67,17 +63,10 @@ def test_the_refinement_moves_a_depth_as_far_as_its_deviation_lets_it():
     coarse = torch.full((64, 64), 6.0)
     free = refine_depth(frames, coarse, statistics=statistics)
     deviation = torch.tensor([0.4, 0.6, 5.0]).repeat_interleave(22)[:64].expand(64, 64)
-    refined = refine_by_classical(frames, coarse, confidence_for(deviation), POSITIONS, statistics)
+    refined = refine_by_classical(frames, coarse, confidence_of(deviation), POSITIONS, statistics)
     assert torch.equal(refined[:, :22], coarse[:, :22])
     torch.testing.assert_close(refined[:, 22:44], torch.full((64, 22), 6.07), rtol=0, atol=1e-4)
     assert torch.equal(refined[:, 44:], free[:, 44:])
-
-
-def test_deviation_and_confidence_belong_together():
-    torch.testing.assert_close(
-        deviation_of(torch.tensor([1.0, 0.5, 0.2])), torch.tensor([0.0, 1, 4])
-    )
-    assert deviation_of(torch.tensor(0.0)) == torch.inf
 
 
 @pytest.mark.parametrize("step", CLASSICAL_STEPS, ids=lambda step: step.apply.__name__)

@@ -5,8 +5,11 @@ import torch
 
 from gplws.nn import (
     agreed_median_and_deviation,
+    confidence_of,
+    deviation_of,
     expected_depth,
     expected_depth_and_deviation,
+    is_known,
     median_and_deviation,
 )
 from gplws.nn.readout import agreement_reach
@@ -151,3 +154,21 @@ def test_the_agreed_median_of_the_smallest_volumes(shape):
     median, deviation = agreed_median_and_deviation(torch.randn(shape))
     assert median.shape == deviation.shape == (shape[0], *shape[2:])
     assert median.isfinite().all() and (median <= shape[1] - 1).all()
+
+
+def test_confidence_and_deviation_belong_together():
+    deviation = torch.tensor([0.0, 1.0, 4.0])
+    torch.testing.assert_close(confidence_of(deviation), torch.tensor([1.0, 0.5, 0.2]))
+    torch.testing.assert_close(deviation_of(confidence_of(deviation)), deviation)
+    assert (
+        confidence_of(torch.tensor(torch.nan)) == 0 and deviation_of(torch.tensor(0.0)) == torch.inf
+    )
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5, 10, 40, 100])
+def test_a_narrow_peak_is_known_and_even_probability_is_not(frames):
+    volume = torch.zeros(1, frames, 1, 2)
+    volume[0, :, 0, 1] = -0.5 * ((torch.arange(frames) - frames // 2) / 0.7) ** 2
+    _, deviation = median_and_deviation(volume)
+    even, narrow = is_known(confidence_of(deviation), frames)[0, 0].tolist()
+    assert narrow and even == (frames < 3)
