@@ -1,16 +1,29 @@
-from __future__ import annotations
+"""Methods on real stacks beside each other: the pictures, and what is counted without truth."""
 
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
+from repository_runs import run
 from stacks import textured_stack
 
-from benchmarks.side_by_side import counted, main
+COUNT = """
+import json
+import numpy as np
+from benchmarks.side_by_side import counted
+
+reference = np.tile(np.linspace(2, 4, 40, dtype=np.float32), (30, 1))
+index = reference.copy()
+index[5, 7] += 3
+index[20, 20:30] = np.nan
+index[:, 33:] += 4  # a step is no speckle
+nothing = np.full((8, 8), np.nan, np.float32)
+print(json.dumps([counted(index, reference), counted(nothing, nothing)]))
+"""
 
 
-def test_methods_lie_side_by_side(tmp_path, capsys):
+def test_methods_lie_side_by_side(repository, tmp_path) -> None:
     folder = tmp_path / "piece"
     folder.mkdir()
     frames = (255 * textured_stack(4.5, n_frames=9, noise=0.002)).byte().numpy()
@@ -20,7 +33,9 @@ def test_methods_lie_side_by_side(tmp_path, capsys):
     (folder / "mask.png").write_bytes((folder / "f0.png").read_bytes())
     (folder / "stack.json").write_text(json.dumps({"frames": names}))
     options = f"--methods rdf mdml --crop 0 8 40 50 --out {tmp_path / 'out'}"
-    main([str(folder), *options.split()])
+    ended = run(repository, "-m", "benchmarks.side_by_side", str(folder), *options.split())
+    assert ended.returncode == 0, ended.stderr
+    assert "speckle" in ended.stdout and "mask.png" not in ended.stderr
     with Image.open(tmp_path / "out" / "piece.png") as picture:
         assert picture.width > 600
     rows = json.loads((tmp_path / "out" / "side_by_side.json").read_text())["results"]
@@ -28,24 +43,15 @@ def test_methods_lie_side_by_side(tmp_path, capsys):
     for row in rows:
         assert row["valid"] == 1 and row["speckle"] == row["apart"] == 0
         assert 0 < row["roughness"] < 0.1
-    assert "speckle" in capsys.readouterr().out
 
 
-def test_speckle_is_what_sticks_out_of_its_surroundings():
-    index = np.tile(np.linspace(2, 4, 40, dtype=np.float32), (30, 1))
-    reference = index.copy()
-    index[5, 7] += 3
-    index[20, 20:30] = np.nan
-    index[:, 33:] += 4  # a step is none
-    found = counted(index, reference)
+def test_speckle_is_what_sticks_out_of_its_surroundings(repository) -> None:
+    ended = run(repository, "-c", COUNT)
+    assert ended.returncode == 0, ended.stderr
+    found, nothing = json.loads(ended.stdout)
     valid = 30 * 40 - 10
     assert found["valid"] == pytest.approx(valid / 1200)
     assert found["speckle"] == pytest.approx(1 / valid)
     assert found["roughness"] < 0.1
     assert found["apart"] == pytest.approx((1 + 30 * 7) / valid)
-
-
-def test_a_method_that_trusts_nothing_has_no_figures():
-    nothing = np.full((8, 8), np.nan, np.float32)
-    found = counted(nothing, nothing)
-    assert found["valid"] == 0 and np.isnan(found["speckle"]) and np.isnan(found["apart"])
+    assert nothing["valid"] == 0 and np.isnan([nothing["speckle"], nothing["apart"]]).all()
