@@ -70,6 +70,8 @@ class StackSettings:
         jitter_px: its deviation, log-uniform.
         magnification: probability that magnification changes with focus.
         magnification_total: largest change from the first frame to the last.
+        still: probability that focus stands still, so that all frames of a batch are taken at one
+            focus position and nothing in them tells depth.
         full_well_electrons: log-uniform; few electrons make noisy frames.
         read_noise_electrons: log-uniform.
         bit_depths: bits, drawn with equal probability.
@@ -116,6 +118,7 @@ class StackSettings:
     jitter_px: Range = (0.02, 0.5)
     magnification: float = 0.15
     magnification_total: float = 0.01
+    still: float = 0.0
     full_well_electrons: Range = (400.0, 60000.0)
     read_noise_electrons: Range = (1.0, 25.0)
     bit_depths: tuple[int, ...] = (8, 8, 10, 12, 16)
@@ -275,7 +278,11 @@ class StackGenerator:
             shift_px=shift,
             magnification=magnification,
         )
-        stack = self._photographed(rendered.irradiance, draw)
+        irradiance = rendered.irradiance
+        if self.settings.still and draw.chance(self.settings.still):
+            there = draw.integer(0, frames - 1)
+            irradiance = irradiance[:, :, there : there + 1].expand_as(irradiance)
+        stack = self._photographed(irradiance, draw)
         seen = surface[:, window[0], window[1]]
         focus = geometry.focus_um.to(self.device)
         index = frame_index(seen, focus)  # NaN beyond the focus range

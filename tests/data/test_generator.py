@@ -118,6 +118,18 @@ def test_what_lies_out_of_the_focus_range_is_not_valid():
     assert 0.02 < sum(shares) / len(shares) < 0.6
 
 
+def test_where_focus_stands_still_frames_differ_by_noise_only():
+    differ = {}
+    for still in (0.0, 1.0):
+        settings = dataclasses.replace(EASY, still=still, gain_drift=0.0)
+        sample = StackGenerator(settings, seed=5).batch(0, 2, 6, 48)
+        differ[still] = sample.stack.diff(dim=2).square().mean().sqrt().item()
+        assert sample.valid.float().mean() > 0.5
+    noise = 1 / 50_000**0.5  # of a full well, as a share of the largest value
+    assert differ[1.0] < 1.5 * noise
+    assert differ[0.0] > 5 * noise
+
+
 def test_displaced_frames_move_by_as_much_as_asked():
     # Flat, sharp scenes without noise: the shift follows from the gradient.
     still = StackSettings(
