@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -139,7 +140,7 @@ def reconstruct(
     """
     check_options(z_direction, memory_mb)
     place = resolve_device(device, stack)
-    engine = engine_of(method, place)
+    engine = engine_of(method, place, shared=True)
 
     started = time.perf_counter()
     focal_stack = read_stack(
@@ -151,7 +152,10 @@ def reconstruct(
         progress=progress,
     )
     read = time.perf_counter()
-    maps = reconstructed(focal_stack, engine, place, z_direction, memory_mb, progress)
+    try:
+        maps = reconstructed(focal_stack, engine, place, z_direction, memory_mb, progress)
+    finally:
+        engine.release()
     seconds = {"read": read - started, "reconstruct": time.perf_counter() - read}
     metadata = metadata_of(stack, focal_stack, engine, place, z_direction, seconds)
     return surface(maps, focal_stack, metadata, tensors=isinstance(stack, Tensor))
@@ -258,6 +262,9 @@ class Engine(Protocol):
     def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
         """The whole image (H, W) once more, now that all tiles are known; None: as it is."""
 
+    def release(self) -> None:
+        """Free working memory that would stay with a model which outlives the engine."""
+
 
 class _LastStep:
     """What a classical method adds to the depth map of a network; in tiles of its own."""
@@ -320,6 +327,9 @@ class _ClassicalEngine:
         smooth = regularised(searched, found.guide, positions)
         return _Part(smooth.depth, smooth.index, smooth.confidence, smooth.valid)
 
+    def release(self) -> None:
+        pass
+
 
 class _Prediction(Protocol):
     """What a network says of each pixel, (1, H, W) each."""
@@ -360,10 +370,13 @@ class _ReadByFocusSearch:
 class _NetworkEngine:
     capturable = True
 
-    def __init__(self, model: nn.Module, name: str, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, device: torch.device, shared: bool = False
+    ) -> None:
         self.name = name
         self.parameters: dict[str, Any] = {"network": type(model).__name__}
         model = model.to(device).eval()
+        self._shared = model if shared else None
         # Asked of the class: what torch.compile returns passes on attributes of the module inside,
         # and with them its forward that is not compiled.
         reads_itself = callable(getattr(type(model), "predict", None))
@@ -410,8 +423,24 @@ class _NetworkEngine:
     def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
         return None
 
+    def release(self) -> None:
+        if isinstance(self._shared, GPLWSNet):
+            self._shared.release_memory()
 
-def engine_of(method: str | nn.Module, device: torch.device) -> Engine:
+
+@lru_cache(maxsize=4)
+def _shared_model(name: str, device: torch.device) -> nn.Module:
+    """The network with its own weights, read once for all calls of :func:`reconstruct`."""
+    with torch.inference_mode(False):  # whatever the first caller works in
+        return load_model(name, device=device)
+
+
+def engine_of(method: str | nn.Module, device: torch.device, *, shared: bool = False) -> Engine:
+    """The method, bound to a device.
+
+    ``shared``: a network with weights is the same object in every call, to be released in the end;
+    else the engine has its own, which keeps its memory from stack to stack.
+    """
     if isinstance(method, nn.Module):
         return _NetworkEngine(method, type(method).__name__, device)
     if not isinstance(method, str):
@@ -420,7 +449,8 @@ def engine_of(method: str | nn.Module, device: torch.device) -> Engine:
     if name in CLASSICAL_METHODS:
         return _ClassicalEngine(name)
     if name in model_names():
-        return _NetworkEngine(load_model(name), name, device)
+        model = _shared_model(name, device) if shared else load_model(name)
+        return _NetworkEngine(model, name, device, shared)
     known = ", ".join(["auto", *CLASSICAL_METHODS, *model_names()])
     raise ValueError(f"method must be one of {known}, got {method!r}")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -261,6 +262,27 @@ def test_the_reach_of_the_network_is_exact():
         rows = grad.abs().sum((0, 1, 2, 4)).nonzero().flatten() - row
         farthest = max(farthest, int(rows.abs().max()))
     assert model.reach - 8 <= farthest <= model.reach
+
+
+def test_the_weights_are_read_once_and_no_working_memory_stays(wedge, monkeypatch):
+    module = sys.modules["gplws.reconstruct"]
+    module._shared_model.cache_clear()
+    read, load = [], module.load_model
+
+    def counted(name, **options):
+        read.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(module, "load_model", counted)
+    frames = wedge[0]
+    with torch.inference_mode():
+        first = gplws.reconstruct(frames, method="gplws")
+    again = gplws.reconstruct(frames, method="gplws")
+    assert read == ["gplws"]
+    np.testing.assert_array_equal(first.depth_index, again.depth_index)
+    model = module._shared_model("gplws", torch.device("cpu"))
+    assert not model._workspaces._idle
+    assert not any(parameter.is_inference() for parameter in model.parameters())
 
 
 def test_a_saved_reconstruction_says_how_it_was_made(wedge, tmp_path):
