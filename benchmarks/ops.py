@@ -24,7 +24,13 @@ import torch.nn.functional as F
 from benchmarks import plots
 from benchmarks.summary import medians
 from benchmarks.timing import introduce, save, show, take_turns
-from gplws.ops import focus_search, group_pointwise_conv3d, reference, up_conv3d
+from gplws.ops import (
+    focus_search,
+    group_pointwise_conv3d,
+    reference,
+    spline_smooth,
+    up_conv3d,
+)
 
 COPY = "copy of 256 MiB"
 COPY_BYTES = 2 * 256 * 2**20  # read and written
@@ -143,7 +149,7 @@ def _conv_case(
 
 @torch.inference_mode()
 def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
-    """The way up and the focus search."""
+    """The way up, the focus search and the smoothing."""
     for channels in (24, 48, 96):
         size = side * 6 // channels  # 24 channels come from half the side
         x = torch.randn(1, channels, frames, size, size).to(dtype)
@@ -186,6 +192,26 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
                     READ: read,
                 },
             )
+    images = torch.rand(frames, side, side)
+    smoothed = torch.empty_like(images)
+    for spacing in (1, 8):
+        yield Case(
+            "spline_smooth",
+            f"spacing {spacing}, {frames}x{side}x{side}",
+            16 * images.numel(),
+            8 * images.numel(),
+            {
+                "gplws": lambda s=spacing: spline_smooth(images, spacing=s, out=smoothed),
+                "gplws, fresh results": lambda s=spacing: spline_smooth(images, spacing=s),
+                "stock": lambda s=spacing: reference.spline_smooth(images, spacing=s),
+                # What fits into the caches better: one image at a time.
+                "stock, by image": lambda s=spacing: [
+                    reference.spline_smooth(image[None], spacing=s) for image in images
+                ],
+                COPY: copy,
+                READ: read,
+            },
+        )
 
 
 def main() -> None:

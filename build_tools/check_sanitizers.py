@@ -115,6 +115,7 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         conv3d_weight_gradient,
         focus_search,
         group_pointwise_conv3d,
+        spline_smooth,
         up_conv3d,
     )
 
@@ -136,6 +137,7 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         "up_conv3d": lambda x: up_conv3d(x, up_weight, groups=2),
         "conv3d_weight_gradient": lambda x: conv3d_weight_gradient(x, good, groups=2),
         "focus_search": lambda x: focus_search(x[0]),
+        "spline_smooth": lambda x: spline_smooth(x[0, 0]),
     }
     for name, call in calls.items():
         short, odd = one_too_short(*size), misaligned(*size)
@@ -146,6 +148,12 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         "group_pointwise_conv3d writes behind its result",
         overflow,
         lambda: group_pointwise_conv3d(good, weight, groups=2, out=out),
+    )
+    image = one_too_short(*size[2:])
+    yield (
+        "spline_smooth writes behind its result",
+        overflow,
+        lambda: spline_smooth(good[0, 0], out=image),
     )
     large = one_too_short(*doubled)
     yield (

@@ -22,4 +22,6 @@ STABLE_TORCH_LIBRARY(gplws, m) {
       "focus_search.out(Tensor volume, Tensor focus_positions, int groups, int refinement, "
       "int radius, bool log_scale, Tensor(a!) depth, Tensor(b!) index, Tensor(c!) peak, "
       "Tensor(d!) confidence) -> ()");
+  m.def("spline_smooth(Tensor images, int spacing) -> Tensor");
+  m.def("spline_smooth.out(Tensor images, int spacing, Tensor(a!) out) -> ()");
 }

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from gplws.classical.focus_measures import _check_images, _in_chunks, mirror
+from gplws.classical.focus_measures import _check_images, _in_chunks
+from gplws.ops import reference
+from gplws.ops.spline_smooth import spline_smooth
 
 # The cubic B-spline [1, 4, 6, 4, 1] / 16. With its taps 1, 2, 4, ... pixels apart, level after
 # level, it approaches a Gaussian whose width doubles while the work per level stays the same.
@@ -51,18 +54,17 @@ def aggregation_reach(levels: int) -> int:
     return _REACH_PER_SPACING * (2**levels - 1)
 
 
-def smooth(images: Tensor, first: int, last: int) -> Tensor:
-    """Levels ``first`` to ``last - 1`` of the window over (C, H, W), all images at a time."""
+def smooth(images: Tensor, first: int, last: int, out: Tensor | None = None) -> Tensor:
+    """Levels ``first`` to ``last - 1`` of the window over (C, H, W); in ``out`` if it is given."""
+    on_kernels = images.device.type == "cpu" and images.dtype == torch.float32
+    differentiable = torch.is_grad_enabled() and images.requires_grad
     result = images
     for level in range(first, last):
-        result = _spline(_spline(result, -1, 2**level), -2, 2**level)
-    return result if last > first else images.clone()
-
-
-def _spline(images: Tensor, dim: int, spacing: int) -> Tensor:
-    size = images.shape[dim]
-    padded = mirror(images, _REACH_PER_SPACING * spacing, dim)
-    taps = [padded.narrow(dim, k * spacing, size) for k in range(5)]
-    total = taps[0] + taps[4]
-    total.add_(taps[1], alpha=4).add_(taps[3], alpha=4).add_(taps[2], alpha=6)
-    return total.mul_(1 / 16)
+        if not on_kernels:
+            result = reference.spline_smooth(result, spacing=2**level)
+        else:
+            given = out if level == last - 1 and not differentiable else None
+            result = spline_smooth(result, spacing=2**level, out=given)
+    if out is None:
+        return result if last > first else images.clone()
+    return out if result is out else out.copy_(result)

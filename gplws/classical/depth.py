@@ -427,7 +427,7 @@ def _with_consensus(volume: Tensor, responses: Tensor, peak: Tensor) -> Tensor:
     scale = peak.clamp(min=_TINY)
     shared = torch.empty_like(volume)
     for part in chunks(volume):
-        shared[part] = smooth(responses[part] / scale, _LEVELS[1], _LEVELS[2])
+        smooth(responses[part] / scale, _LEVELS[1], _LEVELS[2], out=shared[part])
     weight = _CONSENSUS / shared.amax(0).clamp(min=_TINY)
     result = torch.empty_like(volume)
     for part in chunks(volume):
@@ -457,8 +457,7 @@ def _three_windows(response: Tensor) -> list[Tensor]:
     for part in chunks(response):
         seen, first = response[part], 0
         for window, last in zip(windows, _LEVELS, strict=True):
-            seen, first = smooth(seen, first, last), last
-            window[part] = seen
+            seen, first = smooth(seen, first, last, out=window[part]), last
     return windows
 
 
@@ -538,7 +537,8 @@ def _search(
     surface = _smooth_surface(rough, _SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
     if along_surface:
         samples = _sampled(search.response, surface, spacing, places)
-        vertex = _vertex(samples, search.shares, surface, spacing, places, n_frames)
+        values = _aggregate(samples.values, search.shares)
+        vertex = _vertex(samples, values, search.shares, surface, spacing, places, n_frames)
     else:
         vertex = surface = rough if places is None else _frame_at(places, rough)
     index = torch.where(vertex.isnan(), surface, vertex).nan_to_num(0).clamp(0, n_frames - 1)
@@ -573,10 +573,13 @@ def _refined(
     for _ in range(_REFINING_PASSES):
         surface = _smooth_surface(index, _SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
         samples = _sampled(response, surface, spacing, places)
-        fine, medium, _ = (w.amax(0) - w.amin(0) for w in _three_windows(samples.values))
+        windows = _three_windows(samples.values)
+        fine, medium, _ = (window.amax(0) - window.amin(0) for window in windows)
         fine = _share(fine / (measure.fine_deviation * noise + _TINY), _REFINE_PROMINENCE)
         medium = _share(medium / (measure.medium_deviation * noise + _TINY), _REFINE_PROMINENCE)
-        vertex = _vertex(samples, _Shares(fine, medium), surface, spacing, places, n_frames)
+        shares = _Shares(fine, medium)
+        values = _blend(windows, *shares)
+        vertex = _vertex(samples, values, shares, surface, spacing, places, n_frames)
         shift = (1 - medium) * (vertex - surface)
         index = surface + torch.where(shift.abs() < spacing, shift, 0.0)  # no shift for NaN
     return index.clamp(0, n_frames - 1)
@@ -646,20 +649,21 @@ def _sampled(response: Tensor, surface: Tensor, spacing: int, places: Tensor | N
 
 def _vertex(
     samples: _Samples,
+    values: Tensor,
     shares: _Shares,
     surface: Tensor,
     spacing: int,
     places: Tensor | None,
     n_frames: int,
 ) -> Tensor:
-    """Peak position (H, W) in frames, from samples averaged along ``surface`` (H, W).
+    """Peak position (H, W) in frames, from samples along ``surface`` (H, W).
 
-    ``places`` are the focus positions where their steps are uneven: the peak is symmetric over
-    those, not over the frame numbers. The result is not confined to the stack; NaN where there is
-    no maximum and the surface is at an end.
+    ``values`` are those of the samples, averaged over the windows that ``shares`` say. ``places``
+    are the focus positions where their steps are uneven: the peak is symmetric over those, not over
+    the frame numbers. The result is not confined to the stack; NaN where there is no maximum and
+    the surface is at an end.
     """
-    values, distances, weights = samples
-    values = _aggregate(values, shares)
+    _, distances, weights = samples
     reach = _SAMPLES * spacing
     inside = (surface >= reach).all() & (surface <= n_frames - 1 - reach).all()
     if places is not None or not bool(inside):

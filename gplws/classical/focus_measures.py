@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from gplws.ops.reference import mirror
 
 # Elements that are filtered at a time: on a CPU as many as its cache holds, on a GPU enough to
 # keep it busy. This bounds the memory of intermediate results, whatever the number of frames.
@@ -110,22 +111,6 @@ def _filter_symmetric(images: Tensor, weights: list[list[float]]) -> Tensor:
         if dy:
             result.add_(line.narrow(-2, reach - dy, height))
     return result
-
-
-def mirror(images: Tensor, count: int, dim: int) -> Tensor:
-    """Extends axis ``dim`` (-1 or -2) by ``count`` mirrored pixels on both sides.
-
-    The edge pixel is not repeated; an axis shorter than ``count`` is mirrored again and again.
-    """
-    size = images.shape[dim]
-    if size > count:
-        padding = (count, count, 0, 0) if dim == -1 else (0, 0, count, count)
-        return F.pad(images, padding, mode="reflect")
-    index = torch.arange(-count, size + count, device=images.device)
-    if size == 1:
-        return images.index_select(dim, torch.zeros_like(index))
-    index = index.remainder(2 * (size - 1))
-    return images.index_select(dim, torch.minimum(index, 2 * (size - 1) - index))
 
 
 def _check_images(name: str, images: Tensor) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from gplws.classical.focus_measures import (
     _check_images,
     _in_chunks,
-    mirror,
     ring_difference_filter,
 )
 from gplws.classical.local_measures import (
@@ -27,6 +26,7 @@ from gplws.classical.transform_measures import (
     wavelet_reach,
 )
 from gplws.luminance import luminance
+from gplws.ops.reference import mirror
 
 _WINDOW_SIGMA = 4.0  # px; what served best on weak and clear texture alike
 

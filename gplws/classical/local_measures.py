@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gplws.classical.focus_measures import _check_images, _in_chunks, mirror
+from gplws.classical.focus_measures import _check_images, _in_chunks
+from gplws.ops.reference import mirror
 
 # The square root of an energy has an infinite slope at 0; this keeps gradients finite, and lies
 # below what float32 can tell from 0 in images of 0..1.

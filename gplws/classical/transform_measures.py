@@ -11,8 +11,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gplws.classical.aggregation import _spline, aggregation_reach
-from gplws.classical.focus_measures import _check_images, _in_chunks, mirror
+from gplws.classical.aggregation import aggregation_reach
+from gplws.classical.focus_measures import _check_images, _in_chunks
+from gplws.ops.reference import mirror, spline_along
 
 SHEARLET_REACH = 10
 """How far a shearlet reaches, px; its tails beyond are cut off."""
@@ -88,9 +89,9 @@ def shearlet_energy(frames: Tensor) -> Tensor:
 def _wavelet_details(images: Tensor, levels: int) -> Tensor:
     total = torch.zeros_like(images)
     for level in range(levels):
-        along_rows = _spline(images, -1, 2**level)
-        smooth = _spline(along_rows, -2, 2**level)
-        along_columns = _spline(images, -2, 2**level)
+        along_rows = spline_along(images, -1, 2**level)
+        smooth = spline_along(along_rows, -2, 2**level)
+        along_columns = spline_along(images, -2, 2**level)
         horizontal, vertical = along_columns - smooth, along_rows - smooth
         total.add_(horizontal.abs()).add_(vertical.abs())
         total.add_((images - along_rows - horizontal).abs_())

@@ -199,3 +199,34 @@ def _batched_positions(focus_positions: Tensor | None, volume: Tensor) -> Tensor
     if focus_positions is None:
         focus_positions = torch.arange(volume.shape[1], device=volume.device, dtype=volume.dtype)
     return focus_positions.expand(volume.shape[0], volume.shape[1])
+
+
+def spline_smooth(images: Tensor, *, spacing: int = 1) -> Tensor:
+    """[1, 4, 6, 4, 1] / 16 along both axes, mirrored at borders, from stock ops; differentiable."""
+    return spline_along(spline_along(images, -1, spacing), -2, spacing)
+
+
+def spline_along(images: Tensor, dim: int, spacing: int) -> Tensor:
+    """The same along one axis, -1 or -2."""
+    size = images.shape[dim]
+    padded = mirror(images, 2 * spacing, dim)
+    taps = [padded.narrow(dim, k * spacing, size) for k in range(5)]
+    total = taps[0] + taps[4]
+    total.add_(taps[1], alpha=4).add_(taps[3], alpha=4).add_(taps[2], alpha=6)
+    return total.mul_(1 / 16)
+
+
+def mirror(images: Tensor, count: int, dim: int) -> Tensor:
+    """Extends axis ``dim`` (-1 or -2) by ``count`` mirrored pixels on both sides.
+
+    The edge pixel is not repeated; an axis shorter than ``count`` is mirrored again and again.
+    """
+    size = images.shape[dim]
+    if size > count:
+        padding = (count, count, 0, 0) if dim == -1 else (0, 0, count, count)
+        return F.pad(images, padding, mode="reflect")
+    index = torch.arange(-count, size + count, device=images.device)
+    if size == 1:
+        return images.index_select(dim, torch.zeros_like(index))
+    index = index.remainder(2 * (size - 1))
+    return images.index_select(dim, torch.minimum(index, 2 * (size - 1) - index))

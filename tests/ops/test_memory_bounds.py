@@ -21,6 +21,7 @@ from gplws.ops import (
     conv3d_weight_gradient,
     focus_search,
     group_pointwise_conv3d,
+    spline_smooth,
     up_conv3d,
 )
 
@@ -63,6 +64,21 @@ def test_up_conv3d_stays_inside_its_tensors(edge, dtype):
         out = memory.empty_like(expected)
         given = [memory.copy(t) for t in plain]
         assert torch.equal(up_conv3d(*given, groups=2, out=out), expected), (height, width)
+
+
+@pytest.mark.parametrize("edge", ["before", "behind"])
+@pytest.mark.parametrize("spacing", [1, 8])
+def test_spline_smooth_stays_inside_its_tensors(edge, spacing):
+    sizes = [(3, width) for width in WIDTHS] + [(height, 19) for height in HEIGHTS]
+    for height, width in sizes:
+        memory = GuardedMemory(edge)
+        images = torch.randn(2, height, width)
+        expected = spline_smooth(images, spacing=spacing)
+        given, out = memory.copy(images), memory.empty_like(expected)
+        assert torch.equal(spline_smooth(given, spacing=spacing, out=out), expected), (
+            height,
+            width,
+        )
 
 
 @pytest.mark.parametrize("edge", ["before", "behind"])

@@ -11,7 +11,13 @@ SCRIPT = """
 import json
 import os
 import torch
-from gplws.ops import conv3d_weight_gradient, focus_search, group_pointwise_conv3d, up_conv3d
+from gplws.ops import (
+    conv3d_weight_gradient,
+    focus_search,
+    group_pointwise_conv3d,
+    spline_smooth,
+    up_conv3d,
+)
 
 def started(call):
     before = len(os.listdir("/proc/self/task"))
@@ -25,6 +31,7 @@ calls = [
     lambda: up_conv3d(x, up_weight, groups=6),
     lambda: conv3d_weight_gradient(x, x, groups=4),
     lambda: focus_search(x[0]),
+    lambda: spline_smooth(x[0].flatten(0, 1)),
 ]
 torch.set_num_threads(1)
 alone = [started(call) for call in calls]
@@ -37,4 +44,4 @@ print(json.dumps([alone, started(calls[0])]))
 def test_no_more_threads_are_started_than_torch_was_told_to_use():
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == [[0, 0, 0, 0], 2]
+    assert json.loads(ended.stdout) == [[0, 0, 0, 0, 0], 2]

@@ -1,0 +1,2 @@
+#define GPLWS_ISA baseline
+#include "spline_smooth_kernel.h"
