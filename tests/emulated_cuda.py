@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,16 @@ class ConvPlan(NamedTuple):
     chunks: int
     slabs: int
     shared_bytes: int
+
+
+class ResidentPlan(NamedTuple):
+    """How a conv of the layers whose sizes are compiled in was shared out."""
+
+    layer: int
+    segments: int
+    blocks: int
+    tiles: int
+    parts: int
 
 
 class Device(NamedTuple):
@@ -95,6 +105,7 @@ class EmulatedCuda:
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
         self.plan: ConvPlan | None = None  # of the last conv in 16 bits
+        self.resident_plan: ResidentPlan | None = None
         self.use(H200)
 
     def use(self, device: Device, seed: int = 0) -> None:
@@ -117,34 +128,51 @@ class EmulatedCuda:
         residual_relu: bool = False,
     ) -> Tensor | None:
         """As the op; None where the kernels for 16 bits cannot do it."""
-        middle = weight.shape[0]
-        channels_out = middle if pointwise_weight is None else pointwise_weight.shape[0]
-        batch, channels, frames, height, width = x.shape
-        size = (batch, channels_out, frames, -(-height // stride), -(-width // stride))
-        y, flat = _guarded(size, x)
-        tensors = (x, weight, bias, pointwise_weight, pointwise_bias, residual, y)
-        sizes = (batch, channels, frames, height, width, middle, channels_out, *size[3:])
-        flags = (pointwise_weight is not None, relu, pointwise_relu, residual_relu)
-        numbers = (*_strides(x), *_strides(residual), *_strides(y), *sizes, groups, stride, *flags)
+        call = _ConvCall(
+            x,
+            (weight, bias, pointwise_weight, pointwise_bias, residual),
+            (groups, stride, pointwise_weight is not None, relu, pointwise_relu, residual_relu),
+            _guarded_like(x),
+        )
         if x.dtype == torch.float32:
-            code = self._call("emulate_group_pointwise_conv3d", tensors, numbers)
-        else:
-            facts = (ctypes.c_int64 * len(ConvPlan._fields))()
-            name = "emulate_group_pointwise_conv3d_half"
-            code = self._call(name, tensors, numbers, _TYPES[x.dtype], facts)
-            self.plan = ConvPlan(*facts)
-        if code == -1:
-            return None
-        assert code == 0, f"CUDA error {code}"
-        _assert_guard(flat)
-        return y
+            return call.result(self._call("emulate_group_pointwise_conv3d", *call.arguments))
+        facts = (ctypes.c_int64 * len(ConvPlan._fields))()
+        name = "emulate_group_pointwise_conv3d_half"
+        code = self._call(name, *call.arguments, _TYPES[x.dtype], facts)
+        self.plan = ConvPlan(*facts)
+        return call.result(code)
+
+    def resident_conv3d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        pointwise_weight: Tensor | None = None,
+        pointwise_bias: Tensor | None = None,
+        *,
+        groups: int = 1,
+        stride: int = 1,
+        relu: bool = True,
+        pointwise_relu: bool = True,
+    ) -> Tensor | None:
+        """As the op, in channels_last_3d; None where the kernels of compiled sizes cannot do it."""
+        call = _ConvCall(
+            x,
+            (weight, bias, pointwise_weight, pointwise_bias, None),
+            (groups, stride, pointwise_weight is not None, relu, pointwise_relu, False),
+            _guarded_last,
+        )
+        facts = (ctypes.c_int64 * len(ResidentPlan._fields))()
+        code = self._call("emulate_resident_conv3d", *call.arguments, _TYPES[x.dtype], facts)
+        self.resident_plan = ResidentPlan(*facts)
+        return call.result(code)
 
     def up_conv3d(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, groups: int
     ) -> Tensor:
         """As the op."""
         batch, channels, frames, height, width = x.shape
-        y, flat = _guarded((batch, groups, frames, 2 * height, 2 * width), x)
+        y, flat = _guarded_like(x)((batch, groups, frames, 2 * height, 2 * width), x.dtype)
         sizes = (batch, channels, groups, frames, height, width)
         numbers = (*_strides(x), *_strides(residual), *_strides(y), *sizes)
         tensors = (x, weight, bias, residual, y)
@@ -185,20 +213,60 @@ class EmulatedCuda:
         )
 
 
+class _ConvCall:
+    """Flat arguments of a conv, and its result."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        others: tuple[Tensor | None, ...],
+        options: tuple[int, ...],
+        make: Callable[[tuple[int, ...], torch.dtype], tuple[Tensor, Tensor]],
+    ) -> None:
+        weight, _, pointwise_weight, _, residual = others
+        assert weight is not None
+        middle, stride = weight.shape[0], options[1]
+        channels_out = middle if pointwise_weight is None else pointwise_weight.shape[0]
+        batch, channels, frames, height, width = x.shape
+        size = (batch, channels_out, frames, -(-height // stride), -(-width // stride))
+        self._y, self._flat = make(size, x.dtype)
+        sizes = (batch, channels, frames, height, width, middle, channels_out, *size[3:])
+        strides = (*_strides(x), *_strides(residual), *_strides(self._y))
+        self.arguments = ((x, *others, self._y), (*strides, *sizes, *options))
+
+    def result(self, code: int) -> Tensor | None:
+        """What was written, after the launcher's answer; None where it cannot do it."""
+        if code == -1:
+            return None
+        assert code == 0, f"CUDA error {code}"
+        _assert_guard(self._flat)
+        return self._y
+
+
 def _strides(tensor: Tensor | None) -> tuple[int, ...]:
     return (0,) * 5 if tensor is None else tensor.stride()
 
 
-def _guarded(size: tuple[int, ...], x: Tensor) -> tuple[Tensor, Tensor]:
-    """An uninitialised result in the layout that follows ``x``, and all memory around it."""
+def _guarded(size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """An uninitialised contiguous result, and all memory around it."""
     count = math.prod(size)
-    flat = torch.full((count + 2 * _GUARD,), 3.0, dtype=x.dtype)
-    inner = flat[_GUARD : _GUARD + count].fill_(torch.nan)
-    last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
-    if not last:
-        return inner.view(size), flat
+    flat = torch.full((count + 2 * _GUARD,), 3.0, dtype=dtype)
+    return flat[_GUARD : _GUARD + count].fill_(torch.nan).view(size), flat
+
+
+def _guarded_last(size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same in channels_last_3d."""
     batch, channels, frames, height, width = size
-    return inner.view(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3), flat
+    inner, flat = _guarded((batch, frames, height, width, channels), dtype)
+    return inner.permute(0, 4, 1, 2, 3), flat
+
+
+def _guarded_like(
+    x: Tensor,
+) -> Callable[[tuple[int, ...], torch.dtype], tuple[Tensor, Tensor]]:
+    """Whichever of both follows the layout of ``x``."""
+    last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+    return _guarded_last if last else _guarded
 
 
 def _assert_guard(flat: Tensor) -> None:

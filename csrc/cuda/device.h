@@ -128,6 +128,19 @@ __device__ inline void multiply_add_8(Float16, const MatrixA& a, uint32_t b, flo
       : "r"(a.words[0]), "r"(a.words[1]), "r"(b));
 }
 
+// Two values in one register, the first in its low half, and what is negative becomes zero; NaN
+// stays.
+template <class T>
+__device__ inline uint32_t pack_two_relu(float first, float second) {
+  uint32_t packed;
+  if constexpr (std::is_same_v<T, Bfloat16>) {
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(second), "f"(first));
+  }
+  return packed;
+}
+
 // Copies kBytes (4, 8 or 16, aligned) from global to shared memory behind the back of the thread;
 // zeros where `inside` is false, and `source` is then not read.
 template <int kBytes>

@@ -6,6 +6,7 @@
 #include "cuda/focus_search.h"
 #include "cuda/group_pointwise_conv3d.h"
 #include "cuda/group_pointwise_conv3d_half.h"
+#include "cuda/group_pointwise_conv3d_resident.h"
 #include "cuda/up_conv3d.h"
 
 using namespace gplws::cuda;
@@ -69,15 +70,41 @@ GPLWS_EXPORT int emulate_group_pointwise_conv3d_half(void* const* tensors, const
   HalfPlan plan;
   if (device_limits(&limits) != cudaSuccess) return cudaErrorInvalidValue;
   if (!plan_group_pointwise_conv3d_half(p, limits, &plan)) return -1;
-  const int64_t told[] = {static_cast<int64_t>(plan.weights), plan.granule, plan.store_bytes,
-                          plan.stages, plan.segments, plan.blocks, plan.warps, plan.tile_columns,
-                          plan.tile_rows, plan.tiles, plan.chunks, plan.slabs, plan.shared_bytes};
+  const int64_t told[] = {static_cast<int64_t>(plan.weights),
+                          plan.granule,
+                          plan.store_bytes,
+                          plan.stages,
+                          plan.segments,
+                          plan.blocks,
+                          plan.warps,
+                          plan.tile_columns,
+                          plan.tile_rows,
+                          plan.tiles,
+                          plan.chunks,
+                          plan.slabs,
+                          plan.shared_bytes};
   for (const int64_t fact : told) *facts++ = fact;
   // Scratch comes with garbage in it.
   std::vector<uint4> scratch(static_cast<size_t>(scratch_bytes(plan) / 16),
                              uint4{~0u, ~0u, ~0u, ~0u});
   return launch_group_pointwise_conv3d_half(p, static_cast<FloatType>(type), plan, scratch.data(),
                                             nullptr);
+}
+
+// The same for the layers whose sizes are compiled in.
+GPLWS_EXPORT int emulate_resident_conv3d(void* const* tensors, const int64_t* numbers, int type,
+                                         int64_t* facts) {
+  const auto p = conv_params<GroupPointwiseConv3dHalfParams>(tensors, numbers);
+  DeviceLimits limits;
+  ResidentPlan plan;
+  if (device_limits(&limits) != cudaSuccess) return cudaErrorInvalidValue;
+  if (!plan_resident(p, limits, &plan)) return -1;
+  const int64_t told[] = {static_cast<int64_t>(plan.layer), plan.segments, plan.blocks, plan.tiles,
+                          plan.parts};
+  for (const int64_t fact : told) *facts++ = fact;
+  std::vector<uint4> scratch(static_cast<size_t>(scratch_bytes(plan) / 16),
+                             uint4{~0u, ~0u, ~0u, ~0u});
+  return launch_resident(p, static_cast<FloatType>(type), plan, scratch.data(), nullptr);
 }
 
 // tensors: x, weight, bias, residual, y; numbers: strides of x, residual and y, batch, channels,

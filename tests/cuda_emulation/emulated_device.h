@@ -90,6 +90,12 @@ uint16_t bits_of(float value, bool bfloat16);
   void multiply_add_8(T, const MatrixA& a, uint32_t b, float (&sums)[4]) {                    \
     emulation::multiply_add(a.words, &b, 8, std::is_same_v<T, Bfloat16>, sums);               \
   }                                                                                           \
+  template <class T>                                                                          \
+  uint32_t pack_two_relu(float first, float second) {                                         \
+    const float a = first < 0.0f ? 0.0f : first, b = second < 0.0f ? 0.0f : second;           \
+    return static_cast<uint32_t>(from_float<T>(a).bits) |                                     \
+           static_cast<uint32_t>(from_float<T>(b).bits) << 16;                                \
+  }                                                                                           \
   template <int kBytes>                                                                       \
   void copy_async(void* shared, const void* source, bool inside) {                            \
     emulation::copy_async(shared, source, kBytes, inside);                                    \

@@ -1,0 +1,155 @@
+// Which calls of group_pointwise_conv3d the resident kernels do, and how they are shared out.
+#include "cuda/group_pointwise_conv3d_resident.h"
+
+#include <climits>
+
+#include "cuda/group_pointwise_conv3d_resident_layers.h"
+
+namespace gplws::cuda {
+namespace {
+
+// Entering a tile and walking over the frames beside it costs as much as so many frames.
+constexpr double kTileOverhead = 1.0;
+
+// What of the sizes of a layer does not depend on types at compile time.
+struct LayerFacts {
+  int inputs, groups, outputs, channels_out, stride, parts, blocks;
+  int tile_rows, tile_columns, pair, shared_bytes, pointwise_words;
+  int64_t conv_words;
+  Loading loading;
+};
+
+template <ResidentLayer kLayer>
+constexpr LayerFacts facts_of() {
+  using G = LayerGeometry<kLayer>;
+  return {G::kSizes.inputs,
+          G::kSizes.groups,
+          G::kSizes.groups * G::kSizes.group_outputs,
+          G::kSizes.channels_out,
+          G::kStride,
+          G::kSizes.parts,
+          G::kSizes.blocks,
+          G::kTileRows,
+          G::kTileColumns,
+          G::kPair,
+          G::kSharedBytes,
+          G::kPointwiseWords,
+          G::kConvWords,
+          G::kSizes.loading};
+}
+
+struct Candidate {
+  ResidentLayer layer;
+  LayerFacts facts;
+};
+
+constexpr Candidate kCandidates[] = {
+    {ResidentLayer::kStem, facts_of<ResidentLayer::kStem>()},
+    {ResidentLayer::k12, facts_of<ResidentLayer::k12>()},
+    {ResidentLayer::kHead, facts_of<ResidentLayer::kHead>()},
+    {ResidentLayer::k24, facts_of<ResidentLayer::k24>()},
+    {ResidentLayer::k48, facts_of<ResidentLayer::k48>()},
+    {ResidentLayer::k96, facts_of<ResidentLayer::k96>()},
+    {ResidentLayer::kDown12, facts_of<ResidentLayer::kDown12>()},
+    {ResidentLayer::kDown24, facts_of<ResidentLayer::kDown24>()},
+    {ResidentLayer::kDown48, facts_of<ResidentLayer::kDown48>()},
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool fits(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& facts) {
+  return p.channels == facts.inputs && p.groups == facts.groups && p.middle == facts.outputs &&
+         p.pointwise == (facts.channels_out > 0) &&
+         p.channels_out == (p.pointwise ? facts.channels_out : facts.outputs) &&
+         p.stride == facts.stride;
+}
+
+// Whether a pointer and the steps between lines are multiples of so many bytes.
+bool aligned(const void* pointer, const Strides5& strides, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0 &&
+         2 * strides.batch % bytes == 0 && 2 * strides.frame % bytes == 0 &&
+         2 * strides.row % bytes == 0;
+}
+
+// Whether an image of `height` lines can be addressed with 32 bits.
+bool near(const Strides5& strides, int64_t channels, int64_t height, int64_t width) {
+  const int64_t last =
+      (height - 1) * strides.row + (width - 1) * strides.column + (channels - 1) * strides.channel;
+  return strides.row >= 0 && strides.column >= 0 && strides.channel >= 0 && last < INT_MAX;
+}
+
+bool takes_layout(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& facts) {
+  const bool planes = facts.loading == Loading::kPlanes;
+  const int64_t x_bytes = facts.loading == Loading::kCopies8 ? 8 : 16;
+  const bool x_fits = planes ? p.x_strides.column == 1 && 2 * p.x_strides.channel % 4 == 0 &&
+                                   aligned(p.x, p.x_strides, 4)
+                             : p.x_strides.channel == 1 && p.x_strides.column == facts.inputs &&
+                                   aligned(p.x, p.x_strides, x_bytes);
+  const int64_t y_bytes = facts.channels_out == 1 ? 4 : 16;
+  const bool y_fits = (p.y_strides.channel == 1 || p.channels_out == 1) &&
+                      p.y_strides.column == p.channels_out && aligned(p.y, p.y_strides, y_bytes);
+  return x_fits && y_fits && p.width % facts.pair == 0 &&
+         near(p.x_strides, p.channels, p.height, p.width) &&
+         near(p.y_strides, 1, p.height_out, p.width_out);
+}
+
+// Cuts the frames into segments where there would be too few blocks: each segment reads the frame
+// before and the one behind it once more.
+bool share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits,
+               const LayerFacts& facts, ResidentPlan* plan) {
+  const int64_t tiles_w = ceil_div(p.width_out, facts.tile_columns);
+  const int64_t tiles_h = ceil_div(p.height_out, facts.tile_rows);
+  const int64_t tiles = p.batch * tiles_h * tiles_w;
+  const int64_t by_memory = limits.shared_memory / (facts.shared_bytes + 1024);
+  const int64_t resident = by_memory < facts.blocks ? by_memory : facts.blocks;
+  int64_t slots = limits.processors * resident / facts.parts;
+  if (slots < 1) slots = 1;
+  double best_cost = 0.0;
+  for (int64_t segments = 1; segments <= p.frames && segments <= 64; ++segments) {
+    const int64_t frames = ceil_div(p.frames, segments);
+    const int64_t count = ceil_div(p.frames, frames);
+    const double rounds = static_cast<double>(ceil_div(tiles * count, slots));
+    const double cost = rounds * (static_cast<double>(frames) + kTileOverhead);
+    if (segments == 1 || cost < best_cost) {
+      best_cost = cost;
+      plan->segments = static_cast<int>(count);
+      plan->frames_per_segment = static_cast<int>(frames);
+    }
+  }
+  plan->tiles_w = static_cast<int>(tiles_w);
+  plan->tiles_h = static_cast<int>(tiles_h);
+  plan->tiles = tiles * plan->segments;
+  plan->blocks = static_cast<int>(plan->tiles < slots ? plan->tiles : slots);
+  plan->parts = facts.parts;
+  return true;
+}
+
+}  // namespace
+
+bool plan_resident(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits,
+                   ResidentPlan* plan) {
+  *plan = ResidentPlan{};
+  if (limits.capability < 80 || p.residual || p.frames >= INT_MAX / 2) return false;
+  for (const Candidate& candidate : kCandidates) {
+    const LayerFacts& facts = candidate.facts;
+    if (!fits(p, facts) || !takes_layout(p, facts) || facts.shared_bytes > limits.shared_bytes)
+      continue;
+    plan->layer = candidate.layer;
+    plan->conv_words = facts.conv_words;
+    plan->pointwise_words = facts.pointwise_words;
+    return share_out(p, limits, facts, plan);
+  }
+  return false;
+}
+
+int64_t scratch_bytes(const ResidentPlan& plan) {
+  return 4 * (plan.conv_words + plan.pointwise_words);
+}
+
+cudaError_t launch_resident(const GroupPointwiseConv3dHalfParams& p, FloatType type,
+                            const ResidentPlan& plan, void* scratch, cudaStream_t stream) {
+  return type == FloatType::kBfloat16 ? launch_resident_type<Bfloat16>(p, plan, scratch, stream)
+                                      : launch_resident_type<Float16>(p, plan, scratch, stream);
+}
+
+}  // namespace gplws::cuda

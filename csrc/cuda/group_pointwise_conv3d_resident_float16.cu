@@ -1,0 +1,9 @@
+#include "cuda/group_pointwise_conv3d_resident_kernel.h"
+
+namespace gplws::cuda {
+
+template cudaError_t launch_resident_type<Float16>(const GroupPointwiseConv3dHalfParams& params,
+                                                   const ResidentPlan& plan, void* scratch,
+                                                   cudaStream_t stream);
+
+}  // namespace gplws::cuda
