@@ -127,7 +127,6 @@ struct ResidentWarp {
 
   uint32_t weights[G::kWarpPlanes][kTaps9][G::kStepWords];
   float bias[G::kWarpPlanes][2];  // of the lane's columns
-  float pointwise_bias[G::kPointwise ? 2 * G::kOutGroup : 1];
   float sums[3][G::kRows][G::kWarpPlanes][4];
 
   __device__ ResidentWarp(const GroupPointwiseConv3dHalfParams& params,
@@ -174,17 +173,16 @@ struct ResidentWarp {
       auto* to = reinterpret_cast<uint4*>(shared + G::kPointwiseOffset);
       for (int i = static_cast<int>(threadIdx.x); i < G::kPointwiseWords / 4; i += G::kThreads)
         to[i] = from[i];
-      const int group = G::kExchange ? share / G::kRows : 0;
-#pragma unroll
-      for (int t = 0; t < G::kOutGroup; ++t)
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const int place =
-              group * G::kOutGroup * kTileSize + G::place_in_group(t, 2 * (lane % 4) + j);
-          const bool has = p.pointwise_bias && place < G::kUnitOutputs;
-          const auto* values = static_cast<const T*>(p.pointwise_bias);
-          pointwise_bias[2 * t + j] = has ? to_float(values[place % G::kSizes.channels_out]) : 0.0f;
-        }
+      // In the order of the columns of the products.
+      auto* pointwise_bias = reinterpret_cast<float*>(shared + G::kPointwiseBiasOffset);
+      for (int i = static_cast<int>(threadIdx.x); i < G::kOutTiles * kTileSize; i += G::kThreads) {
+        const int tile = i / kTileSize;
+        const int place = tile / G::kOutGroup * G::kOutGroup * kTileSize +
+                          G::place_in_group(tile % G::kOutGroup, i % kTileSize);
+        const bool has = p.pointwise_bias && place < G::kUnitOutputs;
+        const auto* values = static_cast<const T*>(p.pointwise_bias);
+        pointwise_bias[i] = has ? to_float(values[place % G::kSizes.channels_out]) : 0.0f;
+      }
     }
     // What the last half of a product reaches behind a row meets weights of zero, but must be
     // finite.
@@ -383,26 +381,28 @@ struct ResidentWarp {
   template <int kPhase, int kStep, bool kAll>
   __device__ void add_step(const unsigned char* plane, int i, const bool (&wanted)[3]) {
     constexpr bool kHalf = kStep == G::kFullSteps;
-    MatrixA a[G::kWarpInputRows];
     const unsigned char* at = plane + operand_offset(kHalf);
+    // Row after row, each for all rows of the kernel: few operands are alive at a time.
 #pragma unroll
-    for (int r = 0; r < G::kWarpInputRows; ++r) a[r] = load_operand<kStep>(at + r * G::kRowBytes);
-#pragma unroll
-    for (int kh = 0; kh < 3; ++kh)
+    for (int r = 0; r < G::kWarpInputRows; ++r) {
+      const MatrixA a = load_operand<kStep>(at + r * G::kRowBytes);
 #pragma unroll
       for (int kn = 0; kn < 3; ++kn) {
         if (!kAll && !wanted[kn]) continue;
-        const uint32_t* b = &weights[i][kh * 3 + kn][2 * kStep];
 #pragma unroll
-        for (int h = 0; h < G::kRows; ++h) {
+        for (int kh = 0; kh < 3; ++kh) {
+          const int h = (r - kh) / G::kStride;
+          if (r < kh || (r - kh) % G::kStride != 0 || h >= G::kRows) continue;
+          const uint32_t* b = &weights[i][kh * 3 + kn][2 * kStep];
           float (&to)[4] = sums[(kPhase + 4 - kn) % 3][h][i];
           if constexpr (kHalf) {
-            multiply_add_8(T{}, a[h * G::kStride + kh], b[0], to);
+            multiply_add_8(T{}, a, b[0], to);
           } else {
-            multiply_add_16(T{}, a[h * G::kStride + kh], make_uint2(b[0], b[1]), to);
+            multiply_add_16(T{}, a, make_uint2(b[0], b[1]), to);
           }
         }
       }
+    }
   }
 
   template <int kPhase, bool kAll, int kStep = 0>
@@ -496,11 +496,15 @@ struct ResidentWarp {
     }
   }
 
-  __device__ void begin_products(float (&products)[G::kOutGroup][4]) const {
+  __device__ void begin_products(int group, float (&products)[G::kOutGroup][4]) const {
+    const auto* bias_pairs = reinterpret_cast<const float2*>(shared + G::kPointwiseBiasOffset) +
+                             group * G::kOutGroup * 4 + lane % 4;
 #pragma unroll
-    for (int t = 0; t < G::kOutGroup; ++t)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) products[t][j] = pointwise_bias[2 * t + j % 2];
+    for (int t = 0; t < G::kOutGroup; ++t) {
+      const float2 two = bias_pairs[t * 4];
+      products[t][0] = products[t][2] = two.x;
+      products[t][1] = products[t][3] = two.y;
+    }
   }
 
   // The pointwise conv of a frame that was handed over one step before.
@@ -511,7 +515,7 @@ struct ResidentWarp {
                     group * G::kOutGroup * kLanesPerWarp + lane;
     float products[G::kItems][G::kOutGroup][4];
 #pragma unroll
-    for (int i = 0; i < G::kItems; ++i) begin_products(products[i]);
+    for (int i = 0; i < G::kItems; ++i) begin_products(group, products[i]);
 #pragma unroll
     for (int step = 0; step < G::kMiddleSteps; ++step) {
       uint2 column[G::kOutGroup];
@@ -544,7 +548,7 @@ struct ResidentWarp {
       const float (&values)[4] = sums[kSlot][h][0];
       const MatrixA a{{middle_word(values[0], values[1]), middle_word(values[2], values[3])}};
       float products[G::kOutGroup][4];
-      begin_products(products);
+      begin_products(0, products);
 #pragma unroll
       for (int t = 0; t < G::kOutGroup; ++t)
         multiply_add_8(T{}, a, b[t * kLanesPerWarp].x, products[t]);

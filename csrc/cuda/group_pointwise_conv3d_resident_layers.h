@@ -37,13 +37,13 @@ constexpr ResidentLayerSizes sizes_of() {
     case kStem:
       return {3, 1, 3, 12, 1, 1, 1, 1, 4, 2, 4, 1, kWords, kPlanes};
     case k12:
-      return {12, 4, 3, 12, 1, 1, 1, 2, 4, 2, 2, 1, kWords, kRegroup};
+      return {12, 4, 3, 12, 1, 1, 1, 1, 4, 2, 2, 1, kWords, kRegroup};
     case kHead:
-      return {12, 4, 3, 1, 1, 1, 1, 2, 4, 2, 2, 1, kWords, kRegroup};
+      return {12, 4, 3, 1, 1, 1, 1, 1, 4, 2, 2, 1, kWords, kRegroup};
     case k24:
-      return {24, 4, 6, 24, 1, 1, 1, 2, 4, 2, 2, 1, kMatrices, kRegroup};
+      return {24, 4, 6, 24, 1, 1, 1, 1, 4, 2, 2, 1, kMatrices, kRegroup};
     case k48:
-      return {48, 4, 12, 48, 1, 1, 1, 1, 4, 1, 1, 1, kWords, kCopies8};
+      return {48, 4, 12, 48, 1, 1, 1, 1, 4, 1, 2, 1, kWords, kCopies8};
     case k96:
       return {96, 4, 24, 96, 1, 1, 1, 1, 4, 1, 1, 1, kMatrices, kCopies16};
     case kDown12:
@@ -138,7 +138,9 @@ struct LayerGeometry {
   static constexpr int kSumBytes = kPointwise ? 0 : kSizes.slices * kSliceFloats * 4;
 
   static constexpr int kPointwiseOffset = 0;
-  static constexpr int kMiddleOffset = kPointwiseWords * 4;
+  static constexpr int kPointwiseBiasOffset = kPointwiseOffset + kPointwiseWords * 4;
+  static constexpr int kMiddleOffset =
+      kPointwiseBiasOffset + (kPointwise ? kOutTiles * kTileSize * 4 : 0);
   static constexpr int kMiddleBytes = kExchangeBytes + kSumBytes;  // twice: one frame behind
   static constexpr int kStageOffset = kMiddleOffset + 2 * kMiddleBytes;
   static constexpr int kSharedBytes = kStageOffset + kStages * kStageBytes;
@@ -148,7 +150,8 @@ struct LayerGeometry {
   static_assert(kPlanes * kGroupTiles % kWarpPlanes == 0);
   static_assert(!kExchange || kRows * kOutGroups % kShares == 0);
   static_assert(!kExchange || kItems == 1 || kOutGroups == 1);
-  static_assert(kMiddleOffset % 16 == 0 && kMiddleBytes % 16 == 0 && kStageBytes % 16 == 0);
+  static_assert(kMiddleOffset % 16 == 0 && kPointwiseBiasOffset % 16 == 0 &&
+                kMiddleBytes % 16 == 0 && kStageBytes % 16 == 0);
   static_assert(kSharedBytes <= 227 * 1024);
 
   // Byte of a row at which step `step` of the inner dimension begins, from the row's first one.

@@ -1,5 +1,6 @@
 #include "cuda/group_pointwise_conv3d.h"
 #include "cuda/group_pointwise_conv3d_half.h"
+#include "cuda/group_pointwise_conv3d_resident.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -74,11 +75,21 @@ bool convolve_half(const GroupPointwiseConv3dSizes& s, const Operands& operands,
   p.y = y.mutable_data_ptr();
   cuda::DeviceLimits limits;
   STD_CUDA_CHECK(cuda::device_limits(&limits));
+  const cuda::FloatType type = float_type_of(operands.x);
+  const auto scratch_of = [&](const auto& plan) {
+    return empty_on_device_of(operands.x, {cuda::scratch_bytes(plan)}, ScalarType::Byte);
+  };
+  cuda::ResidentPlan resident;
+  if (cuda::plan_resident(p, limits, &resident)) {
+    Tensor scratch = scratch_of(resident);
+    STD_CUDA_CHECK(cuda::launch_resident(p, type, resident, scratch.mutable_data_ptr(), stream));
+    return true;
+  }
   cuda::HalfPlan plan;
   if (!cuda::plan_group_pointwise_conv3d_half(p, limits, &plan)) return false;
-  Tensor scratch = empty_on_device_of(operands.x, {cuda::scratch_bytes(plan)}, ScalarType::Byte);
-  STD_CUDA_CHECK(cuda::launch_group_pointwise_conv3d_half(p, float_type_of(operands.x), plan,
-                                                          scratch.mutable_data_ptr(), stream));
+  Tensor scratch = scratch_of(plan);
+  STD_CUDA_CHECK(
+      cuda::launch_group_pointwise_conv3d_half(p, type, plan, scratch.mutable_data_ptr(), stream));
   return true;
 }
 
@@ -86,24 +97,21 @@ OptionalTensor floats_where_they_lie(const OptionalTensor& t) {
   return t ? OptionalTensor(torch::stable::to(*t, ScalarType::Float)) : std::nullopt;
 }
 
-Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
-                                   const OptionalTensor& bias,
-                                   const OptionalTensor& pointwise_weight,
-                                   const OptionalTensor& pointwise_bias,
-                                   const OptionalTensor& residual, int64_t groups, int64_t stride,
-                                   bool relu, bool pointwise_relu, bool residual_relu) {
+// Checks the operands, lets `make_result` check or make the result, and computes it.
+template <class MakeResult>
+Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& pointwise_weight, const OptionalTensor& pointwise_bias,
+                const OptionalTensor& residual, const Options& options, MakeResult make_result) {
   const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
-      x, weight, bias, pointwise_weight, pointwise_bias, residual, groups, stride);
+      x, weight, bias, pointwise_weight, pointwise_bias, residual, options.groups, options.stride);
   for (const int64_t size :
-       {s.batch, s.channels, s.middle, s.channels_out, s.frames, s.height, s.width, groups})
+       {s.batch, s.channels, s.middle, s.channels_out, s.frames, s.height, s.width, options.groups})
     STD_TORCH_CHECK(size <= cuda::kMaxAxis, "group_pointwise_conv3d: no axis may be longer than ",
                     cuda::kMaxAxis, " on CUDA, got ", size);
   const CudaStream stream(x);
-  const MemoryFormat format = followed_format(x);
-  Tensor y = empty_on_device_of(x, s.output(), x.scalar_type(), format);
+  Tensor y = make_result(s);
   if (y.numel() == 0) return y;
 
-  const Options options{groups, stride, relu, pointwise_relu, residual_relu};
   const bool half = x.scalar_type() != ScalarType::Float;
   if (half) {
     // The weights are small: made dense. x and residual are read where they lie.
@@ -126,15 +134,45 @@ Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
     convolve_float32(s, operands, options, y, stream.get());
     return y;
   }
-  Tensor wide = empty_on_device_of(x, s.output(), ScalarType::Float, format);
+  Tensor wide = empty_on_device_of(x, s.output(), ScalarType::Float, followed_format(y));
   convolve_float32(s, operands, options, wide, stream.get());
-  return torch::stable::to(wide, x.scalar_type());
+  torch::stable::copy_(y, wide);
+  return y;
+}
+
+Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
+                                   const OptionalTensor& bias,
+                                   const OptionalTensor& pointwise_weight,
+                                   const OptionalTensor& pointwise_bias,
+                                   const OptionalTensor& residual, int64_t groups, int64_t stride,
+                                   bool relu, bool pointwise_relu, bool residual_relu) {
+  return convolve(x, weight, bias, pointwise_weight, pointwise_bias, residual,
+                  {groups, stride, relu, pointwise_relu, residual_relu},
+                  [&](const GroupPointwiseConv3dSizes& s) {
+                    return empty_on_device_of(x, s.output(), x.scalar_type(), followed_format(x));
+                  });
+}
+
+void group_pointwise_conv3d_out_cuda(const Tensor& x, const Tensor& weight,
+                                     const OptionalTensor& bias,
+                                     const OptionalTensor& pointwise_weight,
+                                     const OptionalTensor& pointwise_bias,
+                                     const OptionalTensor& residual, int64_t groups, int64_t stride,
+                                     bool relu, bool pointwise_relu, bool residual_relu,
+                                     Tensor out) {
+  convolve(x, weight, bias, pointwise_weight, pointwise_bias, residual,
+           {groups, stride, relu, pointwise_relu, residual_relu},
+           [&](const GroupPointwiseConv3dSizes& s) {
+             check_out_in_any_format("group_pointwise_conv3d", out, x, s.output());
+             return out;
+           });
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(gplws, CUDA, m) {
   m.impl("group_pointwise_conv3d", TORCH_BOX(&group_pointwise_conv3d_cuda));
+  m.impl("group_pointwise_conv3d.out", TORCH_BOX(&group_pointwise_conv3d_out_cuda));
 }
 
 }  // namespace gplws

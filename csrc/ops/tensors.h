@@ -64,6 +64,14 @@ inline void check_out(const char* op, const Tensor& out, const Tensor& x,
   STD_TORCH_CHECK(is_dense(out, {4, 3, 2, 1, 0}), op, ": out must be contiguous");
 }
 
+// The same where a 5-D result may also be dense in channels_last_3d.
+inline void check_out_in_any_format(const char* op, const Tensor& out, const Tensor& x,
+                                    const std::vector<int64_t>& shape) {
+  check_operand(op, out, "out", x, shape);
+  STD_TORCH_CHECK(is_dense(out, {4, 3, 2, 1, 0}) || is_dense(out, {1, 4, 3, 2, 0}), op,
+                  ": out must be contiguous or channels_last_3d");
+}
+
 inline const float* floats_or_null(const OptionalTensor& t) {
   return t ? t->const_data_ptr<float>() : nullptr;
 }

@@ -246,20 +246,37 @@ class GPLWSNet(nn.Module):
         height, width = stack.shape[-2:]
         margins = (0, -width % self.coarsest, 0, -height % self.coarsest, 0, 0)
         x = F.pad(stack, margins, "replicate") if any(margins) else stack
-        x = run.dense(x.expand(-1, self.in_channels, -1, -1, -1))
+        x = x.expand(-1, self.in_channels, -1, -1, -1)
+        first, *others = self.encoders[0].children()
         if x.device.type == "cuda" and x.dtype != torch.float32:
-            # The kernels on tensor cores read and write channels side by side; their results and
-            # all that follow keep the layout.
-            x = x.contiguous(memory_format=torch.channels_last_3d)
+            x = self._channels_last(first, x)
+        else:
+            x = run(first, run.dense(x))
+        x = run.all(others, x)
         skips = []
-        for encoder, down in zip(self.encoders, self.downs, strict=False):
-            x = run.chain(encoder, x)
+        for level, down in enumerate(self.downs):
+            x = run.chain(self.encoders[level], x) if level else x
             skips.append(x)
             x = run(down, x, keep=True)
         x = run.chain(self.middle, run.chain(self.encoders[-1], x))
         for up, decoder in zip(self.ups, self.decoders, strict=True):
             x = run.chain(decoder, run(up, x, skips.pop()))
         return run.last(self.head, x)
+
+    def _channels_last(self, first: nn.Module, x: Tensor) -> Tensor:
+        """``first(x)`` with channels side by side, as the kernels on tensor cores read and write.
+
+        What follows keeps that layout.
+        """
+        plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if plain and isinstance(first, FusedGroupParallel3d):
+            # The kernel reads planes of channels as they lie; no need to lay them out anew.
+            shape = first.output_shape(x)
+            y = torch.empty(
+                shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d
+            )
+            return first(x, out=y)
+        return first(x.contiguous(memory_format=torch.channels_last_3d))
 
     def _plan(self, stack: Tensor) -> MemoryPlan:
         """Where the activations of a pass over ``stack`` go."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -185,7 +185,11 @@ class Runner:
 
     def chain(self, modules: nn.Module, x: Tensor) -> Tensor:
         """The children of ``modules`` in turn."""
-        for module in modules.children():
+        return self.all(modules.children(), x)
+
+    def all(self, modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """``modules`` in turn."""
+        for module in modules:
             x = self(module, x)
         return x
 

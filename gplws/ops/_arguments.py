@@ -58,14 +58,23 @@ def require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], me
 
 
 def require_out(
-    op: str, out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, name: str = "out"
+    op: str,
+    out: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    name: str = "out",
+    channels_last: bool = False,
 ) -> None:
-    """Raise unless ``out`` can take a result of this shape and dtype."""
+    """Raise unless ``out`` can take a result of this shape and dtype, channels_last_3d if it may."""
     require_shape(op, name, out, shape, "the shape of the result")
     if out.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {dtype} as the result, got {out.dtype}")
+    if channels_last and out.is_contiguous(memory_format=torch.channels_last_3d):
+        return
     if not out.is_contiguous():
-        raise ValueError(f"{op}: {name} must be contiguous")
+        formats = "contiguous or channels_last_3d" if channels_last else "contiguous"
+        raise ValueError(f"{op}: {name} must be {formats}")
 
 
 def register_conv_autocast(name: str) -> None:

@@ -65,7 +65,8 @@ def group_pointwise_conv3d(
         relu: apply ReLU after the 3x3x3 conv.
         pointwise_relu: apply ReLU after the pointwise conv.
         residual_relu: apply ReLU after adding ``residual``.
-        out: contiguous tensor of the result's shape and dtype to write into; not differentiable.
+        out: tensor of the result's shape and dtype to write into, contiguous or, on CUDA,
+            channels_last_3d; not differentiable.
 
     Returns:
         (B, K, N, ceil(H / stride), ceil(W / stride)), dtype of ``x``, channels_last_3d if ``x``
@@ -144,7 +145,7 @@ def group_pointwise_conv3d(
     )
     if out is None:
         return _OP.default(*arguments)
-    require_out(op, out, shape, x.dtype)
+    require_out(op, out, shape, x.dtype, channels_last=out.is_cuda)
     _OP.out(*arguments, out)
     return out
 
