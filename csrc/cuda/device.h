@@ -114,6 +114,24 @@ __device__ inline void multiply_add_16(Float16, const MatrixA& a, uint2 b, float
       : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(b.x), "r"(b.y));
 }
 
+// products (16 x 8) = a (16 x 16) b (16 x 8) + sums.
+__device__ inline void multiply_16(Bfloat16, const MatrixA& a, uint2 b, const float (&sums)[4],
+                                   float (&products)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%10, %11, %12, %13};"
+      : "=f"(products[0]), "=f"(products[1]), "=f"(products[2]), "=f"(products[3])
+      : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(b.x), "r"(b.y),
+        "f"(sums[0]), "f"(sums[1]), "f"(sums[2]), "f"(sums[3]));
+}
+__device__ inline void multiply_16(Float16, const MatrixA& a, uint2 b, const float (&sums)[4],
+                                   float (&products)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%10, %11, %12, %13};"
+      : "=f"(products[0]), "=f"(products[1]), "=f"(products[2]), "=f"(products[3])
+      : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(b.x), "r"(b.y),
+        "f"(sums[0]), "f"(sums[1]), "f"(sums[2]), "f"(sums[3]));
+}
+
 // The same with a (16 x 8), its first two registers, and b (8 x 8).
 __device__ inline void multiply_add_8(Bfloat16, const MatrixA& a, uint32_t b, float (&sums)[4]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "

@@ -15,6 +15,7 @@ constexpr double kTileOverhead = 1.0;
 struct LayerFacts {
   int inputs, groups, outputs, channels_out, stride, parts, blocks;
   int tile_rows, tile_columns, pair, shared_bytes, pointwise_words;
+  bool relu, pointwise_relu;
   int64_t conv_words;
   Loading loading;
 };
@@ -34,6 +35,8 @@ constexpr LayerFacts facts_of() {
           G::kPair,
           G::kSharedBytes,
           G::kPointwiseWords,
+          G::kRelu,
+          G::kPointwiseRelu,
           G::kConvWords,
           G::kSizes.loading};
 }
@@ -61,7 +64,8 @@ bool fits(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& facts) {
   return p.channels == facts.inputs && p.groups == facts.groups && p.middle == facts.outputs &&
          p.pointwise == (facts.channels_out > 0) &&
          p.channels_out == (p.pointwise ? facts.channels_out : facts.outputs) &&
-         p.stride == facts.stride;
+         p.stride == facts.stride && p.relu == facts.relu &&
+         (!p.pointwise || p.pointwise_relu == facts.pointwise_relu);
 }
 
 // Whether a pointer and the steps between lines are multiples of so many bytes.

@@ -5,7 +5,7 @@
 // kRows rows. It holds the sums of three output frames: each input frame is what the next, this and
 // the last output frame see of it. One barrier a frame: behind it lie the input frame, and the
 // middle result of the output frame that was completed one step before, as operands of the
-// pointwise conv; each warp multiplies some rows of that, all channels, and stores them.
+// pointwise conv, of which each warp multiplies one row; or results, to be stored in whole lines.
 //
 // Every element is summed in one fixed order (bias; frame of the kernel from the last to the first;
 // column and channel, 16 together; row of the kernel; middle channels, 16 together).
@@ -29,16 +29,14 @@ __device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, in
   rest /= G::kStepWords;
   const int kernel_plane = rest % kTaps9;  // row of the kernel, then frame
   rest /= kTaps9;
-  const int warp_plane = rest % G::kWarpPlanes;
-  rest /= G::kWarpPlanes;
   const int share = rest % G::kShares, part = rest / G::kShares;
-  const int tile = share % G::kGroupTiles;
-  const int plane = share / G::kGroupTiles * G::kWarpPlanes + warp_plane;
+  const int plane = share / G::kGroupTiles;
   const int group = plane / G::kSizes.slices, slice = plane % G::kSizes.slices;
-  const auto column = G::column_of(part * G::kGroupTiles + tile, lane / 4);
+  const int tile = part * G::kGroupTiles + share % G::kGroupTiles;
+  const auto column = G::column_of(tile, lane / 4);
   const int step = step_word / 2, half = step_word % 2, quarter = lane % 4;
-  const bool words = G::kSizes.operand == Operand::kWords && step < G::kFullSteps;
-  const int first = 16 * step + (words ? 4 * quarter + 2 * half : 8 * half + 2 * quarter);
+  // Lanes that read words hold four values of a pixel, else two of each of two matrices.
+  const int first = 16 * step + (G::kWords ? 4 * quarter + 2 * half : 8 * half + 2 * quarter);
   uint32_t packed = 0;
   for (int i = 0; i < 2; ++i) {
     const auto tap = G::tap_of(first + i, lane / 4);
@@ -58,7 +56,9 @@ __device__ uint32_t packed_pointwise_word(const GroupPointwiseConv3dHalfParams& 
   using G = LayerGeometry<kLayer>;
   const int half = word % 2, lane = word / 2 % kLanesPerWarp;
   const int rest = word / (2 * kLanesPerWarp);
-  const int out_tile = rest % G::kOutTiles, step = rest / G::kOutTiles;
+  constexpr int kOutTiles = G::kPointwise ? G::kOutTiles : 1;
+  const int out_tile = rest % kOutTiles, step = rest / kOutTiles;
+  constexpr int kChannelsOut = G::kPointwise ? G::kSizes.channels_out : 1;
   const int place = out_tile / G::kOutGroup * G::kOutGroup * kTileSize +
                     G::place_in_group(out_tile % G::kOutGroup, lane / 4);
   const int middle_tile = 2 * step + half;
@@ -66,9 +66,9 @@ __device__ uint32_t packed_pointwise_word(const GroupPointwiseConv3dHalfParams& 
   uint32_t packed = 0;
   for (int i = 0; i < 2; ++i) {
     const auto column = G::column_of(middle_tile % G::kGroupTiles, 2 * (lane % 4) + i);
-    if (column.channel < 0 || column.pixel != place / G::kSizes.channels_out) continue;
+    if (column.channel < 0 || column.pixel != place / kChannelsOut) continue;
     const int m = middle_tile / G::kGroupTiles * G::kSizes.group_outputs + column.channel;
-    const int at = place % G::kSizes.channels_out * static_cast<int>(p.middle) + m;
+    const int at = place % kChannelsOut * static_cast<int>(p.middle) + m;
     packed |= static_cast<uint32_t>(static_cast<const T*>(p.pointwise_weight)[at].bits) << (16 * i);
   }
   return packed;
@@ -90,92 +90,109 @@ __global__ void __launch_bounds__(kPackThreads)
 
 #if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
 
-// Two words of a unit of shared memory that hold three neighbouring values of 16 bits and a zero,
-// from value `first` of `words` on.
+// Two words that hold three neighbouring values of 16 bits and a zero, from value `first` of
+// `words` on.
 __device__ inline uint2 three_values(const uint32_t* words, int first) {
   const uint32_t low = words[first / 2], high = words[first / 2 + 1];
   return first % 2 == 0 ? make_uint2(low, high & 0xffffu)
                         : make_uint2(low >> 16 | high << 16, high >> 16);
 }
 
-// Values of one pair of 16 bits from each of three planes of channels, as two pixels.
-__device__ inline uint4 pixels_of_planes(const uint32_t (&planes)[3]) {
-  return make_uint4((planes[0] & 0xffffu) | planes[1] << 16, planes[2] & 0xffffu,
-                    planes[0] >> 16 | (planes[1] & 0xffff0000u), planes[2] >> 16);
-}
-
 // What a thread of a block does with one tile.
 template <class T, ResidentLayer kLayer>
 struct ResidentWarp {
   using G = LayerGeometry<kLayer>;
-  static constexpr bool kRegroup = G::kSizes.loading == Loading::kRegroup;
 
   const GroupPointwiseConv3dHalfParams& p;
   const ResidentPlan& plan;
   unsigned char* const shared;
-  const int lane, part;
-  int share, set_w, set_h;  // of the warp
-  int position;
+  const int lane;
+  int share, set_w, set_h, position;  // of the warp
+  int piece_row;                      // first row of the input that this thread loads
+  int piece_place;                    // byte of a row where its piece goes
+  int piece_offset;                   // elements from the tile's first column to it
+  unsigned char* operands;            // the lane's part of the first row of the warp's window
 
   // Of the tile.
   int first, end;  // frames of the output
   int row, column;
-  const uint16_t* source;  // input frame 0 of the image
-  uint16_t* target;        // output frame 0 of the image
-  int pieces[G::kPieces];  // elements from `source` where a piece of the input lies; -1: zeros
-  uint32_t staged[G::kAsync ? 1 : G::kPieces][kRegroup ? 12 : 3];  // of the next input frame
+  const uint16_t* source;  // the piece in row 0 of input frame 0
+  bool source_inside;      // whether its column is
+  uint16_t* target;        // what the lane stores first of the next frame to be stored
+  bool target_inside[2];   // whether its units are, lane / 4 and that + 8
 
-  uint32_t weights[G::kWarpPlanes][kTaps9][G::kStepWords];
-  float bias[G::kWarpPlanes][2];  // of the lane's columns
-  float sums[3][G::kRows][G::kWarpPlanes][4];
+  uint32_t staged[G::kPieces][G::kStagedWords];  // of the next input frame
+  uint32_t weights[kTaps9][G::kStepWords];
+  float bias[4];  // what a product begins with
+  float sums[kRing][G::kRows][4];
 
   __device__ ResidentWarp(const GroupPointwiseConv3dHalfParams& params,
                           const ResidentPlan& resident_plan)
       : p(params),
         plan(resident_plan),
         shared(dynamic_shared_memory()),
-        lane(static_cast<int>(threadIdx.x) % kLanesPerWarp),
-        part(static_cast<int>(blockIdx.y)) {
-    const int warp = static_cast<int>(threadIdx.x) / kLanesPerWarp;
+        lane(static_cast<int>(threadIdx.x) % kLanesPerWarp) {
+    const int thread = static_cast<int>(threadIdx.x), warp = thread / kLanesPerWarp;
     share = warp % G::kShares;
     position = warp / G::kShares;
     set_w = position % G::kSizes.sets_w;
     set_h = position / G::kSizes.sets_w;
+
+    piece_row = thread / G::kRowPieces;
+    const int piece = thread - piece_row * G::kRowPieces;
+    if (piece_row >= G::kRowStep) piece_row = G::kInputRows;  // has none
+    if constexpr (G::kRaw) {
+      piece_offset = piece * (G::kPieceBytes / 2);
+      piece_place = piece * G::kPieceBytes;
+    } else if constexpr (G::kAsync) {
+      constexpr int kPlanePieces = G::kPixelPieces / G::kPlanes;
+      const int pixel = piece / G::kPixelPieces, within = piece - pixel * G::kPixelPieces;
+      const int plane = within / kPlanePieces;
+      piece_offset = pixel * G::kSizes.inputs + within * (G::kPieceBytes / 2);
+      piece_place = plane * G::kPlaneBytes +
+                    (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
+                    (within - plane * kPlanePieces) * G::kPieceBytes;
+    } else {
+      constexpr bool kPlanesIn = G::kSizes.loading == Loading::kPlanes;
+      piece_offset = piece * G::kPiecePixels * (kPlanesIn ? 1 : G::kSizes.inputs);
+      piece_place = piece * G::kPiecePixels * G::kPixelBytes;
+    }
+
+    const int unit = set_w * kUnits + (G::kWords ? lane / 4 : lane % 16);
+    operands = shared + G::kStageOffset + share / G::kGroupTiles * G::kPlaneBytes +
+               set_h * G::kRows * G::kStride * G::kRowBytes + G::kWindowOffset + unit * G::kPitch +
+               (G::kWords ? lane % 4 * 4 : lane / 16 * 16);
   }
 
   // ---- what stays from tile to tile
 
   __device__ void load_weights(const uint32_t* packed) {
+    const int part = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
     const uint32_t* words =
         packed + static_cast<int64_t>(part * G::kShares + share) * G::kWarpWords * kLanesPerWarp;
 #pragma unroll
-    for (int i = 0; i < G::kWarpPlanes; ++i)
+    for (int k = 0; k < kTaps9; ++k)
 #pragma unroll
-      for (int k = 0; k < kTaps9; ++k)
-#pragma unroll
-        for (int s = 0; s < G::kStepWords; ++s)
-          weights[i][k][s] = words[((i * kTaps9 + k) * G::kStepWords + s) * kLanesPerWarp + lane];
+      for (int s = 0; s < G::kStepWords; ++s)
+        weights[k][s] = words[(k * G::kStepWords + s) * kLanesPerWarp + lane];
 
 #pragma unroll
-    for (int i = 0; i < G::kWarpPlanes; ++i)
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int plane = share / G::kGroupTiles * G::kWarpPlanes + i;
-        const auto at =
-            G::column_of(part * G::kGroupTiles + share % G::kGroupTiles, 2 * (lane % 4) + j);
-        const int m = plane / G::kSizes.slices * G::kSizes.group_outputs + at.channel;
-        const bool has = p.bias && at.channel >= 0 && plane % G::kSizes.slices == 0;
-        bias[i][j] = has ? to_float(static_cast<const T*>(p.bias)[m]) : 0.0f;
-      }
+    for (int j = 0; j < 2; ++j) {
+      const int plane = share / G::kGroupTiles,
+                tile = part * G::kGroupTiles + share % G::kGroupTiles;
+      const auto at = G::column_of(tile, 2 * (lane % 4) + j);
+      const int m = plane / G::kSizes.slices * G::kSizes.group_outputs + at.channel;
+      const bool has = p.bias && at.channel >= 0 && plane % G::kSizes.slices == 0;
+      bias[j] = bias[j + 2] = has ? to_float(static_cast<const T*>(p.bias)[m]) : 0.0f;
+    }
 
     if constexpr (G::kPointwise) {
       const auto* from = reinterpret_cast<const uint4*>(packed + G::kConvWords);
       auto* to = reinterpret_cast<uint4*>(shared + G::kPointwiseOffset);
-      for (int i = static_cast<int>(threadIdx.x); i < G::kPointwiseWords / 4; i += G::kThreads)
-        to[i] = from[i];
+      for (int i = thread; i < G::kPointwiseWords / 4; i += G::kThreads) to[i] = from[i];
       // In the order of the columns of the products.
       auto* pointwise_bias = reinterpret_cast<float*>(shared + G::kPointwiseBiasOffset);
-      for (int i = static_cast<int>(threadIdx.x); i < G::kOutTiles * kTileSize; i += G::kThreads) {
+      for (int i = thread; i < G::kOutTiles * kTileSize; i += G::kThreads) {
         const int tile = i / kTileSize;
         const int place = tile / G::kOutGroup * G::kOutGroup * kTileSize +
                           G::place_in_group(tile % G::kOutGroup, i % kTileSize);
@@ -184,26 +201,11 @@ struct ResidentWarp {
         pointwise_bias[i] = has ? to_float(values[place % G::kSizes.channels_out]) : 0.0f;
       }
     }
-    // What the last half of a product reaches behind a row meets weights of zero, but must be
-    // finite.
-    constexpr int kUsed = G::kInputColumns * G::kPixelBytes;
-    constexpr int kTail = (G::kRowBytes - kUsed) / 4;
-    if constexpr (kTail > 0) {
-      for (int i = static_cast<int>(threadIdx.x);
-           i < G::kStages * G::kPlanes * G::kInputRows * kTail; i += G::kThreads)
-        *reinterpret_cast<uint32_t*>(shared + G::kStageOffset + i / kTail * G::kRowBytes + kUsed +
-                                     i % kTail * 4) = 0;
+    if constexpr (G::kPadded == 16) {
+      // Padding of pixels meets weights of zero, but must be finite.
+      for (int i = thread * 16; i < kRing * G::kStageBytes; i += G::kThreads * 16)
+        *reinterpret_cast<uint4*>(shared + G::kStageOffset + i) = make_uint4(0u, 0u, 0u, 0u);
     }
-  }
-
-  // ---- input
-
-  // Row, and piece in the row, of piece `i` of this thread; false: there is none.
-  __device__ bool piece_of(int i, int* piece_row, int* piece) const {
-    const int number = static_cast<int>(threadIdx.x) + i * G::kThreads;
-    *piece_row = number / G::kRowPieces;
-    *piece = number - *piece_row * G::kRowPieces;
-    return number < G::kInputRows * G::kRowPieces;
   }
 
   __device__ void enter_tile(int64_t number) {
@@ -215,55 +217,61 @@ struct ResidentWarp {
     first = static_cast<int>(rest % plan.segments) * plan.frames_per_segment;
     const int64_t image = rest / plan.segments;
     end = min(first + plan.frames_per_segment, static_cast<int>(p.frames));
-    source = static_cast<const uint16_t*>(p.x) + image * p.x_strides.batch;
-    target = static_cast<uint16_t*>(p.y) + image * p.y_strides.batch;
-    constexpr int kPiecePixels = G::kAsync ? 1 : 16 / G::kPixelBytes;
-    constexpr int kPixelPieces = G::kAsync ? G::kSizes.inputs * 2 / G::kPieceBytes : 1;
+
+    constexpr bool kPlanesIn = G::kSizes.loading == Loading::kPlanes;
+    constexpr int kPixelElements = kPlanesIn ? 1 : G::kSizes.inputs;
+    const int offset = (column * G::kStride - G::kLead) * kPixelElements + piece_offset;
+    source = static_cast<const uint16_t*>(p.x) + image * p.x_strides.batch + offset;
+    source_inside = offset >= 0 && offset < static_cast<int>(p.width) * kPixelElements;
+
+    if constexpr (G::kPointwise) {
+      const int h = set_h * G::kRows + (G::kExchange ? share % G::kRows : 0);
+      const int unit = set_w * kUnits + lane / 4;
+      const int group = G::kExchange ? share / G::kRows : 0;
+      constexpr int kLaneValues = G::kOutGroup == 3 ? 4 : 2 * G::kOutGroup;
+      target = static_cast<uint16_t*>(p.y) + image * p.y_strides.batch + first * p.y_strides.frame +
+               (row + h) * p.y_strides.row + (column + unit * G::kPair) * G::kSizes.channels_out +
+               group * G::kOutGroup * kTileSize + lane % 4 * kLaneValues;
 #pragma unroll
-    for (int i = 0; i < G::kPieces; ++i) {
-      int piece_row, piece;
-      const bool exists = piece_of(i, &piece_row, &piece);
-      const int h = row * G::kStride - 1 + piece_row;
-      const int place = piece / kPixelPieces;
-      const int w = column * G::kStride - G::kLead + place * kPiecePixels;
-      const bool inside = exists && h >= 0 && h < p.height && w >= 0 && w < p.width;
-      const int within = (piece - place * kPixelPieces) * (G::kPieceBytes / 2);
-      pieces[i] = inside ? h * static_cast<int>(p.x_strides.row) +
-                               w * static_cast<int>(p.x_strides.column) + within
-                         : -1;
+      for (int half = 0; half < 2; ++half) {
+        const int w = column + (unit + 8 * half) * G::kPair;
+        target_inside[half] = (!G::kExchange || row + h < p.height_out) && w < p.width_out;
+      }
+    } else {
+      target = static_cast<uint16_t*>(p.y) + image * p.y_strides.batch + first * p.y_strides.frame +
+               static_cast<int>(blockIdx.y) * G::kPartOutputs;
     }
-#pragma unroll
-    for (int slot = 0; slot < 3; ++slot) reset(slot);
   }
 
-  __device__ bool has_input(int frame) const {
-    return frame >= 0 && frame < p.frames && frame <= end;
+  // ---- input
+
+  __device__ static unsigned char* stage_of(unsigned char* shared, int slot) {
+    return shared + G::kStageOffset + slot * G::kStageBytes;
   }
 
-  __device__ unsigned char* stage_of(int frame) const {
-    return shared + G::kStageOffset + (frame - first + 1) % G::kStages * G::kStageBytes;
+  // Row `i` of those that this thread loads: whether there is one, and whether it is in the image.
+  __device__ bool has_piece(int i) const { return piece_row + i * G::kRowStep < G::kInputRows; }
+  __device__ int image_row(int i) const {
+    return row * G::kStride - 1 + piece_row + i * G::kRowStep;
+  }
+  __device__ bool inside(int h) const {
+    return source_inside && static_cast<unsigned>(h) < static_cast<unsigned>(p.height);
   }
 
-  // Starts copying input frame `frame` to its stage.
-  __device__ void copy_frame(int frame) {
+  // Starts copying input frame `frame` to stage `slot`; nothing behind the last frame `last`.
+  __device__ void copy_frame(int frame, int last, int slot) {
     if constexpr (G::kAsync) {
-      if (has_input(frame)) {
+      if (frame <= last) {
         const uint16_t* from = source + frame * p.x_strides.frame;
-        unsigned char* stage = stage_of(frame);
-        constexpr int kPixelPieces = G::kSizes.inputs * 2 / G::kPieceBytes;
-        constexpr int kPlanePieces = kPixelPieces / G::kPlanes;
+        unsigned char* to = stage_of(shared, slot) + piece_place + piece_row * G::kRowBytes;
 #pragma unroll
         for (int i = 0; i < G::kPieces; ++i) {
-          int piece_row, piece;
-          if (!piece_of(i, &piece_row, &piece)) continue;
-          const int pixel = piece / kPixelPieces, within = piece - pixel * kPixelPieces;
-          const int place = G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel;
-          const int plane = within / kPlanePieces;
-          unsigned char* to = stage + plane * G::kPlaneBytes + piece_row * G::kRowBytes +
-                              place * G::kPixelBytes +
-                              (within - plane * kPlanePieces) * G::kPieceBytes;
-          const bool inside = pieces[i] >= 0;
-          copy_async<G::kPieceBytes>(to, inside ? from + pieces[i] : source, inside);
+          if (!has_piece(i)) continue;
+          const int h = image_row(i);
+          const uint16_t* piece = from + h * static_cast<int>(p.x_strides.row);
+          copy_async<G::kPieceBytes>(to + i * G::kRowStep * G::kRowBytes,
+                                     inside(h) ? piece : static_cast<const uint16_t*>(p.x),
+                                     inside(h));
         }
       }
       commit_copies();  // an empty batch as well: batches are counted
@@ -271,20 +279,20 @@ struct ResidentWarp {
   }
 
   // Starts loading input frame `frame` into registers.
-  __device__ void load_frame(int frame) {
+  __device__ void load_frame(int frame, int last) {
     if constexpr (!G::kAsync) {
-      if (!has_input(frame)) return;
+      if (frame > last) return;
       const uint16_t* from = source + frame * p.x_strides.frame;
 #pragma unroll
       for (int i = 0; i < G::kPieces; ++i) {
-        if (pieces[i] < 0) {
-#pragma unroll
-          for (uint32_t& word : staged[i]) word = 0;
-        } else if constexpr (kRegroup) {
-          const auto* words = reinterpret_cast<const uint4*>(from + pieces[i]);
+        const int h = image_row(i);
+        const uint16_t* piece = from + h * static_cast<int>(p.x_strides.row);
+        const bool is_inside = has_piece(i) && inside(h);
+        if constexpr (G::kSizes.loading == Loading::kRegroup) {
+          const auto* words = reinterpret_cast<const uint4*>(piece);
 #pragma unroll
           for (int j = 0; j < 3; ++j) {
-            const uint4 four = __ldg(words + j);
+            const uint4 four = is_inside ? __ldg(words + j) : make_uint4(0u, 0u, 0u, 0u);
             staged[i][4 * j] = four.x;
             staged[i][4 * j + 1] = four.y;
             staged[i][4 * j + 2] = four.z;
@@ -292,39 +300,44 @@ struct ResidentWarp {
           }
         } else {
 #pragma unroll
-          for (int c = 0; c < 3; ++c)
-            staged[i][c] = __ldg(
-                reinterpret_cast<const uint32_t*>(from + pieces[i] + c * p.x_strides.channel));
+          for (int c = 0; c < 3; ++c) {
+            const auto* word = reinterpret_cast<const uint32_t*>(piece + c * p.x_strides.channel);
+            staged[i][c] = is_inside ? __ldg(word) : 0u;
+          }
         }
       }
     }
   }
 
-  // Writes input frame `frame` from registers to its stage, each group apart.
-  __device__ void store_frame(int frame) {
+  // Writes the input frame in registers, number `frame`, to stage `slot`, each group apart.
+  __device__ void store_frame(int frame, int last, int slot) {
     if constexpr (!G::kAsync) {
-      if (!has_input(frame)) return;
-      unsigned char* stage = stage_of(frame);
+      if (frame > last) return;
+      unsigned char* at = stage_of(shared, slot) + piece_place + piece_row * G::kRowBytes;
 #pragma unroll
       for (int i = 0; i < G::kPieces; ++i) {
-        int piece_row, piece;
-        if (!piece_of(i, &piece_row, &piece)) continue;
-        unsigned char* to = stage + piece_row * G::kRowBytes + piece * 16;
-        if constexpr (kRegroup) {
+        if (!has_piece(i)) continue;
+        unsigned char* to = at + i * G::kRowStep * G::kRowBytes;
+        const uint32_t (&words)[G::kStagedWords] = staged[i];
+        if constexpr (G::kSizes.loading == Loading::kPlanes) {
+          const uint32_t a = words[0], b = words[1];
+          *reinterpret_cast<uint2*>(to) =
+              make_uint2((a & 0xffffu) | b << 16, a >> 16 | (b & 0xffff0000u));
+          *reinterpret_cast<uint2*>(to + G::kSubplaneBytes) =
+              make_uint2(words[2] & 0xffffu, words[2] >> 16);
+        } else if constexpr (G::kWords) {
 #pragma unroll
           for (int g = 0; g < G::kPlanes; ++g) {
-            uint4 unit;
-            if constexpr (G::kPair == 2) {
-              const uint2 a = three_values(staged[i], 3 * g);
-              const uint2 b = three_values(staged[i] + 6, 3 * g);
-              unit = make_uint4(a.x, a.y, b.x, b.y);
-            } else {
-              unit = make_uint4(staged[i][3 * g], staged[i][3 * g + 1], staged[i][3 * g + 2], 0u);
-            }
-            *reinterpret_cast<uint4*>(to + g * G::kPlaneBytes) = unit;
+            const uint2 a = three_values(words, 3 * g), b = three_values(words + 6, 3 * g);
+            *reinterpret_cast<uint2*>(to + g * G::kPlaneBytes) = make_uint2(a.x, b.x);
+            *reinterpret_cast<uint2*>(to + g * G::kPlaneBytes + G::kSubplaneBytes) =
+                make_uint2(a.y, b.y);
           }
         } else {
-          *reinterpret_cast<uint4*>(to) = pixels_of_planes(staged[i]);
+#pragma unroll
+          for (int g = 0; g < G::kPlanes; ++g)
+            *reinterpret_cast<uint4*>(to + g * G::kPlaneBytes) =
+                make_uint4(words[3 * g], words[3 * g + 1], words[3 * g + 2], 0u);
         }
       }
     }
@@ -332,236 +345,173 @@ struct ResidentWarp {
 
   // ---- the 3x3x3 conv
 
-  __device__ void reset(int slot) {
-#pragma unroll
-    for (int h = 0; h < G::kRows; ++h)
-#pragma unroll
-      for (int i = 0; i < G::kWarpPlanes; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[slot][h][i][j] = bias[i][j % 2];
-  }
-
-  // First operand of step `step` for an input row that begins at `at` for this lane.
+  // First operand of a step of the inner dimension for an input row.
   template <int kStep>
   __device__ static MatrixA load_operand(const unsigned char* at) {
-    constexpr bool kHalf = kStep == G::kFullSteps;
-    at += G::step_offset(kStep);
-    if constexpr (G::kSizes.operand == Operand::kMatrices) {
-      return kHalf ? load_two_matrices(at) : load_four_matrices(at);
+    if constexpr (G::kWords) {
+      static_assert(kStep == 0 && !G::kHalfStep);
+      constexpr int kEight = 8 * G::kPitch;
+      const auto word = [at](int offset) {
+        return *reinterpret_cast<const uint32_t*>(at + offset);
+      };
+      return {{word(0), word(kEight), word(G::kSubplaneBytes), word(G::kSubplaneBytes + kEight)}};
     } else {
-      MatrixA a{};
-      if constexpr (kHalf) {
-        a.words[0] = *reinterpret_cast<const uint32_t*>(at);
-        a.words[1] = *reinterpret_cast<const uint32_t*>(at + 8 * G::kPitch);
-      } else {
-        const uint2 low = *reinterpret_cast<const uint2*>(at);
-        const uint2 high = *reinterpret_cast<const uint2*>(at + 8 * G::kPitch);
-        a.words[0] = low.x;
-        a.words[1] = high.x;
-        a.words[2] = low.y;
-        a.words[3] = high.y;
-      }
-      return a;
+      at += G::step_offset(kStep);
+      return kStep == G::kFullSteps ? load_two_matrices(at) : load_four_matrices(at);
     }
   }
 
-  // Where this lane's part of the operand begins in a row; in the half step lanes read less far.
-  __device__ int operand_offset(bool half) const {
-    const int units = set_w * kUnits;
-    int offset = (G::kLead - 1) * G::kPixelBytes;
-    if constexpr (G::kSizes.operand == Operand::kMatrices) {
-      offset += (units + lane % 16) * G::kPitch + (half ? 0 : lane / 16 * 16);
-    } else {
-      offset += (units + lane / 4) * G::kPitch + lane % 4 * (half ? 4 : 8);
-    }
-    return offset;
-  }
-
-  // Adds what one step of the inner dimension gives; kPhase: slot of the sums of this frame.
-  template <int kPhase, int kStep, bool kAll>
-  __device__ void add_step(const unsigned char* plane, int i, const bool (&wanted)[3]) {
-    constexpr bool kHalf = kStep == G::kFullSteps;
-    const unsigned char* at = plane + operand_offset(kHalf);
+  // Adds what a step gives; kPhase: slot of this frame's sums. Those of the next frame begin here.
+  template <int kPhase, int kStep>
+  __device__ void add_step(const unsigned char* at) {
     // Row after row, each for all rows of the kernel: few operands are alive at a time.
 #pragma unroll
     for (int r = 0; r < G::kWarpInputRows; ++r) {
       const MatrixA a = load_operand<kStep>(at + r * G::kRowBytes);
 #pragma unroll
-      for (int kn = 0; kn < 3; ++kn) {
-        if (!kAll && !wanted[kn]) continue;
+      for (int kn = 0; kn < 3; ++kn)
 #pragma unroll
         for (int kh = 0; kh < 3; ++kh) {
           const int h = (r - kh) / G::kStride;
           if (r < kh || (r - kh) % G::kStride != 0 || h >= G::kRows) continue;
-          const uint32_t* b = &weights[i][kh * 3 + kn][2 * kStep];
-          float (&to)[4] = sums[(kPhase + 4 - kn) % 3][h][i];
-          if constexpr (kHalf) {
+          const uint32_t* b = &weights[kh * 3 + kn][2 * kStep];
+          float (&to)[4] = sums[(kPhase + 4 - kn) % kRing][h];
+          if constexpr (kStep == G::kFullSteps) {
             multiply_add_8(T{}, a, b[0], to);
+          } else if (kn == 0 && kh == 0 && kStep == 0) {
+            multiply_16(T{}, a, make_uint2(b[0], b[1]), bias, to);
           } else {
             multiply_add_16(T{}, a, make_uint2(b[0], b[1]), to);
           }
         }
-      }
     }
-  }
-
-  template <int kPhase, bool kAll, int kStep = 0>
-  __device__ void add_plane(const unsigned char* plane, int i, const bool (&wanted)[3]) {
-    if constexpr (kStep < G::kFullSteps + (G::kHalfStep ? 1 : 0)) {
-      add_step<kPhase, kStep, kAll>(plane, i, wanted);
-      add_plane<kPhase, kAll, kStep + 1>(plane, i, wanted);
-    }
-  }
-
-  template <int kPhase, bool kAll>
-  __device__ void add_frame(int frame, const bool (&wanted)[3]) {
-    const unsigned char* stage = stage_of(frame) + set_h * (G::kRows * G::kStride * G::kRowBytes);
-    const int first_plane = share / G::kGroupTiles * G::kWarpPlanes;
-#pragma unroll
-    for (int i = 0; i < G::kWarpPlanes; ++i)
-      add_plane<kPhase, kAll>(stage + (first_plane + i) * G::kPlaneBytes, i, wanted);
+    if constexpr (kStep + 1 < G::kSteps) add_step<kPhase, kStep + 1>(at);
   }
 
   // ---- a complete frame of the middle, or of the result
 
-  __device__ unsigned char* middle_of(int frame) const {
-    return shared + G::kMiddleOffset + frame % 2 * G::kMiddleBytes;
+  __device__ unsigned char* middle_of(int slot) const {
+    return shared + G::kMiddleOffset + slot * G::kMiddleBytes;
   }
 
-  __device__ uint32_t middle_word(float first_value, float second_value) const {
-    return p.relu ? pack_two_relu<T>(first_value, second_value)
-                  : pack_two<T>(first_value, second_value);
+  __device__ static uint32_t middle_word(float first_value, float second_value) {
+    return G::kRelu ? pack_two_relu<T>(first_value, second_value)
+                    : pack_two<T>(first_value, second_value);
   }
 
   // Hands the sums of a slot over to the next step.
   template <int kSlot>
-  __device__ void hand_over(int frame) {
-    unsigned char* middle = middle_of(frame);
+  __device__ void hand_over() {
+    unsigned char* middle = middle_of(kSlot);
+    const int line = position * G::kRows;
+    if constexpr (G::kExchange) {
+      unsigned char* to = middle + line * (G::kMiddleSteps * kLanesPerWarp * 16) +
+                          share / 2 * kLanesPerWarp * 16 + lane * 16 + share % 2 * 8;
 #pragma unroll
-    for (int h = 0; h < G::kRows; ++h) {
-      const int line = position * G::kRows + h;
-      if constexpr (G::kExchange) {
-        unsigned char* operand = middle + (line * G::kMiddleSteps * kLanesPerWarp + lane) * 16;
-        uint32_t words[G::kWarpPlanes][2];
-#pragma unroll
-        for (int i = 0; i < G::kWarpPlanes; ++i) {
-          const float (&values)[4] = sums[kSlot][h][i];
-          words[i][0] = middle_word(values[0], values[1]);
-          words[i][1] = middle_word(values[2], values[3]);
-        }
-        if constexpr (G::kWarpPlanes == 2) {
-          *reinterpret_cast<uint4*>(operand + share * kLanesPerWarp * 16) =
-              make_uint4(words[0][0], words[0][1], words[1][0], words[1][1]);
-        } else {
-          *reinterpret_cast<uint2*>(operand + share / 2 * kLanesPerWarp * 16 + share % 2 * 8) =
-              make_uint2(words[0][0], words[0][1]);
-        }
-      } else {
-        const int tile = share % G::kGroupTiles, slice = share / G::kGroupTiles;
-        auto* at = reinterpret_cast<float*>(middle) + slice * G::kSliceFloats +
-                   (line * kUnits + lane / 4) * G::kSumPitch + tile * kTileSize + lane % 4 * 2;
-        const float (&values)[4] = sums[kSlot][h][0];
-        *reinterpret_cast<float2*>(at) = make_float2(values[0], values[1]);
-        *reinterpret_cast<float2*>(at + 8 * G::kSumPitch) = make_float2(values[2], values[3]);
+      for (int h = 0; h < G::kRows; ++h) {
+        const float (&values)[4] = sums[kSlot][h];
+        *reinterpret_cast<uint2*>(to + h * (G::kMiddleSteps * kLanesPerWarp * 16)) =
+            make_uint2(middle_word(values[0], values[1]), middle_word(values[2], values[3]));
       }
+    } else if constexpr (!G::kPointwise) {
+      const int channel = share % G::kGroupTiles * kTileSize + lane % 4 * 2;
+      unsigned char* to = middle + share / G::kGroupTiles * G::kSliceBytes +
+                          (line * kUnits + lane / 4) * G::kGatherPitch +
+                          channel * (G::kGatherSums ? 4 : 2);
+#pragma unroll
+      for (int h = 0; h < G::kRows; ++h)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float a = sums[kSlot][h][2 * half], b = sums[kSlot][h][2 * half + 1];
+          unsigned char* at = to + (h * kUnits + half * 8) * G::kGatherPitch;
+          if constexpr (G::kGatherSums) {
+            *reinterpret_cast<float2*>(at) = make_float2(a, b);
+          } else {
+            *reinterpret_cast<uint32_t*>(at) = middle_word(a, b);
+          }
+        }
     }
   }
 
-  // Stores the 16 units times one group of channels of a row; `products` has no bias yet.
-  __device__ void store_products(uint16_t* frame_target, int h, int group,
-                                 const float (&products)[G::kOutGroup][4]) const {
-    const int y = row + set_h * G::kRows + h;
+  // Stores 16 units times one group of channels from row `to` on.
+  __device__ void store_products(uint16_t* to, const float (&products)[G::kOutGroup][4]) const {
+    const int quarter = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int x = column + (set_w * kUnits + lane / 4 + 8 * half) * G::kPair;
-      if (y >= p.height_out || x >= p.width_out) continue;
+      if (!target_inside[half]) continue;
       uint32_t words[G::kOutGroup];
 #pragma unroll
       for (int t = 0; t < G::kOutGroup; ++t) {
         const float low = products[t][2 * half], high = products[t][2 * half + 1];
-        words[t] = p.pointwise_relu ? pack_two_relu<T>(low, high) : pack_two<T>(low, high);
+        words[t] = G::kPointwiseRelu ? pack_two_relu<T>(low, high) : pack_two<T>(low, high);
       }
-      uint16_t* to = frame_target + y * static_cast<int>(p.y_strides.row) +
-                     x * G::kSizes.channels_out + group * G::kOutGroup * kTileSize;
-      const int quarter = lane % 4;
+      uint16_t* at = to + 8 * half * G::kUnitOutputs;
       if constexpr (G::kOutGroup == 4) {
-        *reinterpret_cast<uint4*>(to + 8 * quarter) =
-            make_uint4(words[0], words[1], words[2], words[3]);
+        *reinterpret_cast<uint4*>(at) = make_uint4(words[0], words[1], words[2], words[3]);
       } else if constexpr (G::kOutGroup == 3) {
-        *reinterpret_cast<uint2*>(to + 4 * quarter) = make_uint2(words[0], words[1]);
-        *reinterpret_cast<uint32_t*>(to + 16 + 2 * quarter) = words[2];
+        *reinterpret_cast<uint2*>(at) = make_uint2(words[0], words[1]);
+        *reinterpret_cast<uint32_t*>(at + 16 - 2 * quarter) = words[2];
       } else if (2 * quarter < G::kUnitOutputs) {
-        *reinterpret_cast<uint32_t*>(to + 2 * quarter) = words[0];
+        *reinterpret_cast<uint32_t*>(at) = words[0];
       }
     }
   }
 
+  // What a product of `group` begins with.
   __device__ void begin_products(int group, float (&products)[G::kOutGroup][4]) const {
-    const auto* bias_pairs = reinterpret_cast<const float2*>(shared + G::kPointwiseBiasOffset) +
-                             group * G::kOutGroup * 4 + lane % 4;
+    const auto* pairs = reinterpret_cast<const float2*>(shared + G::kPointwiseBiasOffset) +
+                        group * G::kOutGroup * 4 + lane % 4;
 #pragma unroll
     for (int t = 0; t < G::kOutGroup; ++t) {
-      const float2 two = bias_pairs[t * 4];
+      const float2 two = pairs[t * 4];
       products[t][0] = products[t][2] = two.x;
       products[t][1] = products[t][3] = two.y;
     }
   }
 
-  // The pointwise conv of a frame that was handed over one step before.
-  __device__ void multiply_pointwise(int frame) const {
-    const unsigned char* middle = middle_of(frame);
-    const int group = share / G::kRows;
+  // The pointwise conv of the frame that was handed over in `slot` one step before.
+  __device__ void multiply_pointwise(int slot) const {
+    const int group = share / G::kRows, line = position * G::kRows + share % G::kRows;
+    const auto* a = reinterpret_cast<const uint4*>(middle_of(slot)) +
+                    line * (G::kMiddleSteps * kLanesPerWarp) + lane;
     const auto* b = reinterpret_cast<const uint2*>(shared + G::kPointwiseOffset) +
                     group * G::kOutGroup * kLanesPerWarp + lane;
-    float products[G::kItems][G::kOutGroup][4];
-#pragma unroll
-    for (int i = 0; i < G::kItems; ++i) begin_products(group, products[i]);
+    float products[G::kOutGroup][4];
+    begin_products(group, products);
 #pragma unroll
     for (int step = 0; step < G::kMiddleSteps; ++step) {
-      uint2 column[G::kOutGroup];
+      const uint4 four = a[step * kLanesPerWarp];
 #pragma unroll
       for (int t = 0; t < G::kOutGroup; ++t)
-        column[t] = b[(step * G::kOutTiles + t) * kLanesPerWarp];
-#pragma unroll
-      for (int i = 0; i < G::kItems; ++i) {
-        const int line = position * G::kRows + (share + i * G::kShares) % G::kRows;
-        const uint4 four = *reinterpret_cast<const uint4*>(
-            middle + ((line * G::kMiddleSteps + step) * kLanesPerWarp + lane) * 16);
-        const MatrixA a{{four.x, four.y, four.z, four.w}};
-#pragma unroll
-        for (int t = 0; t < G::kOutGroup; ++t) multiply_add_16(T{}, a, column[t], products[i][t]);
-      }
+        multiply_add_16(T{}, MatrixA{{four.x, four.y, four.z, four.w}},
+                        b[(step * G::kOutTiles + t) * kLanesPerWarp], products[t]);
     }
-    uint16_t* frame_target = target + frame * p.y_strides.frame;
-#pragma unroll
-    for (int i = 0; i < G::kItems; ++i)
-      store_products(frame_target, (share + i * G::kShares) % G::kRows, group, products[i]);
+    store_products(target, products);
   }
 
   // The same without an exchange: all that the pointwise conv needs is in the sums of this warp.
   template <int kSlot>
-  __device__ void multiply_own(int frame) const {
+  __device__ void multiply_own() {
     const auto* b = reinterpret_cast<const uint2*>(shared + G::kPointwiseOffset) + lane;
-    uint16_t* frame_target = target + frame * p.y_strides.frame;
+    uint16_t* to = target;
 #pragma unroll
     for (int h = 0; h < G::kRows; ++h) {
-      const float (&values)[4] = sums[kSlot][h][0];
+      const float (&values)[4] = sums[kSlot][h];
       const MatrixA a{{middle_word(values[0], values[1]), middle_word(values[2], values[3])}};
       float products[G::kOutGroup][4];
       begin_products(0, products);
 #pragma unroll
       for (int t = 0; t < G::kOutGroup; ++t)
         multiply_add_8(T{}, a, b[t * kLanesPerWarp].x, products[t]);
-      store_products(frame_target, h, 0, products);
+      if (row + set_h * G::kRows + h < p.height_out) store_products(to, products);
+      to += static_cast<int>(p.y_strides.row);
     }
   }
 
-  // Stores the sums of all slices of a frame that were handed over one step before.
-  __device__ void store_sums(int frame) const {
+  // Stores in whole lines what all warps handed over in `slot` one step before.
+  __device__ void store_gathered(int slot) const {
     constexpr int kPixelPieces = G::kPartOutputs / 8;
     constexpr int kPixels = G::kPositions * G::kRows * kUnits;
-    const auto* middle = reinterpret_cast<const float*>(middle_of(frame));
-    uint16_t* frame_target = target + frame * p.y_strides.frame + part * G::kPartOutputs;
     for (int i = static_cast<int>(threadIdx.x); i < kPixels * kPixelPieces; i += G::kThreads) {
       const int pixel = i / kPixelPieces, piece = i - pixel * kPixelPieces;
       const int unit = pixel % kUnits, line = pixel / kUnits;
@@ -569,81 +519,118 @@ struct ResidentWarp {
       const int y = row + set / G::kSizes.sets_w * G::kRows + h;
       const int x = column + set % G::kSizes.sets_w * kUnits + unit;
       if (y >= p.height_out || x >= p.width_out) continue;
-      float values[8] = {};
+      const unsigned char* at = middle_of(slot) + pixel * G::kGatherPitch;
+      auto* to = reinterpret_cast<uint4*>(target + y * static_cast<int>(p.y_strides.row) +
+                                          x * static_cast<int>(p.y_strides.column) + piece * 8);
+      if constexpr (!G::kGatherSums) {
+        *to = *reinterpret_cast<const uint4*>(at + piece * 16);
+      } else {
+        float values[8] = {};
 #pragma unroll
-      for (int s = 0; s < G::kSizes.slices; ++s) {
-        const auto* four = reinterpret_cast<const float4*>(middle + s * G::kSliceFloats +
-                                                           pixel * G::kSumPitch + piece * 8);
+        for (int s = 0; s < G::kSizes.slices; ++s)
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float4 some = four[j];
-          values[4 * j] += some.x;
-          values[4 * j + 1] += some.y;
-          values[4 * j + 2] += some.z;
-          values[4 * j + 3] += some.w;
-        }
+          for (int j = 0; j < 2; ++j) {
+            const float4 four =
+                *reinterpret_cast<const float4*>(at + s * G::kSliceBytes + piece * 32 + j * 16);
+            values[4 * j] += four.x;
+            values[4 * j + 1] += four.y;
+            values[4 * j + 2] += four.z;
+            values[4 * j + 3] += four.w;
+          }
+        *to = make_uint4(middle_word(values[0], values[1]), middle_word(values[2], values[3]),
+                         middle_word(values[4], values[5]), middle_word(values[6], values[7]));
       }
-      uint16_t* to = frame_target + y * static_cast<int>(p.y_strides.row) +
-                     x * static_cast<int>(p.y_strides.column) + piece * 8;
-      *reinterpret_cast<uint4*>(to) =
-          make_uint4(middle_word(values[0], values[1]), middle_word(values[2], values[3]),
-                     middle_word(values[4], values[5]), middle_word(values[6], values[7]));
+    }
+  }
+
+  // Stores the next frame, which was handed over in `slot` one step before.
+  __device__ void finish(int slot) {
+    if constexpr (G::kExchange) {
+      multiply_pointwise(slot);
+    } else if constexpr (!G::kPointwise) {
+      store_gathered(slot);
+    }
+    if constexpr (G::kExchange || !G::kPointwise) target += p.y_strides.frame;
+  }
+
+  // The sums of a slot are those of a complete frame.
+  template <int kSlot>
+  __device__ void complete() {
+    if constexpr (G::kPointwise && !G::kExchange) {
+      multiply_own<kSlot>();
+      target += p.y_strides.frame;
+    } else {
+      hand_over<kSlot>();
     }
   }
 
   // ---- the walk
 
-  // Input frame `frame`, output frame `frame - 1` becomes complete, and `frame - 2` is stored.
+  // Input frame `frame` of slot kPhase: output frame `frame - 1` becomes complete, and the one
+  // before is stored.
   template <int kPhase>
-  __device__ void step(int frame) {
+  __device__ void step(int frame, int last) {
+    constexpr int kNext = (kPhase + 1) % kRing, kBefore = (kPhase + 2) % kRing;
     if constexpr (G::kAsync) {
-      wait_for_copies<G::kStages - 2>();
+      wait_for_copies<kRing - 2>();
       __syncthreads();  // input frame `frame` is here, and all warps are done with the one before
-      copy_frame(frame + G::kStages - 1);
+      copy_frame(frame + 2, last, kBefore);
     } else {
       __syncthreads();
-      store_frame(frame + 1);
-      load_frame(frame + 2);
+      store_frame(frame + 1, last, kNext);
+      load_frame(frame + 2, last);
     }
-    if (frame >= first + 2) {
-      if constexpr (G::kExchange) {
-        multiply_pointwise(frame - 2);
-      } else if constexpr (!G::kPointwise) {
-        store_sums(frame - 2);
+    if (frame - 2 >= first) finish(kNext);
+    add_step<kPhase, 0>(operands + kPhase * G::kStageBytes);
+    if (frame - 1 >= first) complete<kBefore>();
+  }
+
+  // After the last input frame, of slot kPhase: what the stack's end completes, and what is left.
+  template <int kPhase>
+  __device__ void leave_tile(int last) {
+    constexpr int kBefore = (kPhase + 2) % kRing;
+    constexpr bool kPending = G::kExchange || !G::kPointwise;
+    if (last < end) {
+      if constexpr (kPending) {
+        __syncthreads();
+        if (last > first) finish(kBefore);
       }
-    }
-    if (has_input(frame)) {
-      const bool wanted[3] = {frame + 1 < end, frame >= first && frame<end, frame> first};
-      if (wanted[0] && wanted[1] && wanted[2]) {
-        add_frame<kPhase, true>(frame, wanted);
-      } else {
-        add_frame<kPhase, false>(frame, wanted);
+      complete<kPhase>();
+      if constexpr (kPending) {
+        __syncthreads();
+        finish(kPhase);
       }
+    } else if constexpr (kPending) {
+      __syncthreads();
+      finish(kBefore);
     }
-    constexpr int kComplete = (kPhase + 2) % 3;
-    if (frame > first && frame <= end) {
-      if constexpr (G::kPointwise && !G::kExchange) {
-        multiply_own<kComplete>(frame - 1);
-      } else {
-        hand_over<kComplete>(frame - 1);
-      }
-    }
-    reset(kComplete);
   }
 
   __device__ void walk() {
+    int frame = max(first - 1, 0);
+    const int last = min(end, static_cast<int>(p.frames) - 1);
     if constexpr (G::kAsync) {
-#pragma unroll
-      for (int i = 0; i < G::kStages - 1; ++i) copy_frame(first - 1 + i);
+      copy_frame(frame, last, 0);
+      copy_frame(frame + 1, last, 1);
     } else {
-      load_frame(first - 1);
-      store_frame(first - 1);
-      load_frame(first);
+      load_frame(frame, last);
+      store_frame(frame, last, 0);
+      load_frame(frame + 1, last);
     }
-    for (int frame = first - 1; frame <= end + 1; frame += 3) {
-      step<0>(frame);
-      if (frame + 1 <= end + 1) step<1>(frame + 1);
-      if (frame + 2 <= end + 1) step<2>(frame + 2);
+    // Of the first frame nothing begins them; of the one before, nothing will be stored.
+#pragma unroll
+    for (int slot = 0; slot < kRing; ++slot)
+#pragma unroll
+      for (int h = 0; h < G::kRows; ++h)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[slot][h][j] = bias[j];
+    for (;; frame += kRing) {
+      step<0>(frame, last);
+      if (frame == last) return leave_tile<0>(last);
+      step<1>(frame + 1, last);
+      if (frame + 1 == last) return leave_tile<1>(last);
+      step<2>(frame + 2, last);
+      if (frame + 2 == last) return leave_tile<2>(last);
     }
   }
 };

@@ -87,6 +87,11 @@ uint16_t bits_of(float value, bool bfloat16);
     emulation::multiply_add(a.words, words, 16, std::is_same_v<T, Bfloat16>, sums);           \
   }                                                                                           \
   template <class T>                                                                          \
+  void multiply_16(T, const MatrixA& a, uint2 b, const float (&sums)[4], float (&products)[4]) {\
+    for (int i = 0; i < 4; ++i) products[i] = sums[i];                                        \
+    multiply_add_16(T{}, a, b, products);                                                     \
+  }                                                                                           \
+  template <class T>                                                                          \
   void multiply_add_8(T, const MatrixA& a, uint32_t b, float (&sums)[4]) {                    \
     emulation::multiply_add(a.words, &b, 8, std::is_same_v<T, Bfloat16>, sums);               \
   }                                                                                           \
