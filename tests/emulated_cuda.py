@@ -46,6 +46,23 @@ class ConvPlan(NamedTuple):
     shared_bytes: int
 
 
+class QuadsPlan(NamedTuple):
+    """How a conv in float32 was cut; the members of the plan of that name that tests look at."""
+
+    frames: int  # of a thread; 0: the general kernel did it
+    slot_channels: int
+    out_channels: int
+    quads: int
+    rows: int
+    block_slots: int
+    sets: int
+    threads: int
+    shared_bytes: int
+    tiles: int
+    column_vectors: int
+    channel_vectors: int
+
+
 class Device(NamedTuple):
     """What a kernel's launcher asks a GPU about."""
 
@@ -95,6 +112,7 @@ class EmulatedCuda:
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
         self.plan: ConvPlan | None = None  # of the last conv in 16 bits
+        self.quads_plan: QuadsPlan | None = None  # of the last conv in float32
         self.use(H200)
 
     def use(self, device: Device, seed: int = 0) -> None:
@@ -127,7 +145,9 @@ class EmulatedCuda:
         flags = (pointwise_weight is not None, relu, pointwise_relu, residual_relu)
         numbers = (*_strides(x), *_strides(residual), *_strides(y), *sizes, groups, stride, *flags)
         if x.dtype == torch.float32:
-            code = self._call("emulate_group_pointwise_conv3d", tensors, numbers)
+            facts = (ctypes.c_int64 * len(QuadsPlan._fields))()
+            code = self._call("emulate_group_pointwise_conv3d", tensors, numbers, facts)
+            self.quads_plan = QuadsPlan(*facts)
         else:
             facts = (ctypes.c_int64 * len(ConvPlan._fields))()
             name = "emulate_group_pointwise_conv3d_half"

@@ -153,6 +153,19 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+#else
+
+// Older devices have no such copies: they are done at once.
+template <int kBytes>
+__device__ inline void copy_async(void* shared, const void* source, bool inside) {
+  using Piece =
+      std::conditional_t<kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, uint32_t> >;
+  *static_cast<Piece*>(shared) = inside ? *static_cast<const Piece*>(source) : Piece{};
+}
+__device__ inline void commit_copies() {}
+template <int kPending>
+__device__ inline void wait_for_copies() {}
+
 #endif  // GPLWS_HAS_TENSOR_KERNELS
 
 #endif  // GPLWS_CUDA_EMULATION

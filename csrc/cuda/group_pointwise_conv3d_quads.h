@@ -1,0 +1,37 @@
+// The float32 conv of the widths that networks have: a thread computes four neighbouring columns.
+#pragma once
+
+#include "cuda/group_pointwise_conv3d.h"
+#include "cuda/group_pointwise_conv3d_half.h"
+
+namespace gplws::cuda {
+
+// How a conv is cut. A *slot* is a few consecutive middle channels of one group.
+struct QuadsPlan {
+  int frames, slot_channels;  // of a thread, which has four columns of one row
+  int out_channels;           // of a thread in the pointwise conv
+  int quads, rows;            // tile: 4 * quads columns
+  int slots_per_group, slots;
+  int block_slots, block_groups;  // of one block; all, where there is a pointwise conv
+  int sets;                       // blocks side by side on one tile
+  int threads;
+  int input_columns, input_rows, line_step;
+  int row_pitch, channel_floats;  // of the input tile
+  int weight_floats;              // of one input channel of each group
+  int stage_floats;
+  int out_pitch, pointwise_floats;
+  int shared_bytes;
+  bool column_vectors, channel_vectors;  // y takes 16 bytes at once along W, or along C
+  int64_t tiles_w, tiles_h, tiles_n;
+  int64_t tiles;  // sets included
+};
+
+// False where the general kernel has to do it. That depends on channels, groups, stride and device
+// only: every size and layout of x is summed in the same order.
+bool plan_group_pointwise_conv3d_quads(const GroupPointwiseConv3dParams& params,
+                                       const DeviceLimits& limits, QuadsPlan* plan);
+
+cudaError_t launch_group_pointwise_conv3d_quads(const GroupPointwiseConv3dParams& params,
+                                                const QuadsPlan& plan, cudaStream_t stream);
+
+}  // namespace gplws::cuda
