@@ -61,6 +61,7 @@ class QuadsPlan(NamedTuple):
     tiles: int
     column_vectors: int
     channel_vectors: int
+    input_vectors: int
 
 
 class Device(NamedTuple):

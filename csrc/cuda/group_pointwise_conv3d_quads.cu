@@ -70,12 +70,11 @@ struct Slot {
 };
 
 template <int kSlot>
-__device__ Slot slot_of(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan, int slot) {
-  const int per_group = static_cast<int>(p.middle / p.groups);
+__device__ Slot slot_of(const QuadsPlan& plan, int slot) {
   const int group = slot / plan.slots_per_group;
   const int first = (slot - group * plan.slots_per_group) * kSlot;
-  const int channels = slot < plan.slots ? min(kSlot, per_group - first) : 0;
-  return {group, group * per_group + first, channels};
+  const int channels = slot < plan.slots ? min(kSlot, plan.group_outputs - first) : 0;
+  return {group, group * plan.group_outputs + first, channels};
 }
 
 __device__ void read_four(const float* shared, float* values) {
@@ -86,52 +85,82 @@ __device__ void read_four(const float* shared, float* values) {
   values[3] = four.w;
 }
 
-// Queues the copies of one input channel of each group of the block, with its border; zeros outside
-// the image. tile[group][frame][row][row_pitch]. A thread keeps to one column, so that nothing is
-// divided on the way. At stride 2 even and odd columns lie apart: four outputs read vectors of
-// both.
+// Where column `column` of the input tile lies in its row. At stride 2 neighbouring threads read
+// vectors that are 32 bytes apart; in every other 128 bytes neighbouring vectors are swapped, so
+// that eight threads meet all banks of shared memory.
 template <int kStride>
-__device__ void copy_input(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan,
+__device__ int column_offset(int column) {
+  if constexpr (kStride == 1) return column;
+  return column ^ (column / 8 & kQuad);
+}
+
+// Queues the copies of one input channel of each group of the block, with its border; zeros outside
+// the image. tile[group][frame][row][row_pitch] begins two columns left of what the first output
+// has in its middle: columns come in pairs, and a pair at once (kBytes 8) where it may. A thread
+// keeps to one pair, so that nothing is divided on the way. kGroups: of the block; 0 for any
+// number.
+template <int kStride, int kBytes, int kGroups>
+__device__ void copy_lines(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan,
                            const TileOrigin& origin, int first_group, int channel, float* tile) {
   const int thread = static_cast<int>(threadIdx.x);
-  int row = thread / plan.input_columns;
-  const int column = thread - row * plan.input_columns;
-  if (row >= plan.line_step) return;
-  const int64_t channels_per_group = p.channels / p.groups;
-  const int64_t group_stride = channels_per_group * p.x_strides.channel;
-  const int groups = min(plan.block_groups, static_cast<int>(p.groups) - first_group);
-  const int w = origin.column * kStride - 1 + column;
+  const int line = thread / plan.input_pairs;
+  const int column = 2 * (thread - line * plan.input_pairs);
+  if (line >= plan.line_step) return;
+  int frame = line / plan.input_rows;
+  int row = line - frame * plan.input_rows;
+  const int64_t group_stride = plan.group_inputs * p.x_strides.channel;
+  const int groups =
+      kGroups != 0 ? kGroups : min(plan.block_groups, static_cast<int>(p.groups) - first_group);
+  const int w = origin.column * kStride - 2 + column;
   const int top = origin.row * kStride - 1, front = origin.frame - 1;
-  const bool column_inside = w >= 0 && w < p.width;
-  const int height = static_cast<int>(p.height), frames = static_cast<int>(p.frames);
-  const int at = kStride == 1 ? column : column % 2 * (kQuad * plan.quads + kQuad) + column / 2;
+  const auto width = static_cast<unsigned>(p.width), height = static_cast<unsigned>(p.height);
+  const auto frames = static_cast<unsigned>(p.frames);
+  const bool first_inside = static_cast<unsigned>(w) < width;
+  const bool second_inside = static_cast<unsigned>(w + 1) < width;
+  // Outside the image it points to nothing, and is not read.
   const float* source = p.x + origin.image * p.x_strides.batch + first_group * group_stride +
                         channel * p.x_strides.channel + w * p.x_strides.column +
-                        (top + row) * p.x_strides.row + front * p.x_strides.frame;
-  const int64_t step = plan.line_step * p.x_strides.row;
+                        (top + row) * p.x_strides.row + (front + frame) * p.x_strides.frame;
+  const int64_t step = plan.step_frames * p.x_strides.frame + plan.step_rows * p.x_strides.row;
   const int64_t wrap = p.x_strides.frame - plan.input_rows * p.x_strides.row;
-  const int lines = (plan.frames + 2) * plan.input_rows;
-  float* destination = tile + row * plan.row_pitch + at;
-  int frame = 0;
-  for (int line = row; line < lines; line += plan.line_step) {
-    while (row >= plan.input_rows) {
+  float* destination = tile + line * plan.row_pitch + column_offset<kStride>(column);
+  while (frame < plan.frames + 2) {
+    const bool inside =
+        static_cast<unsigned>(top + row) < height && static_cast<unsigned>(front + frame) < frames;
+    const float* from = source;
+    float* to = destination;
+#pragma unroll
+    for (int g = 0; g < groups; ++g) {
+      if constexpr (kBytes == 8) {
+        copy_async<8>(to, from, inside && first_inside);
+      } else {
+        copy_async<4>(to, from, inside && first_inside);
+        copy_async<4>(to + 1, from + p.x_strides.column, inside && second_inside);
+      }
+      from += group_stride;
+      to += plan.channel_floats;
+    }
+    destination += plan.line_step * plan.row_pitch;
+    source += step;
+    frame += plan.step_frames;
+    row += plan.step_rows;
+    if (row >= plan.input_rows) {
       row -= plan.input_rows;
       source += wrap;
       ++frame;
     }
-    const int h = top + row, n = front + frame;
-    const bool inside = column_inside && h >= 0 && h < height && n >= 0 && n < frames;
-    const float* from = source;
-    float* to = destination;
-    for (int g = 0; g < groups; ++g) {
-      // The address of what does not exist is not even formed on its way to the copy.
-      copy_async<4>(to, inside ? from : p.x, inside);
-      from += group_stride;
-      to += plan.channel_floats;
-    }
-    row += plan.line_step;
-    source += step;
-    destination += plan.line_step * plan.row_pitch;
+  }
+}
+
+template <int kStride>
+__device__ void copy_input(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan,
+                           const TileOrigin& origin, int first_group, int channel, float* tile) {
+  if (!plan.input_vectors) {
+    copy_lines<kStride, 4, 0>(p, plan, origin, first_group, channel, tile);
+  } else if (plan.block_groups == 4 && plan.sets == 1) {  // as the networks have it
+    copy_lines<kStride, 8, 4>(p, plan, origin, first_group, channel, tile);
+  } else {
+    copy_lines<kStride, 8, 0>(p, plan, origin, first_group, channel, tile);
   }
 }
 
@@ -143,10 +172,10 @@ __device__ void copy_weights(const GroupPointwiseConv3dParams& p, const QuadsPla
   const int warps = plan.threads / kLanesPerWarp;
   const int tap = static_cast<int>(threadIdx.x) % kLanesPerWarp;
   if (tap >= kTaps) return;
-  const int64_t row = p.channels / p.groups * kTaps;  // of the weights of a middle channel
+  const int64_t row = int64_t{plan.group_inputs} * kTaps;  // of the weights of a middle channel
   const int at = (tap / 3 % 3 * kRowTaps + tap / kRowTaps * 3 + tap % 3) * kPitch;
   for (int s = static_cast<int>(threadIdx.x) / kLanesPerWarp; s < plan.block_slots; s += warps) {
-    const Slot slot = slot_of<kSlot>(p, plan, first_slot + s);
+    const Slot slot = slot_of<kSlot>(plan, first_slot + s);
     const float* source = p.weight + slot.first_channel * row + channel * kTaps + tap;
     float* destination = shared + s * kSlotWeights + at;
 #pragma unroll
@@ -171,37 +200,36 @@ __device__ void copy_pointwise_weights(const GroupPointwiseConv3dParams& p, cons
   }
 }
 
-// What four outputs see of one row of the input tile.
+// Where the vectors lie that four outputs see of a row of the input tile.
 template <int kStride>
-struct Span {
-  float values[3 * kStride + 3];
+struct Vectors {
+  int offsets[kStride + 1];
 
-  __device__ void read(const float* tile, int odd_columns) {
-    if constexpr (kStride == 1) {
-      read_four(tile, values);
-      const float2 two = *reinterpret_cast<const float2*>(tile + kQuad);
-      values[4] = two.x;
-      values[5] = two.y;
-    } else {
-      float even[kQuad], odd[kQuad];
-      read_four(tile, even);
-      read_four(tile + odd_columns, odd);
+  __device__ explicit Vectors(int quad) {
 #pragma unroll
-      for (int i = 0; i < kQuad; ++i) {
-        values[2 * i] = even[i];
-        values[2 * i + 1] = odd[i];
-      }
-      values[2 * kQuad] = tile[kQuad];
-    }
+    for (int i = 0; i <= kStride; ++i)
+      offsets[i] = column_offset<kStride>((quad * kStride + i) * kQuad);
   }
 };
 
-// sums += conv of one channel. `tile` points to the thread's first input.
+// What four outputs see of a row.
+template <int kStride>
+struct Span {
+  float values[4 * kStride + 4];  // of the first vector, only the last three
+
+  __device__ void read(const float* row, const Vectors<kStride>& vectors) {
+#pragma unroll
+    for (int i = 0; i <= kStride; ++i) read_four(row + vectors.offsets[i], values + i * kQuad);
+  }
+  __device__ float at(int column, int kw) const { return values[1 + column * kStride + kw]; }
+};
+
+// sums += conv of one channel. `row` is the first row of input that the thread sees.
 template <int kStride, int kFrames, int kSlot>
-__device__ void convolve(const float* tile, const float* shared_weights, const QuadsPlan& plan,
+__device__ void convolve(const float* row, const Vectors<kStride>& vectors,
+                         const float* shared_weights, const QuadsPlan& plan,
                          float (&sums)[kFrames][kSlot][kQuad]) {
   const int frame_floats = plan.input_rows * plan.row_pitch;
-  const int odd_columns = kQuad * plan.quads + kQuad;
   // Not unrolled: the body is some 750 instructions, three of them would leave the first cache.
 #pragma unroll 1
   for (int kh = 0; kh < 3; ++kh) {
@@ -212,7 +240,7 @@ __device__ void convolve(const float* tile, const float* shared_weights, const Q
 #pragma unroll
     for (int input = 0; input < kFrames + 2; ++input) {
       Span<kStride> span;
-      span.read(tile + input * frame_floats, odd_columns);
+      span.read(row + input * frame_floats, vectors);
 #pragma unroll
       for (int kn = 0; kn < 3; ++kn) {
         const int n = input - kn;
@@ -223,11 +251,10 @@ __device__ void convolve(const float* tile, const float* shared_weights, const Q
           for (int m = 0; m < kSlot; ++m)
 #pragma unroll
             for (int i = 0; i < kQuad; ++i)
-              sums[n][m][i] =
-                  fmaf(weights[kn][kw][m], span.values[i * kStride + kw], sums[n][m][i]);
+              sums[n][m][i] = fmaf(weights[kn][kw][m], span.at(i, kw), sums[n][m][i]);
       }
     }
-    tile += plan.row_pitch;
+    row += plan.row_pitch;
     shared_weights += kRowTaps * kPitch;
   }
 }
@@ -365,7 +392,7 @@ __global__ void __launch_bounds__(max_threads(kSlot), blocks_per_processor(kStri
   const int line = static_cast<int>(threadIdx.x) / plan.quads;
   place.slot = line / plan.rows;
   place.row = line - place.slot * plan.rows;
-  const int channels = static_cast<int>(p.channels / p.groups);
+  const int channels = plan.group_inputs;
   if (p.pointwise) copy_pointwise_weights(p, plan, pointwise_weights);
 
   for (int64_t t = blockIdx.x; t < plan.tiles; t += gridDim.x) {
@@ -373,7 +400,7 @@ __global__ void __launch_bounds__(max_threads(kSlot), blocks_per_processor(kStri
     const int first_slot = origin.set * plan.block_slots;
     const int first_group = first_slot / plan.slots_per_group;
     const bool busy = place.slot < plan.block_slots;
-    const Slot slot = slot_of<kSlot>(p, plan, busy ? first_slot + place.slot : plan.slots);
+    const Slot slot = slot_of<kSlot>(plan, busy ? first_slot + place.slot : plan.slots);
     const auto copy_stage = [&](int channel) {
       float* stage = stages + channel % kStages * plan.stage_floats;
       copy_weights<kSlot>(p, plan, first_slot, channel, stage);
@@ -385,15 +412,16 @@ __global__ void __launch_bounds__(max_threads(kSlot), blocks_per_processor(kStri
     __syncthreads();  // the middle result of the last tile is no longer needed
     copy_stage(0);
     const int from = plan.weight_floats + (slot.group - first_group) * plan.channel_floats +
-                     place.row * kStride * plan.row_pitch + place.quad * kQuad;
+                     place.row * kStride * plan.row_pitch;
+    const Vectors<kStride> vectors(place.quad);
     for (int c = 0; c < channels; ++c) {
       wait_for_copies<0>();
       __syncthreads();  // channel c is here, and all threads are done with channel c - 1
       if (c + 1 < channels) copy_stage(c + 1);
       const float* stage = stages + c % kStages * plan.stage_floats;
       if (slot.channels > 0)
-        convolve<kStride, kFrames, kSlot>(stage + from, stage + place.slot * kSlotWeights, plan,
-                                          sums);
+        convolve<kStride, kFrames, kSlot>(stage + from, vectors, stage + place.slot * kSlotWeights,
+                                          plan, sums);
     }
 
     if (p.pointwise) {
@@ -454,11 +482,13 @@ bool fits(const GroupPointwiseConv3dParams& p, const DeviceLimits& limits, const
   plan.sets = static_cast<int>(ceil_div(plan.slots, a.slots));
   plan.threads = static_cast<int>(threads) * kLanesPerWarp;
   const int columns = kQuad * a.quads;
-  plan.input_columns = (columns - 1) * stride + 3;
+  plan.input_pairs = columns * stride / 2 + (stride == 1 ? 2 : 1);
   plan.input_rows = (a.rows - 1) * stride + 3;
-  plan.line_step = plan.threads / plan.input_columns;
+  plan.line_step = plan.threads / plan.input_pairs;
   if (plan.line_step == 0) return false;
-  plan.row_pitch = columns * stride + kQuad;
+  plan.step_frames = plan.line_step / plan.input_rows;
+  plan.step_rows = plan.line_step % plan.input_rows;
+  plan.row_pitch = columns * stride + kQuad * stride;  // at stride 2 the last vector may be swapped
   plan.channel_floats = (a.frames + 2) * plan.input_rows * plan.row_pitch;
   plan.weight_floats = a.slots * kSlotWeights;
   const int64_t stage = plan.weight_floats + int64_t{plan.block_groups} * plan.channel_floats;
@@ -482,14 +512,13 @@ bool fits(const GroupPointwiseConv3dParams& p, const DeviceLimits& limits, const
 // factors are estimates.
 double cost_of(const GroupPointwiseConv3dParams& p, const DeviceLimits& limits,
                const QuadsPlan& plan) {
-  constexpr double kCopy = 6.0;          // a value copied
+  constexpr double kCopy = 8.0;          // a pair of values copied
   constexpr double kBlock = 3000 * 128;  // beginning and end of a block, 128 lanes idle
   constexpr double kBusyWarps = 12.0;    // fewer do not hide the latencies
-  const auto inputs = static_cast<double>(p.channels / p.groups);
   const double products = 1.1 * kTaps * kQuad * plan.frames * plan.slot_channels * plan.threads;
   const double copies =
-      kCopy * plan.input_columns * (plan.frames + 2) * plan.input_rows * plan.block_groups;
-  double block = inputs * (products + copies) + kBlock;
+      kCopy * plan.input_pairs * (plan.frames + 2) * plan.input_rows * plan.block_groups;
+  double block = plan.group_inputs * (products + copies) + kBlock;
   if (p.pointwise)
     block += 1.3 * static_cast<double>(p.middle) * (plan.out_pitch - kPitch) * kQuad * plan.quads *
              plan.rows * plan.frames;
@@ -506,7 +535,24 @@ double cost_of(const GroupPointwiseConv3dParams& p, const DeviceLimits& limits,
   return static_cast<double>(share) * block * (1.0 + idle) * conflicts;
 }
 
-bool aligned(int64_t bytes) { return bytes % 16 == 0; }
+// Whether all numbers of floats, and the address, are multiples of so many bytes.
+template <class... Floats>
+bool aligned(int bytes, const float* address, Floats... floats) {
+  uint64_t all = reinterpret_cast<uintptr_t>(address);
+  ((all |= static_cast<uint64_t>(floats) * sizeof(float)), ...);
+  return all % static_cast<uint64_t>(bytes) == 0;
+}
+
+void plan_accesses(const GroupPointwiseConv3dParams& p, QuadsPlan& plan) {
+  const Strides5 &x = p.x_strides, &y = p.y_strides;
+  plan.input_vectors =
+      x.column == 1 && p.width % 2 == 0 && aligned(8, p.x, x.batch, x.channel, x.frame, x.row);
+  plan.column_vectors = y.column == 1 && p.width_out % kQuad == 0 &&
+                        aligned(16, p.y, y.batch, y.channel, y.frame, y.row);
+  // Slots begin at a multiple of four channels, if groups do.
+  plan.channel_vectors = y.channel == 1 && (p.pointwise || plan.group_outputs % 4 == 0) &&
+                         aligned(16, p.y, y.batch, y.frame, y.row, y.column);
+}
 
 template <int kStride, int kFrames, int kSlot>
 cudaError_t launch_kernel(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan,
@@ -545,7 +591,9 @@ bool plan_group_pointwise_conv3d_quads(const GroupPointwiseConv3dParams& p,
     return false;
   QuadsPlan trial{};
   trial.slot_channels = choose_slot(p);
-  trial.slots_per_group = static_cast<int>(ceil_div(p.middle / p.groups, trial.slot_channels));
+  trial.group_inputs = static_cast<int>(p.channels / p.groups);
+  trial.group_outputs = static_cast<int>(p.middle / p.groups);
+  trial.slots_per_group = static_cast<int>(ceil_div(trial.group_outputs, trial.slot_channels));
   trial.slots = trial.slots_per_group * static_cast<int>(p.groups);
   if (p.pointwise) {
     trial.out_channels = p.channels_out > 8 ? 12 : 4;
@@ -554,15 +602,7 @@ bool plan_group_pointwise_conv3d_quads(const GroupPointwiseConv3dParams& p,
         static_cast<int>(ceil_div(p.channels_out, trial.out_channels)) * trial.out_channels +
         kPitch;
   }
-  const Strides5& y = p.y_strides;
-  const auto bytes = static_cast<int64_t>(sizeof(float));
-  const bool base = aligned(static_cast<int64_t>(reinterpret_cast<uintptr_t>(p.y))) &&
-                    aligned(y.batch * bytes) && aligned(y.frame * bytes) && aligned(y.row * bytes);
-  trial.column_vectors =
-      base && y.column == 1 && p.width_out % kQuad == 0 && aligned(y.channel * bytes);
-  // Slots begin at a multiple of four channels, if groups do.
-  trial.channel_vectors = base && y.channel == 1 && aligned(y.column * bytes) &&
-                          (p.pointwise || p.middle / p.groups % 4 == 0);
+  plan_accesses(p, trial);
   double best = 0.0;
   const int most = threads_of_block(trial.slot_channels) / 4;
   for (int slots = p.pointwise ? trial.slots : 1; slots <= trial.slots && slots <= most; ++slots)

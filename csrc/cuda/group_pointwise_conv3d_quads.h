@@ -8,19 +8,22 @@ namespace gplws::cuda {
 
 // How a conv is cut. A *slot* is a few consecutive middle channels of one group.
 struct QuadsPlan {
-  int frames, slot_channels;  // of a thread, which has four columns of one row
-  int out_channels;           // of a thread in the pointwise conv
-  int quads, rows;            // tile: 4 * quads columns
+  int frames, slot_channels;        // of a thread, which has four columns of one row
+  int out_channels;                 // of a thread in the pointwise conv
+  int quads, rows;                  // tile: 4 * quads columns
+  int group_inputs, group_outputs;  // channels of x and of the middle
   int slots_per_group, slots;
   int block_slots, block_groups;  // of one block; all, where there is a pointwise conv
   int sets;                       // blocks side by side on one tile
   int threads;
-  int input_columns, input_rows, line_step;
-  int row_pitch, channel_floats;  // of the input tile
-  int weight_floats;              // of one input channel of each group
+  int input_pairs, input_rows;  // of the input tile
+  int row_pitch, channel_floats;
+  int line_step, step_frames, step_rows;  // lines of the tile that are copied at once
+  int weight_floats;                      // of one input channel of each group
   int stage_floats;
   int out_pitch, pointwise_floats;
   int shared_bytes;
+  bool input_vectors;                    // x gives 8 bytes at once along W
   bool column_vectors, channel_vectors;  // y takes 16 bytes at once along W, or along C
   int64_t tiles_w, tiles_h, tiles_n;
   int64_t tiles;  // sets included

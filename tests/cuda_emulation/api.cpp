@@ -65,10 +65,11 @@ GPLWS_EXPORT int emulate_group_pointwise_conv3d(void* const* tensors, const int6
   QuadsPlan plan;
   if (device_limits(&limits) != cudaSuccess) return cudaErrorInvalidValue;
   if (!plan_group_pointwise_conv3d_quads(p, limits, &plan)) plan = QuadsPlan{};
-  const int64_t told[] = {plan.frames, plan.slot_channels,  plan.out_channels,
-                          plan.quads,  plan.rows,           plan.block_slots,
-                          plan.sets,   plan.threads,        plan.shared_bytes,
-                          plan.tiles,  plan.column_vectors, plan.channel_vectors};
+  const int64_t told[] = {plan.frames,       plan.slot_channels,  plan.out_channels,
+                          plan.quads,        plan.rows,           plan.block_slots,
+                          plan.sets,         plan.threads,        plan.shared_bytes,
+                          plan.tiles,        plan.column_vectors, plan.channel_vectors,
+                          plan.input_vectors};
   for (const int64_t fact : told) *facts++ = fact;
   return launch_group_pointwise_conv3d(p, nullptr);
 }
