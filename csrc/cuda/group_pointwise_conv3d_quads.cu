@@ -72,9 +72,10 @@ struct Slot {
 template <int kSlot>
 __device__ Slot slot_of(const QuadsPlan& plan, int slot) {
   const int group = slot / plan.slots_per_group;
+  const int exist = slot < plan.slots ? kSlot : 0;
+  if (plan.full_slots) return {group, slot * kSlot, exist};
   const int first = (slot - group * plan.slots_per_group) * kSlot;
-  const int channels = slot < plan.slots ? min(kSlot, plan.group_outputs - first) : 0;
-  return {group, group * plan.group_outputs + first, channels};
+  return {group, group * plan.group_outputs + first, min(exist, plan.group_outputs - first)};
 }
 
 __device__ void read_four(const float* shared, float* values) {
@@ -129,7 +130,7 @@ __device__ void copy_lines(const GroupPointwiseConv3dParams& p, const QuadsPlan&
         static_cast<unsigned>(top + row) < height && static_cast<unsigned>(front + frame) < frames;
     const float* from = source;
     float* to = destination;
-#pragma unroll
+#pragma unroll(kGroups != 0 ? kGroups : 1)
     for (int g = 0; g < groups; ++g) {
       if constexpr (kBytes == 8) {
         copy_async<8>(to, from, inside && first_inside);
@@ -176,12 +177,13 @@ __device__ void copy_weights(const GroupPointwiseConv3dParams& p, const QuadsPla
   const int at = (tap / 3 % 3 * kRowTaps + tap / kRowTaps * 3 + tap % 3) * kPitch;
   for (int s = static_cast<int>(threadIdx.x) / kLanesPerWarp; s < plan.block_slots; s += warps) {
     const Slot slot = slot_of<kSlot>(plan, first_slot + s);
+    // Beyond the last channel it points to nothing, and is not read.
     const float* source = p.weight + slot.first_channel * row + channel * kTaps + tap;
     float* destination = shared + s * kSlotWeights + at;
 #pragma unroll
     for (int m = 0; m < kSlot; ++m) {
-      const bool real = m < slot.channels;
-      copy_async<4>(destination + m, real ? source + m * row : p.weight, real);
+      copy_async<4>(destination + m, source, m < slot.channels);
+      source += row;
     }
   }
 }
@@ -595,6 +597,7 @@ bool plan_group_pointwise_conv3d_quads(const GroupPointwiseConv3dParams& p,
   trial.group_outputs = static_cast<int>(p.middle / p.groups);
   trial.slots_per_group = static_cast<int>(ceil_div(trial.group_outputs, trial.slot_channels));
   trial.slots = trial.slots_per_group * static_cast<int>(p.groups);
+  trial.full_slots = trial.group_outputs % trial.slot_channels == 0;
   if (p.pointwise) {
     trial.out_channels = p.channels_out > 8 ? 12 : 4;
     // The four more let the copies of neighbouring middle channels meet different banks.

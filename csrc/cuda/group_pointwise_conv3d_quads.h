@@ -13,6 +13,7 @@ struct QuadsPlan {
   int quads, rows;                  // tile: 4 * quads columns
   int group_inputs, group_outputs;  // channels of x and of the middle
   int slots_per_group, slots;
+  bool full_slots;                // none has fewer channels than the others
   int block_slots, block_groups;  // of one block; all, where there is a pointwise conv
   int sets;                       // blocks side by side on one tile
   int threads;
