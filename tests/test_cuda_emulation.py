@@ -106,7 +106,9 @@ def test_float32_layers_of_the_network_take_the_fast_way(
     assert plan is not None
     planar = layout == torch.contiguous_format
     assert (plan.frames, plan.quads) == (5, 8)
-    assert plan.slot_channels == (3 if case.middle // case.groups in (3, 6) or name == "stem" else 4)
+    assert plan.slot_channels == (
+        3 if case.middle // case.groups in (3, 6) or name == "stem" else 4
+    )
     assert plan.out_channels == (0 if case.channels_out is None else 4 if name == "head" else 12)
     assert plan.input_vectors == plan.column_vectors == planar
     assert plan.channel_vectors == (not planar and name != "head")

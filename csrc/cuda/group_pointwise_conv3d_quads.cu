@@ -31,9 +31,11 @@ namespace {
 constexpr int kQuad = 4;  // columns of a thread
 constexpr int kTaps = 27;
 constexpr int kRowTaps = 9;  // frames times columns of the kernel
-constexpr int kPitch = 4;    // weights of a slot are read as one vector
-constexpr int kStages = 2;
-constexpr int kSlotWeights = kTaps * kPitch;
+constexpr int kOutPad = 4;
+
+// The weights of a slot for one row of the kernel, read as vectors of four.
+constexpr int row_weights(int slot) { return (kRowTaps * slot + 3) / 4 * 4; }
+constexpr int slot_weights(int slot) { return 3 * row_weights(slot); }
 
 // Registers: 60 sums, 27 weights, inputs and addresses fit into 128; 80 sums and 36 weights into
 // 168. The longer rows of input at stride 2 do not fit into 128.
@@ -51,16 +53,19 @@ struct TileOrigin {
   int set, image, frame, row, column;  // of the output
 };
 
-__device__ TileOrigin tile_origin(const QuadsPlan& plan, int64_t tile) {
+__device__ TileOrigin tile_origin(const QuadsPlan& plan, unsigned tile) {
+  const auto take = [&](int count) {
+    const unsigned rest = tile / static_cast<unsigned>(count);
+    const int index = static_cast<int>(tile - rest * static_cast<unsigned>(count));
+    tile = rest;
+    return index;
+  };
   TileOrigin origin;
-  origin.set = static_cast<int>(tile % plan.sets);
-  tile /= plan.sets;
-  origin.column = static_cast<int>(tile % plan.tiles_w) * (kQuad * plan.quads);
-  tile /= plan.tiles_w;
-  origin.row = static_cast<int>(tile % plan.tiles_h) * plan.rows;
-  tile /= plan.tiles_h;
-  origin.frame = static_cast<int>(tile % plan.tiles_n) * plan.frames;
-  origin.image = static_cast<int>(tile / plan.tiles_n);
+  origin.set = take(plan.sets);
+  origin.column = take(plan.tiles_w) * (kQuad * plan.quads);
+  origin.row = take(plan.tiles_h) * plan.rows;
+  origin.frame = take(plan.tiles_n) * plan.frames;
+  origin.image = static_cast<int>(tile);
   return origin;
 }
 
@@ -109,7 +114,6 @@ __device__ void copy_lines(const GroupPointwiseConv3dParams& p, const QuadsPlan&
   if (line >= plan.line_step) return;
   int frame = line / plan.input_rows;
   int row = line - frame * plan.input_rows;
-  const int64_t group_stride = plan.group_inputs * p.x_strides.channel;
   const int groups =
       kGroups != 0 ? kGroups : min(plan.block_groups, static_cast<int>(p.groups) - first_group);
   const int w = origin.column * kStride - 2 + column;
@@ -119,11 +123,9 @@ __device__ void copy_lines(const GroupPointwiseConv3dParams& p, const QuadsPlan&
   const bool first_inside = static_cast<unsigned>(w) < width;
   const bool second_inside = static_cast<unsigned>(w + 1) < width;
   // Outside the image it points to nothing, and is not read.
-  const float* source = p.x + origin.image * p.x_strides.batch + first_group * group_stride +
+  const float* source = p.x + origin.image * p.x_strides.batch + first_group * plan.group_stride +
                         channel * p.x_strides.channel + w * p.x_strides.column +
                         (top + row) * p.x_strides.row + (front + frame) * p.x_strides.frame;
-  const int64_t step = plan.step_frames * p.x_strides.frame + plan.step_rows * p.x_strides.row;
-  const int64_t wrap = p.x_strides.frame - plan.input_rows * p.x_strides.row;
   float* destination = tile + line * plan.row_pitch + column_offset<kStride>(column);
   while (frame < plan.frames + 2) {
     const bool inside =
@@ -138,16 +140,16 @@ __device__ void copy_lines(const GroupPointwiseConv3dParams& p, const QuadsPlan&
         copy_async<4>(to, from, inside && first_inside);
         copy_async<4>(to + 1, from + p.x_strides.column, inside && second_inside);
       }
-      from += group_stride;
+      from += plan.group_stride;
       to += plan.channel_floats;
     }
     destination += plan.line_step * plan.row_pitch;
-    source += step;
+    source += plan.input_step;
     frame += plan.step_frames;
     row += plan.step_rows;
     if (row >= plan.input_rows) {
       row -= plan.input_rows;
-      source += wrap;
+      source += plan.input_wrap;
       ++frame;
     }
   }
@@ -165,8 +167,8 @@ __device__ void copy_input(const GroupPointwiseConv3dParams& p, const QuadsPlan&
   }
 }
 
-// Queues the copies of the weights that meet this channel. shared[slot][row, frame, column of the
-// kernel][kPitch]; zero where a slot has fewer channels.
+// Queues the copies of the weights that meet this channel. shared[slot][row of the kernel][frame,
+// column of the kernel][channel of the slot]; zero where a slot has fewer channels.
 template <int kSlot>
 __device__ void copy_weights(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan,
                              int first_slot, int channel, float* shared) {
@@ -174,12 +176,12 @@ __device__ void copy_weights(const GroupPointwiseConv3dParams& p, const QuadsPla
   const int tap = static_cast<int>(threadIdx.x) % kLanesPerWarp;
   if (tap >= kTaps) return;
   const int64_t row = int64_t{plan.group_inputs} * kTaps;  // of the weights of a middle channel
-  const int at = (tap / 3 % 3 * kRowTaps + tap / kRowTaps * 3 + tap % 3) * kPitch;
+  const int at = tap / 3 % 3 * row_weights(kSlot) + (tap / kRowTaps * 3 + tap % 3) * kSlot;
   for (int s = static_cast<int>(threadIdx.x) / kLanesPerWarp; s < plan.block_slots; s += warps) {
     const Slot slot = slot_of<kSlot>(plan, first_slot + s);
     // Beyond the last channel it points to nothing, and is not read.
     const float* source = p.weight + slot.first_channel * row + channel * kTaps + tap;
-    float* destination = shared + s * kSlotWeights + at;
+    float* destination = shared + s * slot_weights(kSlot) + at;
 #pragma unroll
     for (int m = 0; m < kSlot; ++m) {
       copy_async<4>(destination + m, source, m < slot.channels);
@@ -193,7 +195,7 @@ __device__ void copy_weights(const GroupPointwiseConv3dParams& p, const QuadsPla
 __device__ void copy_pointwise_weights(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan,
                                        float* shared) {
   const int middle = static_cast<int>(p.middle);
-  const int outs = plan.out_pitch - kPitch;
+  const int outs = plan.out_pitch - kOutPad;
   for (int i = threadIdx.x; i < middle * outs; i += plan.threads) {
     const int k = i / middle;
     const int m = i - k * middle;
@@ -235,10 +237,9 @@ __device__ void convolve(const float* row, const Vectors<kStride>& vectors,
   // Not unrolled: the body is some 750 instructions, three of them would leave the first cache.
 #pragma unroll 1
   for (int kh = 0; kh < 3; ++kh) {
-    float weights[3][3][kPitch];
+    float weights[row_weights(kSlot)];
 #pragma unroll
-    for (int i = 0; i < kRowTaps; ++i)
-      read_four(shared_weights + i * kPitch, weights[i / 3][i % 3]);
+    for (int i = 0; i < row_weights(kSlot); i += 4) read_four(shared_weights + i, weights + i);
 #pragma unroll
     for (int input = 0; input < kFrames + 2; ++input) {
       Span<kStride> span;
@@ -253,11 +254,12 @@ __device__ void convolve(const float* row, const Vectors<kStride>& vectors,
           for (int m = 0; m < kSlot; ++m)
 #pragma unroll
             for (int i = 0; i < kQuad; ++i)
-              sums[n][m][i] = fmaf(weights[kn][kw][m], span.at(i, kw), sums[n][m][i]);
+              sums[n][m][i] =
+                  fmaf(weights[(kn * 3 + kw) * kSlot + m], span.at(i, kw), sums[n][m][i]);
       }
     }
     row += plan.row_pitch;
-    shared_weights += kRowTaps * kPitch;
+    shared_weights += row_weights(kSlot);
   }
 }
 
@@ -349,7 +351,7 @@ template <int kOut>
 __device__ void pointwise(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan,
                           const TileOrigin& origin, const float* middle, const float* weights) {
   const int tile_quads = plan.frames * plan.rows * plan.quads;
-  const int blocks = (plan.out_pitch - kPitch) / kOut;
+  const int blocks = (plan.out_pitch - kOutPad) / kOut;
   const int channels = static_cast<int>(p.middle);
   for (int i = threadIdx.x; i < tile_quads * blocks; i += plan.threads) {
     const int block = i / tile_quads;
@@ -395,56 +397,53 @@ __global__ void __launch_bounds__(max_threads(kSlot), blocks_per_processor(kStri
   place.slot = line / plan.rows;
   place.row = line - place.slot * plan.rows;
   const int channels = plan.group_inputs;
+  const TileOrigin origin = tile_origin(plan, blockIdx.x);
+  const int first_slot = origin.set * plan.block_slots;
+  const int first_group = first_slot / plan.slots_per_group;
+  const bool busy = place.slot < plan.block_slots;
+  const Slot slot = slot_of<kSlot>(plan, busy ? first_slot + place.slot : plan.slots);
+  const auto copy_stage = [&](int channel, float* stage) {
+    copy_weights<kSlot>(p, plan, first_slot, channel, stage);
+    copy_input<kStride>(p, plan, origin, first_group, channel, stage + plan.weight_floats);
+    commit_copies();
+  };
+
+  float sums[kFrames][kSlot][kQuad] = {};
   if (p.pointwise) copy_pointwise_weights(p, plan, pointwise_weights);
-
-  for (int64_t t = blockIdx.x; t < plan.tiles; t += gridDim.x) {
-    const TileOrigin origin = tile_origin(plan, t);
-    const int first_slot = origin.set * plan.block_slots;
-    const int first_group = first_slot / plan.slots_per_group;
-    const bool busy = place.slot < plan.block_slots;
-    const Slot slot = slot_of<kSlot>(plan, busy ? first_slot + place.slot : plan.slots);
-    const auto copy_stage = [&](int channel) {
-      float* stage = stages + channel % kStages * plan.stage_floats;
-      copy_weights<kSlot>(p, plan, first_slot, channel, stage);
-      copy_input<kStride>(p, plan, origin, first_group, channel, stage + plan.weight_floats);
-      commit_copies();
-    };
-
-    float sums[kFrames][kSlot][kQuad] = {};
-    __syncthreads();  // the middle result of the last tile is no longer needed
-    copy_stage(0);
-    const int from = plan.weight_floats + (slot.group - first_group) * plan.channel_floats +
+  copy_stage(0, stages);
+  const float* weights = stages + place.slot * slot_weights(kSlot);
+  const float* row = stages + plan.weight_floats +
+                     (slot.group - first_group) * plan.channel_floats +
                      place.row * kStride * plan.row_pitch;
-    const Vectors<kStride> vectors(place.quad);
-    for (int c = 0; c < channels; ++c) {
-      wait_for_copies<0>();
-      __syncthreads();  // channel c is here, and all threads are done with channel c - 1
-      if (c + 1 < channels) copy_stage(c + 1);
-      const float* stage = stages + c % kStages * plan.stage_floats;
-      if (slot.channels > 0)
-        convolve<kStride, kFrames, kSlot>(stage + from, vectors, stage + place.slot * kSlotWeights,
-                                          plan, sums);
-    }
-
-    if (p.pointwise) {
-      __syncthreads();  // the middle takes the place of the stages
-      store_middle<kFrames, kSlot>(p, plan, place, slot, sums, stages);
-      __syncthreads();
-      if (plan.out_channels == 12) {
-        pointwise<12>(p, plan, origin, stages, pointwise_weights);
-      } else {
-        pointwise<4>(p, plan, origin, stages, pointwise_weights);
-      }
-      continue;
-    }
-    const int h = origin.row + place.row, w = origin.column + place.quad * kQuad;
-    if (slot.channels == 0 || h >= p.height_out || w >= p.width_out) continue;
-#pragma unroll
-    for (int n = 0; n < kFrames; ++n)
-      if (origin.frame + n < p.frames)
-        store_result<kSlot>(p, plan, origin.image, origin.frame + n, h, w, slot.first_channel,
-                            slot.channels, p.bias, p.relu, sums[n]);
+  const Vectors<kStride> vectors(place.quad);
+  int stage = 0;  // where channel c lies, in floats
+  for (int c = 0; c < channels; ++c) {
+    wait_for_copies<0>();
+    __syncthreads();  // channel c is here, and all threads are done with channel c - 1
+    if (c + 1 < channels) copy_stage(c + 1, stages + plan.stage_floats - stage);
+    if (slot.channels > 0)
+      convolve<kStride, kFrames, kSlot>(row + stage, vectors, weights + stage, plan, sums);
+    stage = plan.stage_floats - stage;
   }
+
+  if (p.pointwise) {
+    __syncthreads();  // the middle takes the place of the stages
+    store_middle<kFrames, kSlot>(p, plan, place, slot, sums, stages);
+    __syncthreads();
+    if (plan.out_channels == 12) {
+      pointwise<12>(p, plan, origin, stages, pointwise_weights);
+    } else {
+      pointwise<4>(p, plan, origin, stages, pointwise_weights);
+    }
+    return;
+  }
+  const int h = origin.row + place.row, w = origin.column + place.quad * kQuad;
+  if (slot.channels == 0 || h >= p.height_out || w >= p.width_out) return;
+#pragma unroll
+  for (int n = 0; n < kFrames; ++n)
+    if (origin.frame + n < p.frames)
+      store_result<kSlot>(p, plan, origin.image, origin.frame + n, h, w, slot.first_channel,
+                          slot.channels, p.bias, p.relu, sums[n]);
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -490,11 +489,13 @@ bool fits(const GroupPointwiseConv3dParams& p, const DeviceLimits& limits, const
   if (plan.line_step == 0) return false;
   plan.step_frames = plan.line_step / plan.input_rows;
   plan.step_rows = plan.line_step % plan.input_rows;
+  plan.input_step = plan.step_frames * p.x_strides.frame + plan.step_rows * p.x_strides.row;
+  plan.input_wrap = p.x_strides.frame - plan.input_rows * p.x_strides.row;
   plan.row_pitch = columns * stride + kQuad * stride;  // at stride 2 the last vector may be swapped
   plan.channel_floats = (a.frames + 2) * plan.input_rows * plan.row_pitch;
-  plan.weight_floats = a.slots * kSlotWeights;
+  plan.weight_floats = a.slots * slot_weights(plan.slot_channels);
   const int64_t stage = plan.weight_floats + int64_t{plan.block_groups} * plan.channel_floats;
-  int64_t floats = kStages * stage;
+  int64_t floats = 2 * stage;
   if (p.pointwise) {
     const int64_t middle = p.middle * a.frames * a.rows * columns;
     floats = (middle > floats ? middle : floats) + p.middle * plan.out_pitch;
@@ -503,10 +504,15 @@ bool fits(const GroupPointwiseConv3dParams& p, const DeviceLimits& limits, const
   plan.stage_floats = static_cast<int>(stage);
   plan.pointwise_floats = p.pointwise ? static_cast<int>(p.middle) * plan.out_pitch : 0;
   plan.shared_bytes = static_cast<int>(floats) * static_cast<int>(sizeof(float));
-  plan.tiles_w = ceil_div(p.width_out, columns);
-  plan.tiles_h = ceil_div(p.height_out, a.rows);
-  plan.tiles_n = ceil_div(p.frames, a.frames);
-  plan.tiles = p.batch * plan.tiles_n * plan.tiles_h * plan.tiles_w * plan.sets;
+  const int64_t tiles_w = ceil_div(p.width_out, columns), tiles_h = ceil_div(p.height_out, a.rows);
+  const int64_t tiles_n = ceil_div(p.frames, a.frames);
+  plan.tiles_w = static_cast<int>(tiles_w);
+  plan.tiles_h = static_cast<int>(tiles_h);
+  plan.tiles_n = static_cast<int>(tiles_n);
+  plan.tiles = tiles_w * tiles_h * tiles_n * plan.sets;
+  // No result of this size fits into a GPU.
+  if (plan.tiles > INT_MAX || plan.tiles * p.batch > INT_MAX) return false;
+  plan.tiles *= p.batch;
   return true;
 }
 
@@ -522,7 +528,7 @@ double cost_of(const GroupPointwiseConv3dParams& p, const DeviceLimits& limits,
       kCopy * plan.input_pairs * (plan.frames + 2) * plan.input_rows * plan.block_groups;
   double block = plan.group_inputs * (products + copies) + kBlock;
   if (p.pointwise)
-    block += 1.3 * static_cast<double>(p.middle) * (plan.out_pitch - kPitch) * kQuad * plan.quads *
+    block += 1.3 * static_cast<double>(p.middle) * (plan.out_pitch - kOutPad) * kQuad * plan.quads *
              plan.rows * plan.frames;
   const int64_t share = ceil_div(plan.tiles, limits.processors);
   int64_t resident = limits.shared_memory / (plan.shared_bytes + 1024);
@@ -563,8 +569,8 @@ cudaError_t launch_kernel(const GroupPointwiseConv3dParams& p, const QuadsPlan& 
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
   if (error != cudaSuccess) return error;
-  const auto blocks = static_cast<unsigned>(plan.tiles < INT_MAX ? plan.tiles : INT_MAX);
-  return launch(kernel, dim3(blocks), plan.threads, plan.shared_bytes, stream, p, plan);
+  return launch(kernel, dim3(static_cast<unsigned>(plan.tiles)), plan.threads, plan.shared_bytes,
+                stream, p, plan);
 }
 
 template <int kStride, int kFrames>
@@ -593,6 +599,7 @@ bool plan_group_pointwise_conv3d_quads(const GroupPointwiseConv3dParams& p,
     return false;
   QuadsPlan trial{};
   trial.slot_channels = choose_slot(p);
+  trial.group_stride = p.channels / p.groups * p.x_strides.channel;
   trial.group_inputs = static_cast<int>(p.channels / p.groups);
   trial.group_outputs = static_cast<int>(p.middle / p.groups);
   trial.slots_per_group = static_cast<int>(ceil_div(trial.group_outputs, trial.slot_channels));
@@ -603,7 +610,7 @@ bool plan_group_pointwise_conv3d_quads(const GroupPointwiseConv3dParams& p,
     // The four more let the copies of neighbouring middle channels meet different banks.
     trial.out_pitch =
         static_cast<int>(ceil_div(p.channels_out, trial.out_channels)) * trial.out_channels +
-        kPitch;
+        kOutPad;
   }
   plan_accesses(p, trial);
   double best = 0.0;

@@ -24,10 +24,12 @@ struct QuadsPlan {
   int stage_floats;
   int out_pitch, pointwise_floats;
   int shared_bytes;
+  int64_t input_step, input_wrap,
+      group_stride;                      // in x: so far, to the next frame, to the next group
   bool input_vectors;                    // x gives 8 bytes at once along W
   bool column_vectors, channel_vectors;  // y takes 16 bytes at once along W, or along C
-  int64_t tiles_w, tiles_h, tiles_n;
-  int64_t tiles;  // sets included
+  int tiles_w, tiles_h, tiles_n;
+  int64_t tiles;  // of all images and sets: the blocks
 };
 
 // False where the general kernel has to do it. That depends on channels, groups, stride and device
