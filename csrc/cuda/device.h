@@ -1,6 +1,6 @@
-// The few instructions that the half-precision kernels need beyond CUDA C++: matrix products on
-// tensor cores, loads of their operands, asynchronous copies, 16-bit floats. tests/cuda_emulation
-// puts functions of the same names in their place and runs the kernels on the CPU.
+// The few instructions that the kernels need beyond CUDA C++: matrix products on tensor cores,
+// loads of their operands, asynchronous copies, 16-bit floats. tests/cuda_emulation puts functions
+// of the same names in their place and runs the kernels on the CPU.
 #pragma once
 
 #ifdef GPLWS_CUDA_EMULATION
@@ -36,7 +36,8 @@ struct MatrixA {
 GPLWS_EMULATED_DEVICE_FUNCTIONS
 #else
 
-// Older devices have neither these instructions nor, therefore, these kernels: the launcher asks.
+// Older devices have neither these products nor, therefore, the half-precision kernels: the
+// launcher asks.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define GPLWS_HAS_TENSOR_KERNELS 1
 #else

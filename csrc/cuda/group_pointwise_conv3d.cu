@@ -1,3 +1,5 @@
+// The general kernel, for what group_pointwise_conv3d_quads.cu does not do.
+//
 // One block computes all channels of a tile of output pixels: first the grouped conv, a few middle
 // channels at a time, into shared memory, then what these contribute to every output channel.
 //

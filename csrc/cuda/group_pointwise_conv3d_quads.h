@@ -24,8 +24,8 @@ struct QuadsPlan {
   int stage_floats;
   int out_pitch, pointwise_floats;
   int shared_bytes;
-  int64_t input_step, input_wrap,
-      group_stride;                      // in x: so far, to the next frame, to the next group
+  // Distances in x: of lines copied at once, from the end of a frame to the next one, of groups.
+  int64_t input_step, input_wrap, group_stride;
   bool input_vectors;                    // x gives 8 bytes at once along W
   bool column_vectors, channel_vectors;  // y takes 16 bytes at once along W, or along C
   int tiles_w, tiles_h, tiles_n;
