@@ -25,6 +25,12 @@
 #define GPLWS_QUADS_THREADS 384
 #endif
 
+// For measurements: up to so many input channels of a group slots have three channels where they
+// may as well have four. 24 makes all layers of the network with stride 1 do so.
+#ifndef GPLWS_QUADS_FEW_INPUTS
+#define GPLWS_QUADS_FEW_INPUTS 6
+#endif
+
 namespace gplws::cuda {
 namespace {
 
@@ -454,7 +460,7 @@ int choose_slot(const GroupPointwiseConv3dParams& p) {
   const int64_t outputs = p.middle / p.groups;
   const int64_t threes = ceil_div(outputs, 3) * 3, fours = ceil_div(outputs, 4) * 4;
   if (threes != fours) return threes < fours ? 3 : 4;
-  return p.channels / p.groups <= 6 ? 3 : 4;
+  return p.stride == 1 && p.channels / p.groups <= GPLWS_QUADS_FEW_INPUTS ? 3 : 4;
 }
 
 int threads_of_block(int slot) {
