@@ -56,6 +56,24 @@ class ResidentPlan(NamedTuple):
     parts: int
 
 
+class QuadsPlan(NamedTuple):
+    """How a conv in float32 was cut; the members of the plan of that name that tests look at."""
+
+    frames: int  # of a thread; 0: the general kernel did it
+    slot_channels: int
+    out_channels: int
+    quads: int
+    rows: int
+    block_slots: int
+    sets: int
+    threads: int
+    shared_bytes: int
+    tiles: int
+    column_vectors: int
+    channel_vectors: int
+    input_vectors: int
+
+
 class Device(NamedTuple):
     """What a kernel's launcher asks a GPU about."""
 
@@ -106,6 +124,7 @@ class EmulatedCuda:
         self._library = ctypes.CDLL(str(library))
         self.plan: ConvPlan | None = None  # of the last conv in 16 bits
         self.resident_plan: ResidentPlan | None = None
+        self.quads_plan: QuadsPlan | None = None  # of the last conv in float32
         self.use(H200)
 
     def use(self, device: Device, seed: int = 0) -> None:
@@ -135,7 +154,10 @@ class EmulatedCuda:
             _guarded_like(x),
         )
         if x.dtype == torch.float32:
-            return call.result(self._call("emulate_group_pointwise_conv3d", *call.arguments))
+            facts = (ctypes.c_int64 * len(QuadsPlan._fields))()
+            code = self._call("emulate_group_pointwise_conv3d", *call.arguments, facts)
+            self.quads_plan = QuadsPlan(*facts)
+            return call.result(code)
         facts = (ctypes.c_int64 * len(ConvPlan._fields))()
         name = "emulate_group_pointwise_conv3d_half"
         code = self._call(name, *call.arguments, _TYPES[x.dtype], facts)

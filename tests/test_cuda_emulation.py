@@ -16,6 +16,7 @@ from gplws.ops import Refinement, reference
 HALF = (torch.bfloat16, torch.float16)
 # In 16 bits the middle of the two convs is rounded, and then the result.
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+NO_SHARED_MEMORY = Device(7, 5, 40, 0, 0)  # beyond what every launch is granted
 LAYOUTS = (torch.channels_last_3d, torch.contiguous_format)
 NETWORK = {  # name: case, place of the weights (0 registers, 1 shared memory), bytes of a copy
     "stem": (ConvCase((1, 3, 10, 64, 64), 3, 12), 0, 2),
@@ -75,27 +76,98 @@ def test_the_half_conv_agrees_with_the_float64_reference(
     assert_close(got, expected, dtype)
 
 
-@pytest.mark.parametrize("case", CONV_CASES[:5] + MORE_CONV_CASES[:4], ids=str)
+@pytest.mark.parametrize("case", CONV_CASES + MORE_CONV_CASES, ids=str)
+@pytest.mark.parametrize("device", [H200, NO_SHARED_MEMORY], ids=["H200", "general kernel"])
 def test_the_float32_conv_agrees_with_the_float64_reference(
-    cuda: EmulatedCuda, case: ConvCase
+    cuda: EmulatedCuda, case: ConvCase, device: Device
 ) -> None:
+    cuda.use(device)
     tensors = operands(case, torch.float32, torch.contiguous_format)
     expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options)
     assert_close(cuda.group_pointwise_conv3d(*tensors, **case.options), expected, torch.float32)
+    assert cuda.quads_plan is not None
+    few = case.middle // case.groups < 3 or case.middle == 300
+    assert (cuda.quads_plan.frames == 0) == (few or device != H200)
+
+
+@pytest.mark.parametrize("name", NETWORK)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_float32_layers_of_the_network_take_the_fast_way(
+    cuda: EmulatedCuda, name: str, layout: torch.memory_format
+) -> None:
+    full = NETWORK[name][0]
+    case = ConvCase((1, full.size[1], 5, 9, 64), full.middle, full.channels_out, full.groups,
+                    full.stride)  # fmt: skip
+    cuda.use(Device(9, 0, 1))  # one multiprocessor is busy enough to take the large tiles
+    tensors = operands(case, torch.float32, layout)
+    expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options)
+    assert_close(cuda.group_pointwise_conv3d(*tensors, **case.options), expected, torch.float32)
+    plan = cuda.quads_plan
+    assert plan is not None
+    planar = layout == torch.contiguous_format
+    assert (plan.frames, plan.quads) == (5, 8)
+    assert plan.slot_channels == (
+        3 if case.middle // case.groups in (3, 6) or name == "stem" else 4
+    )
+    assert plan.out_channels == (0 if case.channels_out is None else 4 if name == "head" else 12)
+    assert plan.input_vectors == plan.column_vectors == planar
+    assert plan.channel_vectors == (not planar and name != "head")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ConvCase((1, 12, 7, 9, 40), 12, 12, groups=4, residual=True),
+        ConvCase((1, 24, 5, 9, 48), 48, stride=2),
+        ConvCase((2, 96, 6, 5, 20), 96, 96, groups=4),
+        ConvCase((1, 10, 6, 7, 36), 14, 5, groups=2),  # slots of which the last is not full
+    ],
+    ids=str,
+)
+def test_the_float32_result_depends_on_neither_device_nor_layout_nor_order(
+    cuda: EmulatedCuda, case: ConvCase
+) -> None:
+    tensors = operands(case, torch.float32, torch.contiguous_format)
+    expected = cuda.group_pointwise_conv3d(*tensors, **case.options)
+    assert expected is not None
+    plans = {cuda.quads_plan}
+    devices = (
+        Device(8, 0, 108, 163 << 10, 164 << 10),
+        Device(8, 6, 2, 99 << 10, 100 << 10),
+        Device(9, 0, 1),
+    )
+    for seed, device in enumerate(devices):
+        cuda.use(device, seed)
+        got = cuda.group_pointwise_conv3d(*tensors, **case.options)
+        assert got is not None and torch.equal(got, expected)
+        plans.add(cuda.quads_plan)
+    assert len(plans) > 1
+    x, *others = tensors
+    assert x is not None
+    wide = torch.full([2 * size for size in x.shape], torch.nan)
+    strided = wide[tuple(slice(None, None, 2) for _ in x.shape)].copy_(x)
+    misaligned = torch.empty(x.numel() + 1)[1:].view_as(x).copy_(x)
+    last = x.contiguous(memory_format=torch.channels_last_3d)
+    for view in (strided, misaligned, last):
+        got = cuda.group_pointwise_conv3d(view, *others, **case.options)
+        assert got is not None and torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("options", range(16))
-def test_each_activation_comes_where_it_belongs(cuda: EmulatedCuda, options: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_each_activation_comes_where_it_belongs(
+    cuda: EmulatedCuda, options: int, dtype: torch.dtype
+) -> None:
     case = ConvCase((1, 4, 2, 5, 21), 8, 6, groups=2, residual=bool(options & 8))
     activations = {
         "relu": bool(options & 1),
         "pointwise_relu": bool(options & 2),
         "residual_relu": bool(options & 4),
     }
-    tensors = operands(case, torch.float16, torch.channels_last_3d)
+    tensors = operands(case, dtype, torch.channels_last_3d)
     expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options, **activations)
     got = cuda.group_pointwise_conv3d(*tensors, **case.options, **activations)
-    assert_close(got, expected, torch.float16)
+    assert_close(got, expected, dtype)
 
 
 @pytest.mark.parametrize("name", NETWORK)
@@ -145,9 +217,12 @@ def test_the_result_depends_on_neither_device_nor_layout_nor_order(
     assert got is not None and torch.equal(got, expected)
 
 
-def test_nan_reaches_as_far_as_the_kernel_and_no_further(cuda: EmulatedCuda) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nan_reaches_as_far_as_the_kernel_and_no_further(
+    cuda: EmulatedCuda, dtype: torch.dtype
+) -> None:
     case = ConvCase((1, 12, 5, 12, 40), 12, 12, groups=4)
-    x, *others = operands(case, torch.bfloat16, torch.channels_last_3d)
+    x, *others = operands(case, dtype, torch.channels_last_3d)
     assert x is not None
     x[0, 4, 2, 5, 17] = torch.nan
     got = cuda.group_pointwise_conv3d(x, *others, **case.options)

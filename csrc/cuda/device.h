@@ -1,6 +1,6 @@
-// The few instructions that the half-precision kernels need beyond CUDA C++: matrix products on
-// tensor cores, loads of their operands, asynchronous copies, 16-bit floats. tests/cuda_emulation
-// puts functions of the same names in their place and runs the kernels on the CPU.
+// The few instructions that the kernels need beyond CUDA C++: matrix products on tensor cores,
+// loads of their operands, asynchronous copies, 16-bit floats. tests/cuda_emulation puts functions
+// of the same names in their place and runs the kernels on the CPU.
 #pragma once
 
 #ifdef GPLWS_CUDA_EMULATION
@@ -36,7 +36,8 @@ struct MatrixA {
 GPLWS_EMULATED_DEVICE_FUNCTIONS
 #else
 
-// Older devices have neither these instructions nor, therefore, these kernels: the launcher asks.
+// Older devices have neither these products nor, therefore, the half-precision kernels: the
+// launcher asks.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define GPLWS_HAS_TENSOR_KERNELS 1
 #else
@@ -183,6 +184,19 @@ template <int kPending>
 __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
+
+#else
+
+// Older devices have no such copies: they are done at once.
+template <int kBytes>
+__device__ inline void copy_async(void* shared, const void* source, bool inside) {
+  using Piece =
+      std::conditional_t<kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, uint32_t> >;
+  *static_cast<Piece*>(shared) = inside ? *static_cast<const Piece*>(source) : Piece{};
+}
+__device__ inline void commit_copies() {}
+template <int kPending>
+__device__ inline void wait_for_copies() {}
 
 #endif  // GPLWS_HAS_TENSOR_KERNELS
 

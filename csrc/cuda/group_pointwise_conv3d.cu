@@ -1,3 +1,5 @@
+// The general kernel, for what group_pointwise_conv3d_quads.cu does not do.
+//
 // One block computes all channels of a tile of output pixels: first the grouped conv, a few middle
 // channels at a time, into shared memory, then what these contribute to every output channel.
 //
@@ -16,6 +18,7 @@
 #include <climits>
 
 #include "cuda/device.h"
+#include "cuda/group_pointwise_conv3d_quads.h"
 
 namespace gplws::cuda {
 namespace {
@@ -554,6 +557,12 @@ cudaError_t launch_group_pointwise_conv3d(const GroupPointwiseConv3dParams& p,
                                           cudaStream_t stream) {
   if (p.batch == 0 || p.channels_out == 0 || p.frames == 0 || p.height_out == 0 || p.width_out == 0)
     return cudaSuccess;
+  DeviceLimits limits;
+  const cudaError_t error = device_limits(&limits);
+  if (error != cudaSuccess) return error;
+  QuadsPlan plan;
+  if (plan_group_pointwise_conv3d_quads(p, limits, &plan))
+    return launch_group_pointwise_conv3d_quads(p, plan, stream);
   return p.stride == 1 ? launch_stride<1>(p, stream) : launch_stride<2>(p, stream);
 }
 

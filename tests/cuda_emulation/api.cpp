@@ -6,6 +6,7 @@
 #include "cuda/focus_search.h"
 #include "cuda/group_pointwise_conv3d.h"
 #include "cuda/group_pointwise_conv3d_half.h"
+#include "cuda/group_pointwise_conv3d_quads.h"
 #include "cuda/group_pointwise_conv3d_resident.h"
 #include "cuda/up_conv3d.h"
 
@@ -56,8 +57,21 @@ Params conv_params(void* const* tensors, const int64_t* numbers) {
 
 #define GPLWS_EXPORT extern "C" __attribute__((visibility("default")))
 
-GPLWS_EXPORT int emulate_group_pointwise_conv3d(void* const* tensors, const int64_t* numbers) {
+// `facts` takes what of the plan for threads of four columns a test may want to know; zeros where
+// the general kernel does it.
+GPLWS_EXPORT int emulate_group_pointwise_conv3d(void* const* tensors, const int64_t* numbers,
+                                                int64_t* facts) {
   const auto p = conv_params<GroupPointwiseConv3dParams>(tensors, numbers);
+  DeviceLimits limits;
+  QuadsPlan plan;
+  if (device_limits(&limits) != cudaSuccess) return cudaErrorInvalidValue;
+  if (!plan_group_pointwise_conv3d_quads(p, limits, &plan)) plan = QuadsPlan{};
+  const int64_t told[] = {plan.frames,       plan.slot_channels,  plan.out_channels,
+                          plan.quads,        plan.rows,           plan.block_slots,
+                          plan.sets,         plan.threads,        plan.shared_bytes,
+                          plan.tiles,        plan.column_vectors, plan.channel_vectors,
+                          plan.input_vectors};
+  for (const int64_t fact : told) *facts++ = fact;
   return launch_group_pointwise_conv3d(p, nullptr);
 }
 
