@@ -120,7 +120,7 @@ def exact_stock_convs() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("op", ["group_pointwise_conv3d", "focus_search"])
+@pytest.mark.parametrize("op", ["group_pointwise_conv3d", "up_conv3d", "focus_search"])
 def test_the_compiled_cuda_kernels_are_registered(op: str) -> None:
     assert gplws.build_info()["cuda"]
     dump = torch._C._dispatch_dump(f"gplws::{op}")
