@@ -23,8 +23,7 @@ inline FocusSearchSizes check_focus_search(const Tensor& volume, const Tensor& f
       "focus_search: volume must be float32 or, on CUDA, bfloat16 or float16");
   STD_TORCH_CHECK(focus_positions.scalar_type() == ScalarType::Float,
                   "focus_search: focus_positions must be float32");
-  STD_TORCH_CHECK(same_device(volume, focus_positions),
-                  "focus_search: focus_positions is on another device than volume");
+  check_device("focus_search", focus_positions, "focus_positions", volume, "volume");
   STD_TORCH_CHECK(volume.dim() == 4, "focus_search: volume must be (B, N, H, W)");
   FocusSearchSizes s;
   s.batch = volume.size(0);

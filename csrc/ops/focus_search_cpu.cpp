@@ -64,10 +64,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume
 
 void check_result(const char* name, const Tensor& out, ScalarType dtype, const Tensor& volume,
                   const FocusSearchSizes& s) {
-  STD_TORCH_CHECK(out.scalar_type() == dtype && same_device(out, volume) && out.dim() == 3 &&
-                      out.size(0) == s.batch && out.size(1) == s.height && out.size(2) == s.width &&
-                      is_dense(out, {2, 1, 0}),
-                  "focus_search: out.", name, " must be a contiguous (B, H, W) of its dtype");
+  check_device("focus_search", out, name, volume, "volume");
+  STD_TORCH_CHECK(out.scalar_type() == dtype && out.dim() == 3 && out.size(0) == s.batch &&
+                      out.size(1) == s.height && out.size(2) == s.width && is_dense(out, {2, 1, 0}),
+                  "focus_search: ", name, " must be a contiguous (B, H, W) of its dtype");
 }
 
 void focus_search_out_cpu(const Tensor& volume, const Tensor& focus_positions, int64_t groups,
@@ -75,10 +75,10 @@ void focus_search_out_cpu(const Tensor& volume, const Tensor& focus_positions, i
                           Tensor index, Tensor peak, Tensor confidence) {
   const FocusSearchSizes s =
       check_focus_search(volume, focus_positions, groups, refinement, radius);
-  check_result("depth", depth, ScalarType::Float, volume, s);
-  check_result("index", index, ScalarType::Long, volume, s);
-  check_result("peak", peak, ScalarType::Float, volume, s);
-  check_result("confidence", confidence, ScalarType::Float, volume, s);
+  check_result("out.depth", depth, ScalarType::Float, volume, s);
+  check_result("out.index", index, ScalarType::Long, volume, s);
+  check_result("out.peak", peak, ScalarType::Float, volume, s);
+  check_result("out.confidence", confidence, ScalarType::Float, volume, s);
   search(volume, focus_positions, s, refinement, log_scale, depth, index, peak, confidence);
 }
 

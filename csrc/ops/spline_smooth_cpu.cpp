@@ -45,7 +45,8 @@ Tensor spline_smooth_cpu(const Tensor& images, int64_t spacing) {
 
 void spline_smooth_out_cpu(const Tensor& images, int64_t spacing, Tensor out) {
   check(images, spacing);
-  check_operand(kOp, out, "out", images, {images.size(0), images.size(1), images.size(2)});
+  check_operand(kOp, out, "out", images, {images.size(0), images.size(1), images.size(2)},
+                "images");
   STD_TORCH_CHECK(is_dense(out, {2, 1, 0}), kOp, ": out must be contiguous");
   STD_TORCH_CHECK(out.const_data_ptr<float>() != images.const_data_ptr<float>() || out.numel() == 0,
                   kOp, ": out must not be images");

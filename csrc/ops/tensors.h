@@ -38,7 +38,12 @@ inline MemoryFormat followed_format(const Tensor& x) {
   return is_dense(x, {1, 4, 3, 2, 0}) ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous;
 }
 
-inline bool same_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
+// The tensors of a call lie on the device of the first one.
+inline void check_device(const char* op, const Tensor& t, const char* name, const Tensor& first,
+                         const char* first_name) {
+  STD_TORCH_CHECK(t.device() == first.device(), op, ": ", name, " is on another device than ",
+                  first_name);
+}
 
 inline void check_float_dtype(const char* op, const Tensor& x) {
   const ScalarType dtype = x.scalar_type();
@@ -47,11 +52,12 @@ inline void check_float_dtype(const char* op, const Tensor& x) {
                   op, ": x must be float32, bfloat16 or, on CUDA, float16");
 }
 
-// An operand of the dtype and device of `x`, and of this shape.
+// An operand of the dtype and device of the first argument, `x`, and of this shape.
 inline void check_operand(const char* op, const Tensor& t, const char* name, const Tensor& x,
-                          const std::vector<int64_t>& shape) {
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has another dtype than x");
-  STD_TORCH_CHECK(same_device(t, x), op, ": ", name, " is on another device than x");
+                          const std::vector<int64_t>& shape, const char* x_name = "x") {
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has another dtype than ",
+                  x_name);
+  check_device(op, t, name, x, x_name);
   bool fits = t.dim() == static_cast<int64_t>(shape.size());
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = t.size(i) == shape[i];
   STD_TORCH_CHECK(fits, op, ": ", name, " has the wrong shape");

@@ -49,6 +49,18 @@ def _will_be_cast(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
 
 
+def require_one_device(op: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError for the first tensor that lies on another device than the first of all."""
+    (first_name, first), *others = tensors.items()
+    assert first is not None
+    for name, tensor in others:
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name} must be on the device of {first_name}, {first.device}, "
+                f"got {tensor.device}"
+            )
+
+
 def require_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
     """Raise ValueError unless ``tensor`` has this shape; ``meaning`` spells its axes."""
     if tuple(tensor.shape) != shape:

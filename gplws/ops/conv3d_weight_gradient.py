@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
-from gplws.ops._arguments import require_float32, require_shape, vmap_by_batch, without_autocast
+from gplws.ops._arguments import (
+    require_float32,
+    require_one_device,
+    require_shape,
+    vmap_by_batch,
+    without_autocast,
+)
 
 _NAME = "gplws::conv3d_weight_gradient"
 _OP = torch.ops.gplws.conv3d_weight_gradient
@@ -31,7 +37,7 @@ def conv3d_weight_gradient(x: Tensor, grad: Tensor, *, groups: int = 1, stride: 
         number of times. What depends on an infinite input may be NaN.
 
     Raises:
-        ValueError: a shape, ``groups`` or ``stride`` does not fit.
+        ValueError: a shape, a device, ``groups`` or ``stride`` does not fit.
         TypeError: a tensor is not float32.
 
     Source:
@@ -40,6 +46,7 @@ def conv3d_weight_gradient(x: Tensor, grad: Tensor, *, groups: int = 1, stride: 
     """
     op = "conv3d_weight_gradient"
     require_float32(op, x=x, grad=grad)
+    require_one_device(op, x=x, grad=grad)
     if x.dim() != 5:
         raise ValueError(f"{op}: x must be (B, C, N, H, W), got shape {tuple(x.shape)}")
     if grad.dim() != 5:
@@ -61,6 +68,7 @@ def conv3d_weight_gradient(x: Tensor, grad: Tensor, *, groups: int = 1, stride: 
 
 @torch.library.register_fake(_NAME)
 def _fake(x: Tensor, grad: Tensor, groups: int, stride: int) -> Tensor:
+    require_one_device("conv3d_weight_gradient", x=x, grad=grad)
     return x.new_empty((grad.shape[1], x.shape[1] // groups, 3, 3, 3))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
-from gplws.ops._arguments import require_float32, require_out
+from gplws.ops._arguments import require_float32, require_one_device, require_out
 from gplws.ops.reference import FocusSearchResult, Refinement, refine_depth
 
 _NAME = "gplws::focus_search"
@@ -59,7 +59,8 @@ def focus_search(
             finite, 1 where there is no runner-up; not differentiable.
 
     Raises:
-        ValueError: a shape, ``groups``, ``radius`` or ``refinement`` does not fit.
+        ValueError: a shape, ``groups``, ``radius``, ``refinement`` or the device of ``out`` does
+            not fit.
         TypeError: ``volume`` has no such dtype, or a tensor of ``out`` another than its result.
 
     Source:
@@ -74,6 +75,9 @@ def focus_search(
     """
     op = "focus_search"
     require_float32(op, half_on_cuda=True, volume=volume)
+    if out is not None:
+        results = {f"out.{name}": result for name, result in out._asdict().items()}
+        require_one_device(op, volume=volume, **results)
     if volume.dim() != 4:
         raise ValueError(f"{op}: volume must be (B, N, H, W), got shape {tuple(volume.shape)}")
     batch, frames = volume.shape[:2]
@@ -119,6 +123,7 @@ def _fake(
     radius: int,
     log_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    require_one_device("focus_search", volume=volume, focus_positions=focus_positions)
     batch, _, height, width = volume.shape
 
     def result(dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ from gplws.ops._arguments import (
     has_gradient_kernels,
     register_conv_autocast,
     require_float,
+    require_one_device,
     require_out,
     require_shape,
     vmap_by_batch,
@@ -73,7 +74,7 @@ def group_pointwise_conv3d(
         is, else contiguous; differentiable, any number of times, with respect to all tensors.
 
     Raises:
-        ValueError: a shape, ``groups`` or ``stride`` does not fit.
+        ValueError: a shape, a device, ``groups`` or ``stride`` does not fit.
         TypeError: a tensor is not float32, bfloat16 or (on CUDA) float16, or dtypes differ.
 
     Source:
@@ -88,15 +89,15 @@ def group_pointwise_conv3d(
         torch.Size([1, 12, 10, 64, 64])
     """
     op = "group_pointwise_conv3d"
-    require_float(
-        op,
-        x=x,
-        weight=weight,
-        bias=bias,
-        pointwise_weight=pointwise_weight,
-        pointwise_bias=pointwise_bias,
-        residual=residual,
-    )
+    others = {
+        "weight": weight,
+        "bias": bias,
+        "pointwise_weight": pointwise_weight,
+        "pointwise_bias": pointwise_bias,
+        "residual": residual,
+    }
+    require_float(op, x=x, **others)
+    require_one_device(op, x=x, **others, out=out)
     if x.dim() != 5:
         raise ValueError(f"{op}: x must be (B, C, N, H, W), got shape {tuple(x.shape)}")
     if stride not in (1, 2):
@@ -172,6 +173,15 @@ def _fake(
     pointwise_relu: bool,
     residual_relu: bool,
 ) -> Tensor:
+    require_one_device(
+        "group_pointwise_conv3d",
+        x=x,
+        weight=weight,
+        bias=bias,
+        pointwise_weight=pointwise_weight,
+        pointwise_bias=pointwise_bias,
+        residual=residual,
+    )
     y = x.new_empty(_output_shape(x, weight, pointwise_weight, stride))
     if follows_channels_last(x):
         y = y.contiguous(memory_format=torch.channels_last_3d)

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
-from gplws.ops._arguments import require_float32, require_out, vmap_by_batch, without_autocast
+from gplws.ops._arguments import (
+    require_float32,
+    require_one_device,
+    require_out,
+    vmap_by_batch,
+    without_autocast,
+)
 
 _NAME = "gplws::spline_smooth"
 _OP = torch.ops.gplws.spline_smooth
@@ -34,7 +40,7 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
         differentiable. ``out`` where it is given.
 
     Raises:
-        ValueError: a shape or ``spacing`` does not fit, or ``out`` is ``images``.
+        ValueError: a shape, a device or ``spacing`` does not fit, or ``out`` is ``images``.
         TypeError: a tensor is not float32.
 
     Source:
@@ -43,6 +49,7 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
     """
     op = "spline_smooth"
     require_float32(op, images=images)
+    require_one_device(op, images=images, out=out)
     if images.dim() != 3:
         raise ValueError(f"{op}: images must be (C, H, W), got shape {tuple(images.shape)}")
     if spacing < 1:

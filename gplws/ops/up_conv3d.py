@@ -13,6 +13,7 @@ from gplws.ops._arguments import (
     has_gradient_kernels,
     register_conv_autocast,
     require_float,
+    require_one_device,
     require_out,
     require_shape,
     vmap_by_batch,
@@ -52,11 +53,12 @@ def up_conv3d(
         differentiable with respect to all tensors. ``out`` where it is given.
 
     Raises:
-        ValueError: a shape or ``groups`` does not fit.
+        ValueError: a shape, a device or ``groups`` does not fit.
         TypeError: a dtype does not fit.
     """
     op = "up_conv3d"
     require_float(op, x=x, weight=weight, bias=bias, residual=residual)
+    require_one_device(op, x=x, weight=weight, bias=bias, residual=residual, out=out)
     if x.dim() != 5:
         raise ValueError(f"{op}: x must be (B, C, N, H, W), got shape {tuple(x.shape)}")
     channels = x.shape[1]
@@ -84,6 +86,7 @@ def _output_shape(x: Tensor, groups: int) -> tuple[int, ...]:
 def _fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, groups: int
 ) -> Tensor:
+    require_one_device("up_conv3d", x=x, weight=weight, bias=bias, residual=residual)
     y = x.new_empty(_output_shape(x, groups))
     if follows_channels_last(x):
         y = y.contiguous(memory_format=torch.channels_last_3d)

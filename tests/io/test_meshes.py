@@ -6,10 +6,11 @@ import logging
 
 import numpy as np
 import pytest
-import trimesh
 
 from gplws.io import write_mesh
 from gplws.io.meshes import triangulate
+
+trimesh = pytest.importorskip("trimesh")
 
 PIXEL_UM = 0.5
 
