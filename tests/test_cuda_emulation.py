@@ -210,3 +210,65 @@ def test_the_search_agrees_with_the_float64_reference(
                 torch.testing.assert_close(
                     part.double(), getattr(expected, name), rtol=0, atol=tolerance, equal_nan=True
                 )
+
+
+MANY_PIXELS = Device(processors=0)  # small images are enough for several pixels a thread
+ONE_PIXEL = Device(processors=1 << 20)
+
+
+def same_bits(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return all(
+        torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "refinement"),
+    [("plain", "none"), ("ties", "parabola"), ("nan", "gaussian"), ("infinite", "gaussian"),
+     ("negative", "parabola")],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_the_search_is_the_same_for_every_number_of_pixels_a_thread(
+    cuda: EmulatedCuda, dtype: torch.dtype, kind: str, refinement: Refinement
+) -> None:
+    cases = [(1, 1, 2), (4, 3, 1), (5, 4, 1), (6, 6, 1), (9, 2, 3), (10, 4, 1), (11, 1, 1),
+             (15, 4, 1), (17, 3, 1), (23, 5, 2)]  # fmt: skip
+    for seed, (frames, groups, radius) in enumerate(cases):
+        volume = random_volume(kind, (2, frames, 4, 256), seed).to(dtype)
+        positions = (torch.rand(2, frames) ** 4 + 1e-3).cumsum(1)  # gaps of up to 1 : 1000
+        options = {"groups": groups, "refinement": refinement, "radius": radius}
+        cuda.use(ONE_PIXEL)
+        expected = cuda.focus_search(volume, positions, **options)
+        assert cuda.blocks == 16
+        wide = torch.full((2, frames, 4, 514), torch.nan, dtype=dtype)
+        cuda.use(MANY_PIXELS, seed)
+        for view, blocks in (
+            (volume, 4),  # rows follow one another; four pixels a thread
+            (wide[..., 8 : 8 + 256], 8),  # rows of an odd number of pairs apart: two
+            (wide[..., 1 : 1 + 256], 16),  # misaligned
+            (wide[..., ::2][..., :256], 16),  # not dense
+        ):
+            view.copy_(volume)
+            found = cuda.focus_search(view, positions, **options)
+            assert cuda.blocks == blocks
+            assert same_bits(found, expected)
+        right = reference.focus_search(volume.double(), positions.double(), **options)
+        assert torch.equal(expected.index, right.index)
+        torch.testing.assert_close(
+            expected.confidence.double(), right.confidence, rtol=0, atol=1e-5
+        )
+        finite = right.peak.isfinite()
+        assert torch.equal(expected.depth.isnan(), right.depth.isnan())
+        error = (expected.depth.double() - right.depth)[finite].abs()
+        assert error.numel() == 0 or error.max() <= 2e-3 * frames
+
+
+def test_the_search_finds_positions_beyond_its_table(cuda: EmulatedCuda) -> None:
+    volume = torch.rand(1, 2100, 1, 8)
+    positions = torch.arange(2100.0)
+    expected = reference.focus_search(volume.double(), positions.double())
+    for device in (ONE_PIXEL, MANY_PIXELS):
+        cuda.use(device)
+        found = cuda.focus_search(volume, positions)
+        assert torch.equal(found.index, expected.index)
+        torch.testing.assert_close(found.depth.double(), expected.depth, rtol=0, atol=2e-3)

@@ -15,18 +15,24 @@ using std::max;
 using std::min;
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
+namespace emulation {
+void check_aligned(const void* pointer, size_t bytes);
+}
+
 template <class T>
 T __ldg(const T* pointer) {
+  emulation::check_aligned(pointer, sizeof(T));
   return *pointer;
 }
 
-// Hides the latency of memory on a GPU; nothing to emulate.
+// Streaming hides the latency of memory on a GPU; nothing to emulate.
 template <class T>
 T __ldcs(const T* pointer) {
-  return *pointer;
+  return __ldg(pointer);
 }
 template <class T>
 void __stcs(T* pointer, T value) {
+  emulation::check_aligned(pointer, sizeof(T));
   *pointer = value;
 }
 
