@@ -19,6 +19,9 @@
 #ifndef GPLWS_SEARCH_THREADS
 #define GPLWS_SEARCH_THREADS 128
 #endif
+#ifndef GPLWS_SEARCH_BLOCKS
+#define GPLWS_SEARCH_BLOCKS 4  // of a multiprocessor at least, with four pixels a thread
+#endif
 #ifndef GPLWS_SEARCH_ENOUGH
 #define GPLWS_SEARCH_ENOUGH 256  // threads of a multiprocessor that several pixels each must leave
 #endif
@@ -33,6 +36,10 @@ constexpr int kThreads = GPLWS_SEARCH_THREADS;
 // A multiprocessor's share of 512 x 512 pixels keeps 40 to 80 KB in flight with two blocks of five,
 // whatever number of pixels a thread takes; ten frames, the usual stack, are two whole blocks.
 constexpr int kFrames = GPLWS_SEARCH_FRAMES;
+// Blocks that a multiprocessor must be able to hold: bounds the registers.
+constexpr int min_blocks(int pixels) {
+  return pixels == 4 ? GPLWS_SEARCH_BLOCKS : (pixels == 2 ? 6 : 8) * 128 / kThreads;
+}
 constexpr int kMaxLines = 65535;        // limit of gridDim.y
 constexpr int64_t kTableFrames = 2048;  // up to so many positions are held in shared memory
 constexpr float kLogFloor = 1e-6f;      // smallest share of the peak that enters a logarithm
@@ -285,7 +292,7 @@ __device__ inline float near_depth(const Positions& position, const Winner& winn
 }
 
 template <class T, int kPixels, bool kNear>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, min_blocks(kPixels))
     focus_search_kernel(const __grid_constant__ FocusSearchParams p) {
   auto* table = reinterpret_cast<float*>(dynamic_shared_memory());
   const bool tabled = p.frames <= kTableFrames;
@@ -296,16 +303,20 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t image = p.height == 1 ? line : line / p.height;
     const int64_t row = line - image * p.height;
     const float* positions = p.positions + image * p.position_stride;
-    if (tabled) {
-      if (line != blockIdx.y) __syncthreads();  // the last line is done with its positions
-      for (int i = static_cast<int>(threadIdx.x); i < p.frames; i += kThreads)
-        table[i] = __ldg(positions + i);
-    }
+    // On its way before the volume, waited for behind it.
+    const int my_frame = static_cast<int>(threadIdx.x);
+    const float my_position = my_frame < p.frames ? __ldg(positions + my_frame) : 0.0f;
     const T* volume = static_cast<const T*>(p.volume) + image * p.batch_stride +
                       row * p.row_stride + column * p.column_stride;
     Winner winners[kPixels];
     find_winners<T, kPixels, kNear>(p, volume, winners);
-    if (tabled) __syncthreads();
+    if (tabled) {
+      if (line != blockIdx.y) __syncthreads();  // the last line is done with its positions
+      if (my_frame < p.frames) table[my_frame] = my_position;
+      for (int i = my_frame + kThreads; i < p.frames; i += kThreads)
+        table[i] = __ldg(positions + i);
+      __syncthreads();
+    }
     if (!inside) continue;
 
     const bool gaussian = p.refinement == FocusRefinement::kGaussian;
