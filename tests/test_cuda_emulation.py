@@ -272,3 +272,67 @@ def test_the_search_finds_positions_beyond_its_table(cuda: EmulatedCuda) -> None
         found = cuda.focus_search(volume, positions)
         assert torch.equal(found.index, expected.index)
         torch.testing.assert_close(found.depth.double(), expected.depth, rtol=0, atol=2e-3)
+
+
+HALF_WAY_UP = [  # size of x, channels of the result
+    ((1, 24, 10, 7, 9), 12),  # as the network; part of a tile
+    ((1, 24, 3, 3, 33), 12),  # several tiles, and rows behind the last
+    ((1, 48, 4, 2, 17), 24),
+    ((1, 96, 5, 2, 16), 48),  # a block of twelve warps
+    ((2, 8, 1, 7, 5), 4),  # one warp for a row
+    ((1, 16, 6, 5, 18), 8),
+    ((1, 128, 2, 1, 3), 64),  # the widest block
+]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("size", "groups"), HALF_WAY_UP, ids=str)
+def test_the_half_way_up_does_not_depend_on_layout_device_or_order(
+    cuda: EmulatedCuda, size: tuple[int, ...], groups: int, dtype: torch.dtype
+) -> None:
+    batch, channels, frames, height, width = size
+    x, weight = torch.randn(size).to(dtype), torch.randn(channels, 1, 3, 3, 3).to(dtype)
+    bias = torch.randn(groups).to(dtype)
+    skip = torch.randn(batch, groups, frames, 2 * height, 2 * width).to(dtype)
+    last = torch.channels_last_3d
+    for with_bias, with_skip in ((True, True), (False, False)):
+        others = (bias if with_bias else None, skip if with_skip else None)
+        expected = reference.up_conv3d(*in_double((x, weight, *others)), groups=groups)
+        cuda.use(H200)
+        got = cuda.up_conv3d(x.contiguous(memory_format=last), weight, *in_last(others), groups)
+        assert_close(got, expected, dtype)
+        blocks = cuda.blocks
+        cuda.use(Device(processors=1), 1)  # no segments
+        whole = cuda.up_conv3d(x.contiguous(memory_format=last), weight, *in_last(others), groups)
+        assert torch.equal(whole, got)
+        assert frames == 1 or cuda.blocks < blocks
+        cuda.use(H200, 2)
+        dense = cuda.up_conv3d(x, weight, *others, groups)
+        assert torch.equal(dense, got)
+        assert torch.equal(cuda.up_conv3d(in_last((x,))[0], weight, *others, groups), got)
+        # A place that granules do not meet, and strides that are no whole granules.
+        for wide in (
+            torch.full((batch, frames, height, width, channels + 1), torch.nan, dtype=dtype),
+            torch.full((batch, frames, height, width, channels + 8), torch.nan, dtype=dtype),
+        ):
+            view = wide[..., -channels:].permute(0, 4, 1, 2, 3)
+            view.copy_(x)
+            assert torch.equal(cuda.up_conv3d(view, weight, *in_last(others), groups), got)
+
+
+def in_last(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    last = torch.channels_last_3d
+    return [
+        None if t is None else t.contiguous(memory_format=last) if t.dim() == 5 else t
+        for t in tensors
+    ]
+
+
+def test_the_half_way_up_is_left_to_float32_sums_on_old_devices(cuda: EmulatedCuda) -> None:
+    x, weight = torch.randn(1, 24, 4, 5, 6).half(), torch.randn(24, 1, 3, 3, 3).half()
+    expected = reference.up_conv3d(x.double(), weight.double(), groups=12)
+    for device in (Device(7, 5, 40, 64 << 10, 64 << 10), H200):
+        cuda.use(device)
+        for tensor in (x, *in_last((x,))):
+            assert tensor is not None
+            assert_close(cuda.up_conv3d(tensor, weight, None, None, 12), expected, x.dtype)

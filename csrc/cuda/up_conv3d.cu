@@ -7,6 +7,7 @@
 #include "cuda/up_conv3d.h"
 
 #include "cuda/device.h"
+#include "cuda/up_conv3d_half.h"
 
 namespace gplws::cuda {
 namespace {
@@ -260,6 +261,8 @@ cudaError_t launch_type(const UpConv3dParams& p, cudaStream_t stream) {
 
 cudaError_t launch_up_conv3d(const UpConv3dParams& p, cudaStream_t stream) {
   if (p.batch * p.channels_out * p.frames * p.height * p.width == 0) return cudaSuccess;
+  if (p.type != FloatType::kFloat32 && up_conv3d_half_fits(p))
+    return launch_up_conv3d_half(p, stream);
   switch (p.type) {
     case FloatType::kBfloat16:
       return launch_type<Bfloat16>(p, stream);
