@@ -142,23 +142,27 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
   // The input pixels that this lane reads, and the output pixel that it makes of each.
   const int64_t row = first_row + tile_row, column = first_column + group;
   const int64_t x_row = row + quarter / 2, x_column = column + quarter % 2;
-  const T* x = static_cast<const T*>(p.x) + image * p.x_strides.batch + x_row * p.x_strides.row +
+  // Pointers walk along, each to the frame that is next to be read or written.
+  const T* x = static_cast<const T*>(p.x) + image * p.x_strides.batch +
+               (first - 1) * p.x_strides.frame + x_row * p.x_strides.row +
                x_column * p.x_strides.column + 8 * chunk * p.x_strides.channel;
   const bool upper_inside = x_row < p.height && x_column < p.width;
   const bool lower_inside = x_row < p.height && x_column + 8 < p.width;
   const auto load = [&](int frame) {
     Inputs inputs{};
-    if (frame < 0 || frame >= p.frames) return inputs;
-    const T* at = x + frame * p.x_strides.frame;
-    if (upper_inside) inputs.upper = load_pixel<T, kDense>(at, p.x_strides.channel);
-    if (lower_inside)
-      inputs.lower = load_pixel<T, kDense>(at + 8 * p.x_strides.column, p.x_strides.channel);
+    if (frame >= 0 && frame < p.frames) {
+      if (upper_inside) inputs.upper = load_pixel<T, kDense>(x, p.x_strides.channel);
+      if (lower_inside)
+        inputs.lower = load_pixel<T, kDense>(x + 8 * p.x_strides.column, p.x_strides.channel);
+    }
+    x += p.x_strides.frame;
     return inputs;
   };
 
   // The granule of each frame that this thread brings and takes away.
   unsigned char* const ring = dynamic_shared_memory();
-  int64_t residual_at = 0, y_at = 0;
+  const T* residual = static_cast<const T*>(p.residual ? p.residual : p.x);  // or not read
+  T* y = static_cast<T*>(p.y);
   int granule_at = 0;
   bool brings = false;
   if constexpr (kDense) {
@@ -168,22 +172,22 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
     const int64_t element = 2 * first_column * p.channels_out + 8 * granule;  // of the row
     brings = y_row < 2 * p.height && element < 2 * p.width * p.channels_out;
     granule_at = tile_y_row * plan.pitch + granule * kGranule;
-    residual_at = image * p.residual_strides.batch + y_row * p.residual_strides.row + element;
-    y_at = image * p.y_strides.batch + y_row * p.y_strides.row + element;
+    residual += image * p.residual_strides.batch + first * p.residual_strides.frame +
+                y_row * p.residual_strides.row + element;
+    y += image * p.y_strides.batch + first * p.y_strides.frame + y_row * p.y_strides.row + element;
   }
   const bool with_residual = brings && p.residual != nullptr;
   const auto bring = [&](int frame, int stage) {
     if (frame < end)
-      copy_async<kGranule>(
-          ring + stage * plan.stage_bytes + granule_at,
-          static_cast<const T*>(p.residual) + residual_at + frame * p.residual_strides.frame,
-          with_residual);
+      copy_async<kGranule>(ring + stage * plan.stage_bytes + granule_at, residual, with_residual);
+    residual += p.residual_strides.frame;
     commit_copies();
   };
-  const auto take_away = [&](int frame, int stage) {
+  const auto take_away = [&](int stage) {
     if (brings)
-      __stcs(reinterpret_cast<uint4*>(static_cast<T*>(p.y) + y_at + frame * p.y_strides.frame),
+      __stcs(reinterpret_cast<uint4*>(y),
              *reinterpret_cast<const uint4*>(ring + stage * plan.stage_bytes + granule_at));
+    y += p.y_strides.frame;
   };
   if constexpr (kDense) {
 #pragma unroll
@@ -212,7 +216,7 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
         wait_for_copies<kRing - 2>();
         __syncthreads();  // the residual is there, and the result of the frame before
         const int last_stage = stage == 0 ? kRing - 1 : stage - 1;
-        if (frame > first) take_away(frame - 1, last_stage);
+        if (frame > first) take_away(last_stage);
         bring(frame + kRing - 1, last_stage);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -235,13 +239,13 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           if (row >= p.height || column + 8 * half >= p.width) continue;
-          T* y = static_cast<T*>(p.y) + offset(p.y_strides, half);
-          const T* residual = static_cast<const T*>(p.residual) + offset(p.residual_strides, half);
+          T* pixel = y + offset(p.y_strides, half);
+          const T* taken = residual + offset(p.residual_strides, half);
 #pragma unroll
           for (int i = 0; i < kChannelsOut; ++i) {
             const float added =
-                p.residual ? read_float(residual + i * p.residual_strides.channel) : 0.0f;
-            y[i * p.y_strides.channel] =
+                p.residual ? read_float(taken + i * p.residual_strides.channel) : 0.0f;
+            pixel[i * p.y_strides.channel] =
                 from_float<T>(sums[0][i / 2][2 * half + i % 2] + bias[i] + added);
           }
         }
@@ -264,7 +268,7 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
   if constexpr (kDense) {
     wait_for_copies<0>();
     __syncthreads();
-    take_away(end - 1, stage == 0 ? kRing - 1 : stage - 1);
+    take_away(stage == 0 ? kRing - 1 : stage - 1);
   }
 }
 
