@@ -133,6 +133,8 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
   const int first = static_cast<int>(rest % plan.segments * plan.frames_per_segment);
   const int end = static_cast<int>(min(first + plan.frames_per_segment, p.frames));
   const int64_t image = rest / plan.segments;
+  // The frames of the input that these see.
+  const int begin = max(first - 1, 0), last = min(end, static_cast<int>(p.frames) - 1);
 
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kLanesPerWarp, lane = thread % kLanesPerWarp;
@@ -143,20 +145,16 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
   const int64_t row = first_row + tile_row, column = first_column + group;
   const int64_t x_row = row + quarter / 2, x_column = column + quarter % 2;
   // Pointers walk along, each to the frame that is next to be read or written.
-  const T* x = static_cast<const T*>(p.x) + image * p.x_strides.batch +
-               (first - 1) * p.x_strides.frame + x_row * p.x_strides.row +
-               x_column * p.x_strides.column + 8 * chunk * p.x_strides.channel;
+  const T* x = static_cast<const T*>(p.x) + image * p.x_strides.batch + begin * p.x_strides.frame +
+               x_row * p.x_strides.row + x_column * p.x_strides.column +
+               8 * chunk * p.x_strides.channel;
   const bool upper_inside = x_row < p.height && x_column < p.width;
   const bool lower_inside = x_row < p.height && x_column + 8 < p.width;
-  const auto load = [&](int frame) {
-    Inputs inputs{};
-    if (frame >= 0 && frame < p.frames) {
-      if (upper_inside) inputs.upper = load_pixel<T, kDense>(x, p.x_strides.channel);
-      if (lower_inside)
-        inputs.lower = load_pixel<T, kDense>(x + 8 * p.x_strides.column, p.x_strides.channel);
-    }
+  const auto load = [&](Inputs& inputs) {  // what lies outside stays zero
+    if (upper_inside) inputs.upper = load_pixel<T, kDense>(x, p.x_strides.channel);
+    if (lower_inside)
+      inputs.lower = load_pixel<T, kDense>(x + 8 * p.x_strides.column, p.x_strides.channel);
     x += p.x_strides.frame;
-    return inputs;
   };
 
   // The granule of each frame that this thread brings and takes away.
@@ -193,7 +191,9 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
 #pragma unroll
     for (int i = 0; i < kRing - 1; ++i) bring(first + i, i);
   }
-  Inputs inputs[2] = {load(first - 1), load(first)};
+  Inputs inputs[2] = {};
+  load(inputs[0]);
+  if (begin < last) load(inputs[1]);
 
   Weights weights;
   load_weights<T>(p, 8 * chunk, group, quarter, weights);
@@ -207,50 +207,50 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
 
   Sums sums[3] = {};
   int stage = 0;
-  const auto step = [&](int n, Inputs& here) {
-    if (n >= 0 && n < p.frames) add_frame<T>(here, weights, sums);
-    if (n + 2 <= end) here = load(n + 2);
-    const int frame = n - 1;  // complete
-    if (frame >= first) {
-      if constexpr (kDense) {
-        wait_for_copies<kRing - 2>();
-        __syncthreads();  // the residual is there, and the result of the frame before
-        const int last_stage = stage == 0 ? kRing - 1 : stage - 1;
-        if (frame > first) take_away(last_stage);
-        bring(frame + kRing - 1, last_stage);
+  const auto store = [&](int frame) {  // of which sums[0] is complete
+    if constexpr (kDense) {
+      wait_for_copies<kRing - 2>();
+      __syncthreads();  // the residual is there, and the result of the frame before
+      const int last_stage = stage == 0 ? kRing - 1 : stage - 1;
+      if (frame > first) take_away(last_stage);
+      bring(frame + kRing - 1, last_stage);
+      unsigned char* place = ring + stage * plan.stage_bytes + tile_pixel_at;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          auto* place = reinterpret_cast<uint2*>(ring + stage * plan.stage_bytes + tile_pixel_at +
-                                                 16 * half * plan.pixel_bytes);
-          const uint2 residual = *place;
-          const float (&s)[2][4] = sums[0];
-          *place = make_uint2(pack_two<T>(s[0][2 * half] + bias[0] + low_half<T>(residual.x),
-                                          s[0][2 * half + 1] + bias[1] + high_half<T>(residual.x)),
-                              pack_two<T>(s[1][2 * half] + bias[2] + low_half<T>(residual.y),
-                                          s[1][2 * half + 1] + bias[3] + high_half<T>(residual.y)));
-        }
-        stage = stage + 1 == kRing ? 0 : stage + 1;
-      } else {
-        const auto offset = [&](const Strides5& strides, int half) {
-          return image * strides.batch + kChannelsOut * chunk * strides.channel +
-                 frame * strides.frame + (2 * row + quarter / 2) * strides.row +
-                 (2 * (column + 8 * half) + quarter % 2) * strides.column;
-        };
+      for (int half = 0; half < 2; ++half, place += 16 * plan.pixel_bytes) {
+        const uint2 taken = *reinterpret_cast<const uint2*>(place);
+        const float (&s)[2][4] = sums[0];
+        *reinterpret_cast<uint2*>(place) =
+            make_uint2(pack_two<T>(s[0][2 * half] + bias[0] + low_half<T>(taken.x),
+                                   s[0][2 * half + 1] + bias[1] + high_half<T>(taken.x)),
+                       pack_two<T>(s[1][2 * half] + bias[2] + low_half<T>(taken.y),
+                                   s[1][2 * half + 1] + bias[3] + high_half<T>(taken.y)));
+      }
+      stage = stage + 1 == kRing ? 0 : stage + 1;
+    } else {
+      const auto offset = [&](const Strides5& strides, int half) {
+        return image * strides.batch + kChannelsOut * chunk * strides.channel +
+               frame * strides.frame + (2 * row + quarter / 2) * strides.row +
+               (2 * (column + 8 * half) + quarter % 2) * strides.column;
+      };
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          if (row >= p.height || column + 8 * half >= p.width) continue;
-          T* pixel = y + offset(p.y_strides, half);
-          const T* taken = residual + offset(p.residual_strides, half);
+      for (int half = 0; half < 2; ++half) {
+        if (row >= p.height || column + 8 * half >= p.width) continue;
+        T* pixel = y + offset(p.y_strides, half);
+        const T* taken = residual + offset(p.residual_strides, half);
 #pragma unroll
-          for (int i = 0; i < kChannelsOut; ++i) {
-            const float added =
-                p.residual ? read_float(taken + i * p.residual_strides.channel) : 0.0f;
-            pixel[i * p.y_strides.channel] =
-                from_float<T>(sums[0][i / 2][2 * half + i % 2] + bias[i] + added);
-          }
+        for (int i = 0; i < kChannelsOut; ++i) {
+          const float added =
+              p.residual ? read_float(taken + i * p.residual_strides.channel) : 0.0f;
+          pixel[i * p.y_strides.channel] =
+              from_float<T>(sums[0][i / 2][2 * half + i % 2] + bias[i] + added);
         }
       }
     }
+  };
+  const auto step = [&](int n, Inputs& here) {
+    add_frame<T>(here, weights, sums);
+    if (n + 2 <= last) load(here);
+    if (n > first) store(n - 1);
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair)
 #pragma unroll
@@ -261,10 +261,11 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
       }
   };
   // By twos: inputs that are on their way cannot move from one register to another.
-  for (int n = first - 1; n <= end; n += 2) {
+  for (int n = begin; n <= last; n += 2) {
     step(n, inputs[0]);
-    if (n + 1 <= end) step(n + 1, inputs[1]);
+    if (n < last) step(n + 1, inputs[1]);
   }
+  if (last < end) store(last);  // the last frame of all: none behind it adds to it
   if constexpr (kDense) {
     wait_for_copies<0>();
     __syncthreads();
