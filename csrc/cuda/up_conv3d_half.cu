@@ -33,9 +33,7 @@ constexpr int kRing = GPLWS_UP_RING;
 constexpr int kPixels = 16;      // input pixels of a warp
 constexpr int kChannelsOut = 4;  // of a warp
 constexpr int kMaxChunks = 16;   // warps side by side in a block: 64 channels out
-constexpr int kTaps = 27;
-constexpr int kPlaneTaps = 9;
-constexpr int kGranule = 16;  // bytes of a copy
+constexpr int kGranule = 16;     // bytes of a copy
 
 struct Plan {
   int chunks, rows;  // warps of a block: pieces of four channels out, input rows
@@ -45,6 +43,11 @@ struct Plan {
   int pixel_bytes, pitch, stage_bytes;  // of the result in shared memory: a pixel, a row, a frame
 };
 
+#if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
+
+constexpr int kTaps = 27;
+constexpr int kPlaneTaps = 9;
+
 // The tap by which an input pixel (here, right, below, below and right) reaches an output pixel
 // (even row and column, odd column, odd row, both odd); -1: none.
 __device__ inline int tap_between(int source, int target) {
@@ -53,8 +56,6 @@ __device__ inline int tap_between(int source, int target) {
       return tap;
   return -1;
 }
-
-#if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
 
 // A lane's part of the weights: [pair of channels out][frame of the kernel].
 using Weights = uint2[2][3];

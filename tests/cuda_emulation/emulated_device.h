@@ -77,6 +77,9 @@ uint16_t bits_of(float value, bool bfloat16);
     return {emulation::bits_of(value, false)};                                                \
   }                                                                                           \
   inline unsigned char* dynamic_shared_memory() { return emulation::shared_memory(); }        \
+  inline float4 reload_four(const float* shared) {                                            \
+    return __ldg(reinterpret_cast<const float4*>(shared));                                    \
+  }                                                                                           \
   inline MatrixA load_four_matrices(const void* row) {                                        \
     MatrixA a;                                                                                \
     emulation::load_matrices(row, 4, a.words);                                                \
