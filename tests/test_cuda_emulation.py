@@ -336,3 +336,32 @@ def test_the_half_way_up_is_left_to_float32_sums_on_old_devices(cuda: EmulatedCu
         for tensor in (x, *in_last((x,))):
             assert tensor is not None
             assert_close(cuda.up_conv3d(tensor, weight, None, None, 12), expected, x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("size", "groups"),  # groups no multiple of four are left to these kernels in 16 bits as well
+    [((1, 12, 10, 7, 9), 6), ((2, 4, 1, 20, 33), 2), ((1, 4, 2, 5, 1), 2), ((1, 12, 5, 6, 8), 2)],
+    ids=str,
+)
+def test_the_way_up_does_not_depend_on_layout_device_or_order(
+    cuda: EmulatedCuda, size: tuple[int, ...], groups: int, dtype: torch.dtype
+) -> None:
+    batch, channels, frames, height, width = size
+    x, weight = torch.randn(size).to(dtype), torch.randn(channels, 1, 3, 3, 3).to(dtype)
+    bias = torch.randn(groups).to(dtype)
+    skip = torch.randn(batch, groups, frames, 2 * height, 2 * width).to(dtype)
+    odd = torch.empty(skip.numel() + 1, dtype=dtype)[1:].view_as(skip).copy_(skip)  # no pairs
+    for seed, others in enumerate([(bias, skip), (bias, odd), (None, None)]):
+        expected = reference.up_conv3d(*in_double((x, weight, *others)), groups=groups)
+        cuda.use(H200, seed)
+        got = cuda.up_conv3d(x, weight, *others, groups)
+        assert_close(got, expected, dtype)
+        blocks = cuda.blocks
+        last, *others_last = in_last((x, *others))
+        assert last is not None
+        assert torch.equal(cuda.up_conv3d(last, weight, *others_last, groups), got)
+        cuda.use(Device(processors=0))  # no segments
+        assert torch.equal(cuda.up_conv3d(x, weight, *others, groups), got)
+        assert cuda.blocks < blocks or frames == 1 or height * width * frames < 256
+        assert torch.equal(cuda.up_conv3d(last, weight, *others_last, groups), got)

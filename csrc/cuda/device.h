@@ -184,6 +184,14 @@ __device__ float read_float(const T* pointer) {
 // Unlike fmaxf this lets NaN through, as torch does.
 __device__ inline float relu_of(float value) { return value < 0.0f ? 0.0f : value; }
 
+// Multiprocessors of the current device.
+inline cudaError_t count_processors(int* processors) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
+}
+
 // Queues kernel(arguments...) and returns its launch error.
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,

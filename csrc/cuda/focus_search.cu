@@ -388,10 +388,8 @@ cudaError_t launch_pixels(const FocusSearchParams& p, cudaStream_t stream) {
 
 template <class T>
 cudaError_t launch_type(const FocusSearchParams& p, cudaStream_t stream) {
-  int device = 0, processors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  int processors = 0;
+  const cudaError_t error = count_processors(&processors);
   if (error != cudaSuccess) return error;
   const int64_t threads = int64_t{GPLWS_SEARCH_ENOUGH} * processors;
   const auto use = [&](int64_t pixels) {

@@ -7,6 +7,7 @@
 // once, and inputs are two frames ahead. Summed in one fixed order.
 #include "cuda/up_conv3d.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "cuda/device.h"
@@ -14,7 +15,7 @@
 
 // To be set for experiments.
 #ifndef GPLWS_UP_PLANAR_BLOCKS
-#define GPLWS_UP_PLANAR_BLOCKS 4  // of a multiprocessor: bounds the registers
+#define GPLWS_UP_PLANAR_BLOCKS 3  // of a multiprocessor: bounds the registers
 #endif
 
 namespace gplws::cuda {
@@ -25,11 +26,12 @@ constexpr int kTaps = 27;
 constexpr int kPlaneTaps = 9;
 constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
 constexpr int kMaxSharedBytes = 48 * 1024;  // what every device grants without asking
-// Frames are shared out among threads until there are so many: twice what a large GPU holds.
-constexpr int64_t kEnoughThreads = int64_t{1} << 19;
+// Frames are shared out among threads until each multiprocessor has so many: twice what it holds.
+constexpr int64_t kEnoughThreads = 4096;
 
 constexpr int kPlanarTaps = 28;  // of a channel in shared memory: whole fours
-constexpr int64_t kEnoughPlanarThreads = int64_t{1} << 18;
+constexpr int64_t kMaxPlanarPixels = (int64_t{1} << 31) - 1024;  // counted in 32 bits
+constexpr int64_t kEnoughPlanarThreads = 2048;                   // hold more registers: as above
 
 struct Plan {
   int64_t channel_blocks;
@@ -85,17 +87,20 @@ __device__ void add_frame_of_pairs(const UpConv3dParams& p, const T* x, bool rig
   if (right) read_four(x + p.x_strides.column, inputs[1]);
   if (below) read_four(x + p.x_strides.row, inputs[2]);
   if (right && below) read_four(x + p.x_strides.row + p.x_strides.column, inputs[3]);
+  // First one channel in of both, then the other: as the sums of other layouts run.
 #pragma unroll
-  for (int kn = 0; kn < 3; ++kn)
+  for (int c = 0; c < 2; ++c)
 #pragma unroll
-    for (int tap = 0; tap < kPlaneTaps; ++tap) {
-      const float4 w =
-          *reinterpret_cast<const float4*>(weights + (kn * kPlaneTaps + tap) * p.channels);
-      const float (&input)[4] = inputs[source_of(tap)];
-      float (&sum)[2] = sums[kn][target_of(tap)];
-      sum[0] = fmaf(w.y, input[1], fmaf(w.x, input[0], sum[0]));
-      sum[1] = fmaf(w.w, input[3], fmaf(w.z, input[2], sum[1]));
-    }
+    for (int kn = 0; kn < 3; ++kn)
+#pragma unroll
+      for (int tap = 0; tap < kPlaneTaps; ++tap) {
+        const float2 w = *reinterpret_cast<const float2*>(
+            weights + ((c * 3 + kn) * kPlaneTaps + tap) * p.channels_out);
+        const float (&input)[4] = inputs[source_of(tap)];
+        float (&sum)[2] = sums[kn][target_of(tap)];
+        sum[0] = fmaf(w.x, input[c], sum[0]);
+        sum[1] = fmaf(w.y, input[2 + c], sum[1]);
+      }
 }
 
 // The same for one channel out and any number of channels in, in any layout.
@@ -160,10 +165,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t ratio = p.channels / p.channels_out;
   auto* shared = reinterpret_cast<float*>(dynamic_shared_memory());
   if constexpr (kOut == 2) {
-    // weights[tap][channel]
+    // weights[channel in of two][tap][channel out]
     for (int i = static_cast<int>(threadIdx.x); i < p.channels * kTaps; i += kThreads) {
       const int channel = i / kTaps, tap = i - channel * kTaps;
-      shared[tap * p.channels + channel] = read_float(static_cast<const T*>(p.weight) + i);
+      shared[(channel % 2 * kTaps + tap) * p.channels_out + channel / 2] =
+          read_float(static_cast<const T*>(p.weight) + i);
     }
     __syncthreads();
   }
@@ -207,7 +213,7 @@ __global__ void __launch_bounds__(kThreads)
       if (n >= 0 && n < p.frames) {
         const T* frame = x + n * p.x_strides.frame;
         if constexpr (kOut == 2) {
-          add_frame_of_pairs(p, frame, right, below, shared + k * 2, sums);
+          add_frame_of_pairs(p, frame, right, below, shared + k, sums);
         } else {
           add_frame(p, frame, right, below, static_cast<const T*>(p.weight) + k * ratio * kTaps,
                     ratio, sums);
@@ -271,14 +277,20 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, GPLWS_UP_PLANAR_BLOCKS)
     up_conv3d_planar_kernel(const __grid_constant__ UpConv3dParams p,
                             const __grid_constant__ Plan plan) {
-  int64_t rest = blockIdx.x;
-  const int64_t pixel = rest % plan.pixel_blocks * kThreads + threadIdx.x;
-  rest /= plan.pixel_blocks;
-  const int64_t channel = rest % p.channels_out;
-  rest /= p.channels_out;
-  const int first = static_cast<int>(rest % plan.segments * plan.frames_per_segment);
-  const int end = static_cast<int>(min(first + plan.frames_per_segment, p.frames));
-  const int64_t image = rest / plan.segments;
+  // In 32 bits, whose divisions are short.
+  unsigned rest = blockIdx.x;
+  const auto next_part = [&rest](int64_t size) {
+    const auto parts = static_cast<unsigned>(size);
+    const unsigned index = rest % parts;
+    rest /= parts;
+    return static_cast<int>(index);
+  };
+  const int pixel = next_part(plan.pixel_blocks) * kThreads + static_cast<int>(threadIdx.x);
+  const int64_t channel = next_part(p.channels_out);
+  const int segment_frames = static_cast<int>(plan.frames_per_segment);
+  const int first = next_part(plan.segments) * segment_frames;
+  const int end = min(first + segment_frames, static_cast<int>(p.frames));
+  const int64_t image = rest;
   // The frames of the input that these see.
   const int begin = max(first - 1, 0), last = min(end, static_cast<int>(p.frames) - 1);
 
@@ -290,7 +302,8 @@ __global__ void __launch_bounds__(kThreads, GPLWS_UP_PLANAR_BLOCKS)
   __syncthreads();
   if (pixel >= p.height * p.width) return;
 
-  const int64_t row = pixel / p.width, column = pixel - row * p.width;
+  const int width = static_cast<int>(p.width);
+  const int64_t row = pixel / width, column = pixel % width;
   const bool right = column + 1 < p.width, below = row + 1 < p.height;
   // Pointers walk along, each to the frame that is next to be read or written.
   const T* x = static_cast<const T*>(p.x) + image * p.x_strides.batch +
@@ -401,16 +414,17 @@ bool pairs_of_columns(const void* pointer, const Strides5& strides) {
 
 // Frames are cut into segments where there are not `enough` threads without.
 void cut_frames(const UpConv3dParams& p, int64_t threads, int64_t enough, Plan* plan) {
-  plan->segments = (enough + threads - 1) / threads;
+  plan->segments = std::max((enough + threads - 1) / threads, int64_t{1});
   if (plan->segments > p.frames) plan->segments = p.frames;
   plan->frames_per_segment = (p.frames + plan->segments - 1) / plan->segments;
   plan->segments = (p.frames + plan->frames_per_segment - 1) / plan->frames_per_segment;
 }
 
 template <class T>
-cudaError_t launch_planar(const UpConv3dParams& p, Plan plan, cudaStream_t stream) {
+cudaError_t launch_planar(const UpConv3dParams& p, Plan plan, int processors, cudaStream_t stream) {
   plan.pixel_blocks = (p.height * p.width + kThreads - 1) / kThreads;
-  cut_frames(p, p.batch * p.channels_out * p.height * p.width, kEnoughPlanarThreads, &plan);
+  cut_frames(p, p.batch * p.channels_out * p.height * p.width, kEnoughPlanarThreads * processors,
+             &plan);
   const int64_t blocks = plan.pixel_blocks * p.channels_out * plan.segments * p.batch;
   if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
   return launch(up_conv3d_planar_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads,
@@ -418,11 +432,11 @@ cudaError_t launch_planar(const UpConv3dParams& p, Plan plan, cudaStream_t strea
 }
 
 template <class T, int kOut>
-cudaError_t launch_blocks(const UpConv3dParams& p, Plan plan, int shared_bytes,
+cudaError_t launch_blocks(const UpConv3dParams& p, Plan plan, int processors, int shared_bytes,
                           cudaStream_t stream) {
   plan.channel_blocks = p.channels_out / kOut;
   const int64_t pixels = p.batch * p.height * p.width * plan.channel_blocks;
-  cut_frames(p, pixels, kEnoughThreads, &plan);
+  cut_frames(p, pixels, kEnoughThreads * processors, &plan);
   plan.items = pixels * plan.segments;
   const int64_t blocks = (plan.items + kThreads - 1) / kThreads;
   return launch(up_conv3d_kernel<T, kOut>,
@@ -432,19 +446,22 @@ cudaError_t launch_blocks(const UpConv3dParams& p, Plan plan, int shared_bytes,
 
 template <class T>
 cudaError_t launch_type(const UpConv3dParams& p, cudaStream_t stream) {
+  int processors = 0;
+  const cudaError_t error = count_processors(&processors);
+  if (error != cudaSuccess) return error;
   Plan plan{};
   plan.channels_nearest = p.y_strides.channel == 1;
   plan.pairs = pairs_of_columns<T>(p.y, p.y_strides);
-  if (plan.pairs && p.channels == 2 * p.channels_out &&
+  if (plan.pairs && p.channels == 2 * p.channels_out && p.height * p.width < kMaxPlanarPixels &&
       (!p.residual || pairs_of_columns<T>(p.residual, p.residual_strides)))
-    return launch_planar<T>(p, plan, stream);
+    return launch_planar<T>(p, plan, processors, stream);
   const int64_t shared_bytes = p.channels * kTaps * int64_t{sizeof(float)};
   const bool by_pairs = plan.channels_nearest && p.x_strides.channel == 1 &&
                         p.channels == 2 * p.channels_out && p.channels_out % 2 == 0 &&
                         shared_bytes <= kMaxSharedBytes && aligned<T>(p.x, p.x_strides, 4) &&
                         aligned<T>(p.y, p.y_strides, 2);
-  return by_pairs ? launch_blocks<T, 2>(p, plan, static_cast<int>(shared_bytes), stream)
-                  : launch_blocks<T, 1>(p, plan, 0, stream);
+  return by_pairs ? launch_blocks<T, 2>(p, plan, processors, static_cast<int>(shared_bytes), stream)
+                  : launch_blocks<T, 1>(p, plan, processors, 0, stream);
 }
 
 }  // namespace

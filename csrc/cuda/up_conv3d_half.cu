@@ -12,6 +12,8 @@
 // result takes its place there, and leaves in whole lines.
 #include "cuda/up_conv3d_half.h"
 
+#include <algorithm>
+
 #include "cuda/device.h"
 #include "cuda/group_pointwise_conv3d_half.h"
 
@@ -126,14 +128,20 @@ __device__ float high_half(uint32_t word) {
 // of it in whole granules.
 template <class T, bool kDense>
 __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
-  int64_t rest = blockIdx.x;
-  const int64_t first_column = rest % plan.column_tiles * kPixels;
-  rest /= plan.column_tiles;
-  const int64_t first_row = rest % plan.row_tiles * plan.rows;
-  rest /= plan.row_tiles;
-  const int first = static_cast<int>(rest % plan.segments * plan.frames_per_segment);
-  const int end = static_cast<int>(min(first + plan.frames_per_segment, p.frames));
-  const int64_t image = rest / plan.segments;
+  // In 32 bits, whose divisions are short.
+  unsigned rest = blockIdx.x;
+  const auto next_part = [&rest](int64_t size) {
+    const auto parts = static_cast<unsigned>(size);
+    const unsigned index = rest % parts;
+    rest /= parts;
+    return static_cast<int>(index);
+  };
+  const int64_t first_column = int64_t{next_part(plan.column_tiles)} * kPixels;
+  const int64_t first_row = int64_t{next_part(plan.row_tiles)} * plan.rows;
+  const int segment_frames = static_cast<int>(plan.frames_per_segment);
+  const int first = next_part(plan.segments) * segment_frames;
+  const int end = min(first + segment_frames, static_cast<int>(p.frames));
+  const int64_t image = rest;
   // The frames of the input that these see.
   const int begin = max(first - 1, 0), last = min(end, static_cast<int>(p.frames) - 1);
 
@@ -314,7 +322,7 @@ cudaError_t launch_type(const UpConv3dParams& p, const DeviceLimits& limits, cud
   const int64_t tiles = p.batch * plan.column_tiles * plan.row_tiles;
   // Segments read two frames more each: only as many as find room at once.
   const int64_t room = int64_t{limits.processors} * GPLWS_UP_RESIDENT / warps;
-  plan.segments = max(min(room / tiles, p.frames), int64_t{1});
+  plan.segments = std::clamp(room / tiles, int64_t{1}, p.frames);
   plan.frames_per_segment = (p.frames + plan.segments - 1) / plan.segments;
   plan.segments = (p.frames + plan.frames_per_segment - 1) / plan.frames_per_segment;
   plan.blocks = tiles * plan.segments;
