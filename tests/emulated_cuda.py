@@ -131,6 +131,11 @@ class EmulatedCuda:
         """Emulates this device from now on; warps run in an order that depends on ``seed``."""
         self._library.set_emulated_device((ctypes.c_int * 5)(*device), seed)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of the last launch."""
+        return int(self._library.emulated_blocks())
+
     def group_pointwise_conv3d(
         self,
         x: Tensor,

@@ -285,3 +285,158 @@ def test_the_search_agrees_with_the_float64_reference(
                 torch.testing.assert_close(
                     part.double(), getattr(expected, name), rtol=0, atol=tolerance, equal_nan=True
                 )
+
+
+MANY_PIXELS = Device(processors=0)  # small images are enough for several pixels a thread
+ONE_PIXEL = Device(processors=1 << 20)
+
+
+def same_bits(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return all(
+        torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "refinement"),
+    [("plain", "none"), ("ties", "parabola"), ("nan", "gaussian"), ("infinite", "gaussian"),
+     ("negative", "parabola")],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_the_search_is_the_same_for_every_number_of_pixels_a_thread(
+    cuda: EmulatedCuda, dtype: torch.dtype, kind: str, refinement: Refinement
+) -> None:
+    cases = [(1, 1, 2), (4, 3, 1), (5, 4, 1), (6, 6, 1), (9, 2, 3), (10, 4, 1), (11, 1, 1),
+             (15, 4, 1), (17, 3, 1), (23, 5, 2)]  # fmt: skip
+    for seed, (frames, groups, radius) in enumerate(cases):
+        volume = random_volume(kind, (2, frames, 4, 256), seed).to(dtype)
+        positions = (torch.rand(2, frames) ** 4 + 1e-3).cumsum(1)  # gaps of up to 1 : 1000
+        options = {"groups": groups, "refinement": refinement, "radius": radius}
+        cuda.use(ONE_PIXEL)
+        expected = cuda.focus_search(volume, positions, **options)
+        assert cuda.blocks == 16
+        wide = torch.full((2, frames, 4, 514), torch.nan, dtype=dtype)
+        cuda.use(MANY_PIXELS, seed)
+        for view, blocks in (
+            (volume, 4),  # rows follow one another; four pixels a thread
+            (wide[..., 8 : 8 + 256], 8),  # rows of an odd number of pairs apart: two
+            (wide[..., 1 : 1 + 256], 16),  # misaligned
+            (wide[..., ::2][..., :256], 16),  # not dense
+        ):
+            view.copy_(volume)
+            found = cuda.focus_search(view, positions, **options)
+            assert cuda.blocks == blocks
+            assert same_bits(found, expected)
+        right = reference.focus_search(volume.double(), positions.double(), **options)
+        assert torch.equal(expected.index, right.index)
+        torch.testing.assert_close(
+            expected.confidence.double(), right.confidence, rtol=0, atol=1e-5
+        )
+        finite = right.peak.isfinite()
+        assert torch.equal(expected.depth.isnan(), right.depth.isnan())
+        error = (expected.depth.double() - right.depth)[finite].abs()
+        assert error.numel() == 0 or error.max() <= 2e-3 * frames
+
+
+def test_the_search_finds_positions_beyond_its_table(cuda: EmulatedCuda) -> None:
+    volume = torch.rand(1, 2100, 1, 8)
+    positions = torch.arange(2100.0)
+    expected = reference.focus_search(volume.double(), positions.double())
+    for device in (ONE_PIXEL, MANY_PIXELS):
+        cuda.use(device)
+        found = cuda.focus_search(volume, positions)
+        assert torch.equal(found.index, expected.index)
+        torch.testing.assert_close(found.depth.double(), expected.depth, rtol=0, atol=2e-3)
+
+
+HALF_WAY_UP = [  # size of x, channels of the result
+    ((1, 24, 10, 7, 9), 12),  # as the network; part of a tile
+    ((1, 24, 3, 3, 33), 12),  # several tiles, and rows behind the last
+    ((1, 48, 4, 2, 17), 24),
+    ((1, 96, 5, 2, 16), 48),  # a block of twelve warps
+    ((2, 8, 1, 7, 5), 4),  # one warp for a row
+    ((1, 16, 6, 5, 18), 8),
+    ((1, 128, 2, 1, 3), 64),  # the widest block
+]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize(("size", "groups"), HALF_WAY_UP, ids=str)
+def test_the_half_way_up_does_not_depend_on_layout_device_or_order(
+    cuda: EmulatedCuda, size: tuple[int, ...], groups: int, dtype: torch.dtype
+) -> None:
+    batch, channels, frames, height, width = size
+    x, weight = torch.randn(size).to(dtype), torch.randn(channels, 1, 3, 3, 3).to(dtype)
+    bias = torch.randn(groups).to(dtype)
+    skip = torch.randn(batch, groups, frames, 2 * height, 2 * width).to(dtype)
+    last = torch.channels_last_3d
+    for with_bias, with_skip in ((True, True), (False, False)):
+        others = (bias if with_bias else None, skip if with_skip else None)
+        expected = reference.up_conv3d(*in_double((x, weight, *others)), groups=groups)
+        cuda.use(H200)
+        got = cuda.up_conv3d(x.contiguous(memory_format=last), weight, *in_last(others), groups)
+        assert_close(got, expected, dtype)
+        blocks = cuda.blocks
+        cuda.use(Device(processors=1), 1)  # no segments
+        whole = cuda.up_conv3d(x.contiguous(memory_format=last), weight, *in_last(others), groups)
+        assert torch.equal(whole, got)
+        assert frames == 1 or cuda.blocks < blocks
+        cuda.use(H200, 2)
+        dense = cuda.up_conv3d(x, weight, *others, groups)
+        assert torch.equal(dense, got)
+        assert torch.equal(cuda.up_conv3d(in_last((x,))[0], weight, *others, groups), got)
+        # A place that granules do not meet, and strides that are no whole granules.
+        for wide in (
+            torch.full((batch, frames, height, width, channels + 1), torch.nan, dtype=dtype),
+            torch.full((batch, frames, height, width, channels + 8), torch.nan, dtype=dtype),
+        ):
+            view = wide[..., -channels:].permute(0, 4, 1, 2, 3)
+            view.copy_(x)
+            assert torch.equal(cuda.up_conv3d(view, weight, *in_last(others), groups), got)
+
+
+def in_last(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    last = torch.channels_last_3d
+    return [
+        None if t is None else t.contiguous(memory_format=last) if t.dim() == 5 else t
+        for t in tensors
+    ]
+
+
+def test_the_half_way_up_is_left_to_float32_sums_on_old_devices(cuda: EmulatedCuda) -> None:
+    x, weight = torch.randn(1, 24, 4, 5, 6).half(), torch.randn(24, 1, 3, 3, 3).half()
+    expected = reference.up_conv3d(x.double(), weight.double(), groups=12)
+    for device in (Device(7, 5, 40, 64 << 10, 64 << 10), H200):
+        cuda.use(device)
+        for tensor in (x, *in_last((x,))):
+            assert tensor is not None
+            assert_close(cuda.up_conv3d(tensor, weight, None, None, 12), expected, x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("size", "groups"),  # groups no multiple of four are left to these kernels in 16 bits as well
+    [((1, 12, 10, 7, 9), 6), ((2, 4, 1, 20, 33), 2), ((1, 4, 2, 5, 1), 2), ((1, 12, 5, 6, 8), 2)],
+    ids=str,
+)
+def test_the_way_up_does_not_depend_on_layout_device_or_order(
+    cuda: EmulatedCuda, size: tuple[int, ...], groups: int, dtype: torch.dtype
+) -> None:
+    batch, channels, frames, height, width = size
+    x, weight = torch.randn(size).to(dtype), torch.randn(channels, 1, 3, 3, 3).to(dtype)
+    bias = torch.randn(groups).to(dtype)
+    skip = torch.randn(batch, groups, frames, 2 * height, 2 * width).to(dtype)
+    odd = torch.empty(skip.numel() + 1, dtype=dtype)[1:].view_as(skip).copy_(skip)  # no pairs
+    for seed, others in enumerate([(bias, skip), (bias, odd), (None, None)]):
+        expected = reference.up_conv3d(*in_double((x, weight, *others)), groups=groups)
+        cuda.use(H200, seed)
+        got = cuda.up_conv3d(x, weight, *others, groups)
+        assert_close(got, expected, dtype)
+        blocks = cuda.blocks
+        last, *others_last = in_last((x, *others))
+        assert last is not None
+        assert torch.equal(cuda.up_conv3d(last, weight, *others_last, groups), got)
+        cuda.use(Device(processors=0))  # no segments
+        assert torch.equal(cuda.up_conv3d(x, weight, *others, groups), got)
+        assert cuda.blocks < blocks or frames == 1 or height * width * frames < 256
+        assert torch.equal(cuda.up_conv3d(last, weight, *others_last, groups), got)

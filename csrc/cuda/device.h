@@ -73,11 +73,21 @@ __device__ inline unsigned char* dynamic_shared_memory() {
   return gplws_dynamic_shared_memory;
 }
 
-#if GPLWS_HAS_TENSOR_KERNELS
-
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
+
+// Four aligned floats from shared memory, read each time: a plain load that is the same in each
+// turn of a loop goes to registers, and out of them to the stack if they are too few.
+__device__ inline float4 reload_four(const float* shared) {
+  float4 four;
+  asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(four.x), "=f"(four.y), "=f"(four.z), "=f"(four.w)
+               : "r"(shared_address(shared)));
+  return four;
+}
+
+#if GPLWS_HAS_TENSOR_KERNELS
 
 // Loads 8 x 8 matrices of 16-bit values from shared memory: lanes 8 i .. 8 i + 7 name the rows, 16
 // aligned bytes each, of matrix i. Lane l then holds values 2 (l % 4) and 2 (l % 4) + 1 of row l /
@@ -218,6 +228,14 @@ __device__ float read_float(const T* pointer) {
 
 // Unlike fmaxf this lets NaN through, as torch does.
 __device__ inline float relu_of(float value) { return value < 0.0f ? 0.0f : value; }
+
+// Multiprocessors of the current device.
+inline cudaError_t count_processors(int* processors) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
+}
 
 // Queues kernel(arguments...) and returns its launch error.
 template <class... Parameters>

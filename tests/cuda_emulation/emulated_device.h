@@ -15,18 +15,24 @@ using std::max;
 using std::min;
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
+namespace emulation {
+void check_aligned(const void* pointer, size_t bytes);
+}
+
 template <class T>
 T __ldg(const T* pointer) {
+  emulation::check_aligned(pointer, sizeof(T));
   return *pointer;
 }
 
-// Hides the latency of memory on a GPU; nothing to emulate.
+// Streaming hides the latency of memory on a GPU; nothing to emulate.
 template <class T>
 T __ldcs(const T* pointer) {
-  return *pointer;
+  return __ldg(pointer);
 }
 template <class T>
 void __stcs(T* pointer, T value) {
+  emulation::check_aligned(pointer, sizeof(T));
   *pointer = value;
 }
 
@@ -71,6 +77,9 @@ uint16_t bits_of(float value, bool bfloat16);
     return {emulation::bits_of(value, false)};                                                \
   }                                                                                           \
   inline unsigned char* dynamic_shared_memory() { return emulation::shared_memory(); }        \
+  inline float4 reload_four(const float* shared) {                                            \
+    return __ldg(reinterpret_cast<const float4*>(shared));                                    \
+  }                                                                                           \
   inline MatrixA load_four_matrices(const void* row) {                                        \
     MatrixA a;                                                                                \
     emulation::load_matrices(row, 4, a.words);                                                \

@@ -216,6 +216,10 @@ dim3 thread_index() { return dim3(static_cast<unsigned>(current), 0, 0); }
 dim3 block_index() { return dim3(block.x, block.y, 0); }
 unsigned char* shared_memory() { return shared; }
 
+void check_aligned(const void* pointer, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail("address is not aligned");
+}
+
 float float_of(uint16_t bits, bool bfloat16) {
   if (!bfloat16) {
     _Float16 value;
@@ -335,4 +339,9 @@ extern "C" __attribute__((visibility("default"))) void set_emulated_device(const
                                                                            unsigned seed) {
   for (int i = 0; i < 5; ++i) emulation::attributes[i] = values[i];
   emulation::generator.seed(seed);
+}
+
+// Of the last launch: tells which of its kernels a launcher chose.
+extern "C" __attribute__((visibility("default"))) int emulated_blocks() {
+  return static_cast<int>(gridDim.x * gridDim.y);
 }
