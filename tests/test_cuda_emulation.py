@@ -403,6 +403,17 @@ def in_last(tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     ]
 
 
+def test_nan_on_the_half_way_up_stays_in_its_product(cuda: EmulatedCuda) -> None:
+    x, weight = torch.randn(1, 24, 5, 7, 20).half(), torch.randn(24, 1, 3, 3, 3).half()
+    x[0, 4, 2, 3, 5] = torch.nan
+    for tensor in (x, *in_last((x,))):
+        assert tensor is not None
+        found = cuda.up_conv3d(tensor, weight, None, None, 12).isnan()
+        assert found[0, 2, 1:4, 5:8, 9:12].all()  # where it belongs
+        found[0, 2:4, 1:4, 4:8, 8:12] = False
+        assert not found.any()
+
+
 def test_the_half_way_up_is_left_to_float32_sums_on_old_devices(cuda: EmulatedCuda) -> None:
     x, weight = torch.randn(1, 24, 4, 5, 6).half(), torch.randn(24, 1, 3, 3, 3).half()
     expected = reference.up_conv3d(x.double(), weight.double(), groups=12)
