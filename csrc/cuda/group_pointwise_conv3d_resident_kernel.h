@@ -102,6 +102,8 @@ __device__ inline uint2 three_values(const uint32_t* words, int first) {
 template <class T, ResidentLayer kLayer>
 struct ResidentWarp {
   using G = LayerGeometry<kLayer>;
+  static constexpr bool kPlanesIn = G::kSizes.loading == Loading::kPlanes;
+  static constexpr int kPixelElements = kPlanesIn ? 1 : G::kSizes.inputs;
 
   const GroupPointwiseConv3dHalfParams& p;
   const ResidentPlan& plan;
@@ -109,19 +111,19 @@ struct ResidentWarp {
   const int lane;
   int share, set_w, set_h, position;  // of the warp
   int piece_row;                      // first row of the input that this thread loads
-  int piece_place;                    // byte of a row where its piece goes
-  int piece_offset;                   // elements from the tile's first column to it
-  unsigned char* operands;            // the lane's part of the first row of the warp's window
+  int piece_offset;                   // elements from the tile's first column to its piece
+  unsigned char* piece_target;        // where that goes in the first stage
+  const unsigned char* operands;      // the lane's part of the first row of the warp's window
 
   // Of the tile.
   int first, end;  // frames of the output
   int row, column;
-  const uint16_t* source;  // the piece in row 0 of input frame 0
-  bool source_inside;      // whether its column is
-  uint16_t* target;        // what the lane stores first of the next frame to be stored
-  bool target_inside[2];   // whether its units are, lane / 4 and that + 8
+  const uint16_t* source;  // the first piece of the next input frame to be copied
+  unsigned pieces_inside;  // bit i: whether piece i lies in the image
+  uint16_t* target;        // what the thread stores first of the next frame to be stored
+  bool target_inside[2];   // whether the lane's units are in the image, lane / 4 and that + 8
+  int gathered[G::kPointwise ? 1 : G::kGathered];  // elements from `target`; -1: outside
 
-  uint32_t staged[G::kPieces][G::kStagedWords];  // of the next input frame
   uint32_t weights[kTaps9][G::kStepWords];
   float bias[4];  // what a product begins with
   float sums[kRing][G::kRows][4];
@@ -140,23 +142,24 @@ struct ResidentWarp {
 
     piece_row = thread / G::kRowPieces;
     const int piece = thread - piece_row * G::kRowPieces;
-    if (piece_row >= G::kRowStep) piece_row = G::kInputRows;  // has none
+    int place;
     if constexpr (G::kRaw) {
       piece_offset = piece * (G::kPieceBytes / 2);
-      piece_place = piece * G::kPieceBytes;
-    } else if constexpr (G::kAsync) {
+      place = piece * G::kPieceBytes;
+    } else if constexpr (G::kDirect) {
       constexpr int kPlanePieces = G::kPixelPieces / G::kPlanes;
       const int pixel = piece / G::kPixelPieces, within = piece - pixel * G::kPixelPieces;
       const int plane = within / kPlanePieces;
       piece_offset = pixel * G::kSizes.inputs + within * (G::kPieceBytes / 2);
-      piece_place = plane * G::kPlaneBytes +
-                    (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
-                    (within - plane * kPlanePieces) * G::kPieceBytes;
+      place = plane * G::kPlaneBytes +
+              (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
+              (within - plane * kPlanePieces) * G::kPieceBytes;
     } else {
-      constexpr bool kPlanesIn = G::kSizes.loading == Loading::kPlanes;
-      piece_offset = piece * G::kPiecePixels * (kPlanesIn ? 1 : G::kSizes.inputs);
-      piece_place = piece * G::kPiecePixels * G::kPixelBytes;
+      piece_offset = piece * G::kPair * kPixelElements;
+      place = piece * G::kPair * G::kPixelBytes;
     }
+    piece_target = shared + G::kStageOffset + place + piece_row * G::kRowBytes;
+    if (piece_row >= G::kRowStep) piece_row = G::kInputRows;  // has none
 
     const int unit = set_w * kUnits + (G::kWords ? lane / 4 : lane % 16);
     operands = shared + G::kStageOffset + share / G::kGroupTiles * G::kPlaneBytes +
@@ -218,11 +221,16 @@ struct ResidentWarp {
     const int64_t image = rest / plan.segments;
     end = min(first + plan.frames_per_segment, static_cast<int>(p.frames));
 
-    constexpr bool kPlanesIn = G::kSizes.loading == Loading::kPlanes;
-    constexpr int kPixelElements = kPlanesIn ? 1 : G::kSizes.inputs;
     const int offset = (column * G::kStride - G::kLead) * kPixelElements + piece_offset;
-    source = static_cast<const uint16_t*>(p.x) + image * p.x_strides.batch + offset;
-    source_inside = offset >= 0 && offset < static_cast<int>(p.width) * kPixelElements;
+    const int h = row * G::kStride - 1 + piece_row;
+    source = static_cast<const uint16_t*>(p.x) + image * p.x_strides.batch +
+             max(first - 1, 0) * p.x_strides.frame + h * p.x_strides.row + offset;
+    const bool inside = offset >= 0 && offset < static_cast<int>(p.width) * kPixelElements;
+    pieces_inside = 0;
+#pragma unroll
+    for (int i = 0; i < G::kPieces; ++i)
+      if (inside && has_piece(i) && h + i * G::kRowStep >= 0 && h + i * G::kRowStep < p.height)
+        pieces_inside |= 1u << i;
 
     if constexpr (G::kPointwise) {
       const int h = set_h * G::kRows + (G::kExchange ? share % G::kRows : 0);
@@ -240,104 +248,95 @@ struct ResidentWarp {
     } else {
       target = static_cast<uint16_t*>(p.y) + image * p.y_strides.batch + first * p.y_strides.frame +
                static_cast<int>(blockIdx.y) * G::kPartOutputs;
+#pragma unroll
+      for (int i = 0; i < G::kGathered; ++i) {
+        const int number = static_cast<int>(threadIdx.x) + i * G::kThreads;
+        const int pixel = number / G::kGatherPieces, piece = number - pixel * G::kGatherPieces;
+        const int unit = pixel % kUnits, line = pixel / kUnits;
+        const int set = line / G::kRows;
+        const int y = row + set / G::kSizes.sets_w * G::kRows + line % G::kRows;
+        const int x = column + set % G::kSizes.sets_w * kUnits + unit;
+        const bool exists = line < G::kPositions * G::kRows && y < p.height_out && x < p.width_out;
+        gathered[i] = exists ? y * static_cast<int>(p.y_strides.row) +
+                                   x * static_cast<int>(p.y_strides.column) + piece * 8
+                             : -1;
+      }
     }
   }
 
   // ---- input
 
-  __device__ static unsigned char* stage_of(unsigned char* shared, int slot) {
-    return shared + G::kStageOffset + slot * G::kStageBytes;
-  }
-
-  // Row `i` of those that this thread loads: whether there is one, and whether it is in the image.
   __device__ bool has_piece(int i) const { return piece_row + i * G::kRowStep < G::kInputRows; }
-  __device__ int image_row(int i) const {
-    return row * G::kStride - 1 + piece_row + i * G::kRowStep;
-  }
-  __device__ bool inside(int h) const {
-    return source_inside && static_cast<unsigned>(h) < static_cast<unsigned>(p.height);
+
+  // Where piece `i` of this thread lies in slot `slot` until its channels are set apart.
+  __device__ unsigned char* own_place(int i, int slot) const {
+    const int number = (slot * G::kPieces + i) * G::kThreads + static_cast<int>(threadIdx.x);
+    return shared + G::kOwnOffset + number * (G::kOwnWords * 4);
   }
 
-  // Starts copying input frame `frame` to stage `slot`; nothing behind the last frame `last`.
+  // Starts copying the next input frame, number `frame`, to slot `slot`; none behind `last`.
   __device__ void copy_frame(int frame, int last, int slot) {
-    if constexpr (G::kAsync) {
-      if (frame <= last) {
-        const uint16_t* from = source + frame * p.x_strides.frame;
-        unsigned char* to = stage_of(shared, slot) + piece_place + piece_row * G::kRowBytes;
-#pragma unroll
-        for (int i = 0; i < G::kPieces; ++i) {
-          if (!has_piece(i)) continue;
-          const int h = image_row(i);
-          const uint16_t* piece = from + h * static_cast<int>(p.x_strides.row);
-          copy_async<G::kPieceBytes>(to + i * G::kRowStep * G::kRowBytes,
-                                     inside(h) ? piece : static_cast<const uint16_t*>(p.x),
-                                     inside(h));
-        }
-      }
-      commit_copies();  // an empty batch as well: batches are counted
-    }
-  }
-
-  // Starts loading input frame `frame` into registers.
-  __device__ void load_frame(int frame, int last) {
-    if constexpr (!G::kAsync) {
-      if (frame > last) return;
-      const uint16_t* from = source + frame * p.x_strides.frame;
+    if (frame <= last) {
+      const uint16_t* piece = source;
 #pragma unroll
       for (int i = 0; i < G::kPieces; ++i) {
-        const int h = image_row(i);
-        const uint16_t* piece = from + h * static_cast<int>(p.x_strides.row);
-        const bool is_inside = has_piece(i) && inside(h);
-        if constexpr (G::kSizes.loading == Loading::kRegroup) {
-          const auto* words = reinterpret_cast<const uint4*>(piece);
+        const bool inside = (pieces_inside >> i & 1u) != 0;
+        if constexpr (G::kDirect) {
+          if (has_piece(i))
+            copy_async<G::kPieceBytes>(
+                piece_target + slot * G::kStageBytes + i * (G::kRowStep * G::kRowBytes),
+                inside ? piece : static_cast<const uint16_t*>(p.x), inside);
+        } else if (has_piece(i)) {
 #pragma unroll
           for (int j = 0; j < 3; ++j) {
-            const uint4 four = is_inside ? __ldg(words + j) : make_uint4(0u, 0u, 0u, 0u);
-            staged[i][4 * j] = four.x;
-            staged[i][4 * j + 1] = four.y;
-            staged[i][4 * j + 2] = four.z;
-            staged[i][4 * j + 3] = four.w;
-          }
-        } else {
-#pragma unroll
-          for (int c = 0; c < 3; ++c) {
-            const auto* word = reinterpret_cast<const uint32_t*>(piece + c * p.x_strides.channel);
-            staged[i][c] = is_inside ? __ldg(word) : 0u;
+            const uint16_t* part = piece + j * (kPlanesIn ? p.x_strides.channel : int64_t{8});
+            copy_async<G::kOwnWords * 4 / 3>(own_place(i, slot) + j * (G::kOwnWords * 4 / 3),
+                                             inside ? part : static_cast<const uint16_t*>(p.x),
+                                             inside);
           }
         }
+        piece += G::kRowStep * static_cast<int>(p.x_strides.row);
       }
+      source += p.x_strides.frame;
     }
+    commit_copies();  // an empty batch as well: batches are counted
   }
 
-  // Writes the input frame in registers, number `frame`, to stage `slot`, each group apart.
-  __device__ void store_frame(int frame, int last, int slot) {
-    if constexpr (!G::kAsync) {
-      if (frame > last) return;
-      unsigned char* at = stage_of(shared, slot) + piece_place + piece_row * G::kRowBytes;
+  // Sets the channels of input frame `frame`, which is in slot `slot`, apart.
+  __device__ void regroup_frame(int frame, int last, int slot) const {
+    if (frame > last) return;
 #pragma unroll
-      for (int i = 0; i < G::kPieces; ++i) {
-        if (!has_piece(i)) continue;
-        unsigned char* to = at + i * G::kRowStep * G::kRowBytes;
-        const uint32_t (&words)[G::kStagedWords] = staged[i];
-        if constexpr (G::kSizes.loading == Loading::kPlanes) {
-          const uint32_t a = words[0], b = words[1];
-          *reinterpret_cast<uint2*>(to) =
-              make_uint2((a & 0xffffu) | b << 16, a >> 16 | (b & 0xffff0000u));
-          *reinterpret_cast<uint2*>(to + G::kSubplaneBytes) =
-              make_uint2(words[2] & 0xffffu, words[2] >> 16);
-        } else if constexpr (G::kWords) {
+    for (int i = 0; i < G::kPieces; ++i) {
+      if (!has_piece(i)) continue;
+      unsigned char* to = piece_target + slot * G::kStageBytes + i * (G::kRowStep * G::kRowBytes);
+      const unsigned char* own = own_place(i, slot);
+      if constexpr (kPlanesIn) {
+        const auto* words = reinterpret_cast<const uint32_t*>(own);
+        const uint32_t a = words[0], b = words[1], c = words[2];
+        *reinterpret_cast<uint2*>(to) =
+            make_uint2((a & 0xffffu) | b << 16, a >> 16 | (b & 0xffff0000u));
+        *reinterpret_cast<uint2*>(to + G::kSubplaneBytes) = make_uint2(c & 0xffffu, c >> 16);
+      } else {
+        uint32_t words[12];
 #pragma unroll
-          for (int g = 0; g < G::kPlanes; ++g) {
+        for (int j = 0; j < 3; ++j) {
+          const uint4 four = reinterpret_cast<const uint4*>(own)[j];
+          words[4 * j] = four.x;
+          words[4 * j + 1] = four.y;
+          words[4 * j + 2] = four.z;
+          words[4 * j + 3] = four.w;
+        }
+#pragma unroll
+        for (int g = 0; g < G::kPlanes; ++g) {
+          unsigned char* at = to + g * G::kPlaneBytes;
+          if constexpr (G::kWords) {
             const uint2 a = three_values(words, 3 * g), b = three_values(words + 6, 3 * g);
-            *reinterpret_cast<uint2*>(to + g * G::kPlaneBytes) = make_uint2(a.x, b.x);
-            *reinterpret_cast<uint2*>(to + g * G::kPlaneBytes + G::kSubplaneBytes) =
-                make_uint2(a.y, b.y);
-          }
-        } else {
-#pragma unroll
-          for (int g = 0; g < G::kPlanes; ++g)
-            *reinterpret_cast<uint4*>(to + g * G::kPlaneBytes) =
+            *reinterpret_cast<uint2*>(at) = make_uint2(a.x, b.x);
+            *reinterpret_cast<uint2*>(at + G::kSubplaneBytes) = make_uint2(a.y, b.y);
+          } else {
+            *reinterpret_cast<uint4*>(at) =
                 make_uint4(words[3 * g], words[3 * g + 1], words[3 * g + 2], 0u);
+          }
         }
       }
     }
@@ -510,18 +509,13 @@ struct ResidentWarp {
 
   // Stores in whole lines what all warps handed over in `slot` one step before.
   __device__ void store_gathered(int slot) const {
-    constexpr int kPixelPieces = G::kPartOutputs / 8;
-    constexpr int kPixels = G::kPositions * G::kRows * kUnits;
-    for (int i = static_cast<int>(threadIdx.x); i < kPixels * kPixelPieces; i += G::kThreads) {
-      const int pixel = i / kPixelPieces, piece = i - pixel * kPixelPieces;
-      const int unit = pixel % kUnits, line = pixel / kUnits;
-      const int h = line % G::kRows, set = line / G::kRows;
-      const int y = row + set / G::kSizes.sets_w * G::kRows + h;
-      const int x = column + set % G::kSizes.sets_w * kUnits + unit;
-      if (y >= p.height_out || x >= p.width_out) continue;
+#pragma unroll
+    for (int i = 0; i < G::kGathered; ++i) {
+      if (gathered[i] < 0) continue;
+      const int number = static_cast<int>(threadIdx.x) + i * G::kThreads;
+      const int pixel = number / G::kGatherPieces, piece = number - pixel * G::kGatherPieces;
       const unsigned char* at = middle_of(slot) + pixel * G::kGatherPitch;
-      auto* to = reinterpret_cast<uint4*>(target + y * static_cast<int>(p.y_strides.row) +
-                                          x * static_cast<int>(p.y_strides.column) + piece * 8);
+      auto* to = reinterpret_cast<uint4*>(target + gathered[i]);
       if constexpr (!G::kGatherSums) {
         *to = *reinterpret_cast<const uint4*>(at + piece * 16);
       } else {
@@ -571,14 +565,15 @@ struct ResidentWarp {
   template <int kPhase>
   __device__ void step(int frame, int last) {
     constexpr int kNext = (kPhase + 1) % kRing, kBefore = (kPhase + 2) % kRing;
-    if constexpr (G::kAsync) {
+    if constexpr (G::kDirect) {
       wait_for_copies<kRing - 2>();
       __syncthreads();  // input frame `frame` is here, and all warps are done with the one before
       copy_frame(frame + 2, last, kBefore);
     } else {
       __syncthreads();
-      store_frame(frame + 1, last, kNext);
-      load_frame(frame + 2, last);
+      wait_for_copies<kRing - 2>();  // what this thread copied of the next frame
+      regroup_frame(frame + 1, last, kNext);
+      copy_frame(frame + 3, last, kPhase);
     }
     if (frame - 2 >= first) finish(kNext);
     add_step<kPhase, 0>(operands + kPhase * G::kStageBytes);
@@ -609,13 +604,12 @@ struct ResidentWarp {
   __device__ void walk() {
     int frame = max(first - 1, 0);
     const int last = min(end, static_cast<int>(p.frames) - 1);
-    if constexpr (G::kAsync) {
-      copy_frame(frame, last, 0);
-      copy_frame(frame + 1, last, 1);
-    } else {
-      load_frame(frame, last);
-      store_frame(frame, last, 0);
-      load_frame(frame + 1, last);
+    copy_frame(frame, last, 0);
+    copy_frame(frame + 1, last, 1);
+    if constexpr (!G::kDirect) {
+      copy_frame(frame + 2, last, 2);
+      wait_for_copies<kRing - 1>();
+      regroup_frame(frame, last, 0);
     }
     // Of the first frame nothing begins them; of the one before, nothing will be stored.
 #pragma unroll

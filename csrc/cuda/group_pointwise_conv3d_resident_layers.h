@@ -9,8 +9,8 @@ namespace gplws::cuda {
 // 16-byte aligned, or as words of two values by each lane, for windows that begin anywhere.
 enum class Operand { kMatrices, kWords };
 
-// How an input frame gets into shared memory: by asynchronous copies of 16 or 8 bytes; through
-// registers, where channels of a group are set apart and padded; or so from planes of channels.
+// How an input frame gets into shared memory: by asynchronous copies of 16 or 8 bytes; or such that
+// channels of a group are then set apart and padded; or so from planes of channels.
 enum class Loading { kCopies16, kCopies8, kRegroup, kPlanes };
 
 // Sizes of a layer, and how it is shared out among the warps of a block.
@@ -124,19 +124,20 @@ struct LayerGeometry {
   static constexpr int kWindowOffset = (kLead - 1 - kSkipped) * kPixelBytes;
 
   // Threads share out a row of the input as pieces, and as many rows as there are threads for.
-  static constexpr bool kAsync =
+  static constexpr bool kDirect =  // pieces go where they are read
       kSizes.loading == Loading::kCopies16 || kSizes.loading == Loading::kCopies8;
   static constexpr int kPieceBytes = kSizes.loading == Loading::kCopies8 ? 8 : 16;
-  static constexpr int kPixelPieces = kSizes.inputs * 2 / kPieceBytes;  // of an asynchronous copy
-  // Through registers, a piece is a pair of pixels of three channels in a group, or one of six.
-  static constexpr int kPiecePixels = kPair;
-  static constexpr bool kRaw = kAsync && kPlanes == 1 && !kSplit;  // rows as they lie in memory
-  static constexpr int kRowPieces = kRaw     ? kRowBytes / kPieceBytes
-                                    : kAsync ? kInputColumns * kPixelPieces
-                                             : kInputColumns / kPiecePixels;
+  static constexpr int kPixelPieces = kSizes.inputs * 2 / kPieceBytes;  // of a direct copy
+  static constexpr bool kRaw = kDirect && kPlanes == 1 && !kSplit;  // rows as they lie in memory
+  static constexpr int kRowPieces = kRaw      ? kRowBytes / kPieceBytes
+                                    : kDirect ? kInputColumns * kPixelPieces
+                                              : kInputColumns / kPair;
   static constexpr int kRowStep = kThreads / kRowPieces;
   static constexpr int kPieces = (kInputRows + kRowStep - 1) / kRowStep;
-  static constexpr int kStagedWords = kAsync ? 1 : kSizes.loading == Loading::kRegroup ? 12 : 3;
+  // Else each thread copies its pieces to a place of its own first, and sets their channels apart:
+  // two pixels of three channels in a group, one of six, or two of three planes.
+  static constexpr int kOwnWords = kDirect ? 0 : kSizes.loading == Loading::kRegroup ? 12 : 3;
+  static constexpr int kOwnBytes = kPieces * kOwnWords * 4 * kThreads;
 
   // The middle result, as operands of the pointwise conv: 16 bytes of each lane. A warp multiplies
   // one row and one group of channels out.
@@ -157,6 +158,9 @@ struct LayerGeometry {
   static constexpr int kPartOutputs = kSizes.groups * kSizes.group_outputs / kSizes.parts;
   static constexpr int kGatherPitch =  // bytes of a pixel
       kGatherSums ? 4 * (kPartOutputs + 8) : 2 * kPartOutputs + (kPartOutputs % 32 == 16 ? 16 : 0);
+  static constexpr int kGatherPieces = kPartOutputs / 8;  // of a pixel, 16 bytes of the result
+  static constexpr int kGathered =                        // pieces of a thread
+      (kPositions * kRows * kUnits * kGatherPieces + kThreads - 1) / kThreads;
   static constexpr int kSliceBytes = kPositions * kRows * kUnits * kGatherPitch;
   static constexpr int kGatherBytes = kPointwise ? 0 : kSizes.slices * kSliceBytes;
 
@@ -166,7 +170,8 @@ struct LayerGeometry {
       kPointwiseBiasOffset + (kPointwise ? kOutTiles * kTileSize * 4 : 0);
   static constexpr int kMiddleBytes = kExchangeBytes + kGatherBytes;
   static constexpr int kStageOffset = kMiddleOffset + kRing * kMiddleBytes;
-  static constexpr int kSharedBytes = kStageOffset + kRing * kStageBytes;
+  static constexpr int kOwnOffset = kStageOffset + kRing * kStageBytes;
+  static constexpr int kSharedBytes = kOwnOffset + kRing * kOwnBytes;
   static constexpr int64_t kConvWords =
       int64_t{kSizes.parts} * kShares * kWarpWords * kLanesPerWarp;
 
