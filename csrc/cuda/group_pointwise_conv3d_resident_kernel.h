@@ -21,10 +21,10 @@ constexpr int kPackThreads = 256;
 
 // One word of the packed weights of the 3x3x3 conv: conv[part][share][word of the warp][lane].
 template <class T, ResidentLayer kLayer>
-__device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, int64_t word) {
+__device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, int word) {
   using G = LayerGeometry<kLayer>;
-  const int lane = static_cast<int>(word % kLanesPerWarp);
-  int rest = static_cast<int>(word / kLanesPerWarp);
+  const int lane = word % kLanesPerWarp;
+  int rest = word / kLanesPerWarp;
   const int step_word = rest % G::kStepWords;
   rest /= G::kStepWords;
   const int kernel_plane = rest % kTaps9;  // row of the kernel, then frame
@@ -74,18 +74,58 @@ __device__ uint32_t packed_pointwise_word(const GroupPointwiseConv3dHalfParams& 
   return packed;
 }
 
-// Weights in the order in which the lanes of a product hold them, padded with zeros.
+// Bias of column `column` of the products of the pointwise conv.
+template <class T, ResidentLayer kLayer>
+__device__ float packed_pointwise_bias(const GroupPointwiseConv3dHalfParams& p, int column) {
+  using G = LayerGeometry<kLayer>;
+  const int tile = column / kTileSize;
+  const int place = tile / G::kOutGroup * G::kOutGroup * kTileSize +
+                    G::place_in_group(tile % G::kOutGroup, column % kTileSize);
+  if (!p.pointwise_bias || place >= G::kUnitOutputs) return 0.0f;
+  constexpr int kChannelsOut = G::kPointwise ? G::kSizes.channels_out : 1;
+  return to_float(static_cast<const T*>(p.pointwise_bias)[place % kChannelsOut]);
+}
+
+// Value `number` of the bias of the 3x3x3 conv: bias[part][share][lane][column].
+template <class T, ResidentLayer kLayer>
+__device__ float packed_bias(const GroupPointwiseConv3dHalfParams& p, int number) {
+  using G = LayerGeometry<kLayer>;
+  const int lane = number / 2 % kLanesPerWarp;
+  const int rest = number / (2 * kLanesPerWarp);
+  const int share = rest % G::kShares, part = rest / G::kShares;
+  const int plane = share / G::kGroupTiles, tile = part * G::kGroupTiles + share % G::kGroupTiles;
+  const auto at = G::column_of(tile, 2 * (lane % 4) + number % 2);
+  // Of several slices, the first one begins with the bias.
+  if (!p.bias || at.channel < 0 || plane % G::kSizes.slices != 0) return 0.0f;
+  const int m = plane / G::kSizes.slices * G::kSizes.group_outputs + at.channel;
+  return to_float(static_cast<const T*>(p.bias)[m]);
+}
+
+// Weights in the order in which the lanes of a product hold them, padded with zeros, and biases.
 template <class T, ResidentLayer kLayer>
 __global__ void __launch_bounds__(kPackThreads)
-    pack_resident_weights_kernel(const __grid_constant__ GroupPointwiseConv3dHalfParams p,
-                                 uint32_t* packed) {
+    pack_resident_kernel(const __grid_constant__ GroupPointwiseConv3dHalfParams p,
+                         uint32_t* packed) {
   using G = LayerGeometry<kLayer>;
-  const int64_t word = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
+  const int word = static_cast<int>(blockIdx.x) * kPackThreads + static_cast<int>(threadIdx.x);
+  if (word >= G::kPackedWords) return;
+  constexpr int kBiases = G::kConvWords + G::kPointwiseWords;
+  constexpr int kConvBiases = G::kConvWords + G::kSharedWords;
+  float value;
   if (word < G::kConvWords) {
     packed[word] = packed_conv_word<T, kLayer>(p, word);
-  } else if (word < G::kConvWords + G::kPointwiseWords) {
-    packed[word] = packed_pointwise_word<T, kLayer>(p, static_cast<int>(word - G::kConvWords));
+    return;
   }
+  if (word < kBiases) {
+    packed[word] = packed_pointwise_word<T, kLayer>(p, word - G::kConvWords);
+    return;
+  }
+  if (word < kConvBiases) {
+    value = packed_pointwise_bias<T, kLayer>(p, word - kBiases);
+  } else {
+    value = packed_bias<T, kLayer>(p, word - kConvBiases);
+  }
+  reinterpret_cast<float*>(packed)[word] = value;
 }
 
 #if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
@@ -171,38 +211,22 @@ struct ResidentWarp {
 
   __device__ void load_weights(const uint32_t* packed) {
     const int part = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
-    const uint32_t* words =
-        packed + static_cast<int64_t>(part * G::kShares + share) * G::kWarpWords * kLanesPerWarp;
+    const uint32_t* words = packed + (part * G::kShares + share) * (G::kWarpWords * kLanesPerWarp);
 #pragma unroll
     for (int k = 0; k < kTaps9; ++k)
 #pragma unroll
       for (int s = 0; s < G::kStepWords; ++s)
         weights[k][s] = words[(k * G::kStepWords + s) * kLanesPerWarp + lane];
 
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int plane = share / G::kGroupTiles,
-                tile = part * G::kGroupTiles + share % G::kGroupTiles;
-      const auto at = G::column_of(tile, 2 * (lane % 4) + j);
-      const int m = plane / G::kSizes.slices * G::kSizes.group_outputs + at.channel;
-      const bool has = p.bias && at.channel >= 0 && plane % G::kSizes.slices == 0;
-      bias[j] = bias[j + 2] = has ? to_float(static_cast<const T*>(p.bias)[m]) : 0.0f;
-    }
+    const auto* biases = reinterpret_cast<const float2*>(packed + G::kConvWords + G::kSharedWords);
+    const float2 two = biases[(part * G::kShares + share) * kLanesPerWarp + lane];
+    bias[0] = bias[2] = two.x;
+    bias[1] = bias[3] = two.y;
 
     if constexpr (G::kPointwise) {
       const auto* from = reinterpret_cast<const uint4*>(packed + G::kConvWords);
       auto* to = reinterpret_cast<uint4*>(shared + G::kPointwiseOffset);
-      for (int i = thread; i < G::kPointwiseWords / 4; i += G::kThreads) to[i] = from[i];
-      // In the order of the columns of the products.
-      auto* pointwise_bias = reinterpret_cast<float*>(shared + G::kPointwiseBiasOffset);
-      for (int i = thread; i < G::kOutTiles * kTileSize; i += G::kThreads) {
-        const int tile = i / kTileSize;
-        const int place = tile / G::kOutGroup * G::kOutGroup * kTileSize +
-                          G::place_in_group(tile % G::kOutGroup, i % kTileSize);
-        const bool has = p.pointwise_bias && place < G::kUnitOutputs;
-        const auto* values = static_cast<const T*>(p.pointwise_bias);
-        pointwise_bias[i] = has ? to_float(values[place % G::kSizes.channels_out]) : 0.0f;
-      }
+      for (int i = thread; i < G::kSharedWords / 4; i += G::kThreads) to[i] = from[i];
     }
     if constexpr (G::kPadded == 16) {
       // Padding of pixels meets weights of zero, but must be finite.
@@ -636,10 +660,13 @@ __global__ void __launch_bounds__(LayerGeometry<kLayer>::kThreads,
                                   LayerGeometry<kLayer>::kSizes.blocks)
     group_pointwise_conv3d_resident_kernel(const __grid_constant__ GroupPointwiseConv3dHalfParams p,
                                            const __grid_constant__ ResidentPlan plan,
-                                           const uint32_t* packed) {
+                                           const uint32_t* packed, bool ready) {
 #if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
   ResidentWarp<T, kLayer> warp(p, plan);
-  warp.load_weights(packed);
+  let_next_kernel_start();
+  if (ready) warp.load_weights(packed);
+  wait_for_kernel_before();
+  if (!ready) warp.load_weights(packed);
   for (int64_t tile = blockIdx.x; tile < plan.tiles; tile += gridDim.x) {
     warp.enter_tile(tile);
     __syncthreads();  // shared memory is written, or all warps are done with the last tile
@@ -649,53 +676,73 @@ __global__ void __launch_bounds__(LayerGeometry<kLayer>::kThreads,
 }
 
 template <class T, ResidentLayer kLayer>
-cudaError_t launch_layer(const GroupPointwiseConv3dHalfParams& p, const ResidentPlan& plan,
-                         uint32_t* packed, cudaStream_t stream) {
+struct LayerLauncher {
   using G = LayerGeometry<kLayer>;
-  constexpr int64_t kWords = G::kConvWords + G::kPointwiseWords;
-  cudaError_t error =
-      launch(pack_resident_weights_kernel<T, kLayer>,
-             dim3(static_cast<unsigned>((kWords + kPackThreads - 1) / kPackThreads)), kPackThreads,
-             0, stream, p, packed);
-  if (error != cudaSuccess) return error;
-  const auto kernel = group_pointwise_conv3d_resident_kernel<T, kLayer>;
-  error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kSharedBytes);
-  if (error != cudaSuccess) return error;
-  const uint32_t* weights = packed;
-  return launch(kernel, dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.parts)),
-                G::kThreads, G::kSharedBytes, stream, p, plan, weights);
+
+  static cudaError_t pack(const GroupPointwiseConv3dHalfParams& p, uint32_t* packed,
+                          cudaStream_t stream) {
+    constexpr unsigned kBlocks = (G::kPackedWords + kPackThreads - 1) / kPackThreads;
+    return launch(pack_resident_kernel<T, kLayer>, dim3(kBlocks), kPackThreads, 0, stream, p,
+                  packed);
+  }
+
+  static cudaError_t run(const GroupPointwiseConv3dHalfParams& p, const ResidentPlan& plan,
+                         const uint32_t* packed, bool ready, cudaStream_t stream) {
+    const auto kernel = group_pointwise_conv3d_resident_kernel<T, kLayer>;
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kSharedBytes);
+    if (error != cudaSuccess) return error;
+    static const bool early = can_start_early(kernel);
+    const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.parts));
+    return launch(kernel, grid, G::kThreads, G::kSharedBytes, stream, early, p, plan, packed,
+                  ready);
+  }
+};
+
+// Calls action(launcher) for the launcher of a layer.
+template <class T, class Action>
+cudaError_t with_launcher(ResidentLayer layer, Action action) {
+  using enum ResidentLayer;
+  switch (layer) {
+    case kStem:
+      return action(LayerLauncher<T, kStem>{});
+    case k12:
+      return action(LayerLauncher<T, k12>{});
+    case kHead:
+      return action(LayerLauncher<T, kHead>{});
+    case k24:
+      return action(LayerLauncher<T, k24>{});
+    case k48:
+      return action(LayerLauncher<T, k48>{});
+    case k96:
+      return action(LayerLauncher<T, k96>{});
+    case kDown12:
+      return action(LayerLauncher<T, kDown12>{});
+    case kDown24:
+      return action(LayerLauncher<T, kDown24>{});
+    case kDown48:
+      return action(LayerLauncher<T, kDown48>{});
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace
 
 template <class T>
+cudaError_t pack_resident_type(const GroupPointwiseConv3dHalfParams& p, ResidentLayer layer,
+                               void* packed, cudaStream_t stream) {
+  return with_launcher<T>(layer, [&](auto launcher) {
+    return launcher.pack(p, static_cast<uint32_t*>(packed), stream);
+  });
+}
+
+template <class T>
 cudaError_t launch_resident_type(const GroupPointwiseConv3dHalfParams& p, const ResidentPlan& plan,
-                                 void* scratch, cudaStream_t stream) {
-  auto* packed = static_cast<uint32_t*>(scratch);
-  using enum ResidentLayer;
-  switch (plan.layer) {
-    case kStem:
-      return launch_layer<T, kStem>(p, plan, packed, stream);
-    case k12:
-      return launch_layer<T, k12>(p, plan, packed, stream);
-    case kHead:
-      return launch_layer<T, kHead>(p, plan, packed, stream);
-    case k24:
-      return launch_layer<T, k24>(p, plan, packed, stream);
-    case k48:
-      return launch_layer<T, k48>(p, plan, packed, stream);
-    case k96:
-      return launch_layer<T, k96>(p, plan, packed, stream);
-    case kDown12:
-      return launch_layer<T, kDown12>(p, plan, packed, stream);
-    case kDown24:
-      return launch_layer<T, kDown24>(p, plan, packed, stream);
-    case kDown48:
-      return launch_layer<T, kDown48>(p, plan, packed, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+                                 const void* packed, bool ready, cudaStream_t stream) {
+  return with_launcher<T>(plan.layer, [&](auto launcher) {
+    return launcher.run(p, plan, static_cast<const uint32_t*>(packed), ready, stream);
+  });
 }
 
 }  // namespace gplws::cuda

@@ -172,9 +172,15 @@ struct LayerGeometry {
   static constexpr int kStageOffset = kMiddleOffset + kRing * kMiddleBytes;
   static constexpr int kOwnOffset = kStageOffset + kRing * kStageBytes;
   static constexpr int kSharedBytes = kOwnOffset + kRing * kOwnBytes;
-  static constexpr int64_t kConvWords =
-      int64_t{kSizes.parts} * kShares * kWarpWords * kLanesPerWarp;
 
+  // What is packed: weights of the conv in the order of registers; those of the pointwise conv and
+  // its bias as they go to shared memory; the conv's bias, two values of each lane.
+  static constexpr int kConvWords = kSizes.parts * kShares * kWarpWords * kLanesPerWarp;
+  static constexpr int kSharedWords = kPointwise ? kPointwiseWords + kOutTiles * kTileSize : 0;
+  static constexpr int kBiasWords = kSizes.parts * kShares * kLanesPerWarp * 2;
+  static constexpr int kPackedWords = kConvWords + kSharedWords + kBiasWords;
+
+  static_assert(kSharedWords % 4 == 0 && kConvWords % 4 == 0);
   static_assert(!kExchange || kRows * kOutGroups == kShares);
   static_assert(kRowPieces <= kThreads && kThreads <= 1024);
   static_assert(kMiddleOffset % 16 == 0 && kPointwiseBiasOffset % 16 == 0);

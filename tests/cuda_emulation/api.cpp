@@ -116,9 +116,12 @@ GPLWS_EXPORT int emulate_resident_conv3d(void* const* tensors, const int64_t* nu
   const int64_t told[] = {static_cast<int64_t>(plan.layer), plan.segments, plan.blocks, plan.tiles,
                           plan.parts};
   for (const int64_t fact : told) *facts++ = fact;
-  std::vector<uint4> scratch(static_cast<size_t>(scratch_bytes(plan) / 16),
-                             uint4{~0u, ~0u, ~0u, ~0u});
-  return launch_resident(p, static_cast<FloatType>(type), plan, scratch.data(), nullptr);
+  std::vector<uint4> packed(static_cast<size_t>(plan.packed_bytes / 16 + 1),
+                            uint4{~0u, ~0u, ~0u, ~0u});
+  const auto of = static_cast<FloatType>(type);
+  const cudaError_t error = pack_resident(p, of, plan.layer, packed.data(), nullptr);
+  if (error != cudaSuccess) return error;
+  return launch_resident(p, of, plan, packed.data(), false, nullptr);
 }
 
 // tensors: x, weight, bias, residual, y; numbers: strides of x, residual and y, batch, channels,
