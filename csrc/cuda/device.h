@@ -171,7 +171,7 @@ __device__ inline uint32_t pack_two_relu(float first, float second) {
 }
 
 // Copies kBytes (4, 8 or 16, aligned) from global to shared memory behind the back of the thread;
-// zeros where `inside` is false, and `source` is then not read.
+// zeros where `inside` is false, and `source` is then not read: it may point anywhere.
 template <int kBytes>
 __device__ inline void copy_async(void* shared, const void* source, bool inside) {
   const int bytes = inside ? kBytes : 0;
@@ -183,6 +183,25 @@ __device__ inline void copy_async(void* shared, const void* source, bool inside)
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)),
                  "l"(source), "n"(kBytes), "r"(bytes)
                  : "memory");
+  }
+}
+
+// The same where `exists`, without a branch.
+template <int kBytes>
+__device__ inline void copy_async_if(bool exists, void* shared, const void* source, bool inside) {
+  const int bytes = inside ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    asm volatile(
+        "{ .reg .pred exists; setp.ne.b32 exists, %3, 0;\n"
+        "@exists cp.async.cg.shared.global [%0], [%1], 16, %2; }" ::"r"(shared_address(shared)),
+        "l"(source), "r"(bytes), "r"(static_cast<int>(exists))
+        : "memory");
+  } else {
+    asm volatile(
+        "{ .reg .pred exists; setp.ne.b32 exists, %4, 0;\n"
+        "@exists cp.async.ca.shared.global [%0], [%1], %2, %3; }" ::"r"(shared_address(shared)),
+        "l"(source), "n"(kBytes), "r"(bytes), "r"(static_cast<int>(exists))
+        : "memory");
   }
 }
 

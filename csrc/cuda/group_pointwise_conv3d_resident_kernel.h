@@ -39,7 +39,7 @@ __device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, in
   const int first = 16 * step + (G::kWords ? 4 * quarter + 2 * half : 8 * half + 2 * quarter);
   uint32_t packed = 0;
   for (int i = 0; i < 2; ++i) {
-    const auto tap = G::tap_of(first + i, lane / 4);
+    const auto tap = G::tap_of(first + i, column.pixel);
     if (tap.column < 0 || column.channel < 0) continue;
     const int m = group * G::kSizes.group_outputs + column.channel;
     const int channel = slice * G::kPlaneChannels + tap.channel;
@@ -151,8 +151,8 @@ struct ResidentWarp {
   const int lane;
   int share, set_w, set_h, position;  // of the warp
   int piece_row;                      // first row of the input that this thread loads
-  int piece_offset;                   // elements from the tile's first column to its piece
-  unsigned char* piece_target;        // where that goes in the first stage
+  int piece_offsets[G::kRowParts];    // elements from the tile's first column to its pieces
+  int piece_places[G::kRowParts];     // bytes from the first stage to where they go
   const unsigned char* operands;      // the lane's part of the first row of the warp's window
 
   // Of the tile.
@@ -180,25 +180,28 @@ struct ResidentWarp {
     set_w = position % G::kSizes.sets_w;
     set_h = position / G::kSizes.sets_w;
 
-    piece_row = thread / G::kRowPieces;
-    const int piece = thread - piece_row * G::kRowPieces;
-    int place;
-    if constexpr (G::kRaw) {
-      piece_offset = piece * (G::kPieceBytes / 2);
-      place = piece * G::kPieceBytes;
-    } else if constexpr (G::kDirect) {
-      constexpr int kPlanePieces = G::kPixelPieces / G::kPlanes;
-      const int pixel = piece / G::kPixelPieces, within = piece - pixel * G::kPixelPieces;
-      const int plane = within / kPlanePieces;
-      piece_offset = pixel * G::kSizes.inputs + within * (G::kPieceBytes / 2);
-      place = plane * G::kPlaneBytes +
-              (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
-              (within - plane * kPlanePieces) * G::kPieceBytes;
-    } else {
-      piece_offset = piece * G::kPair * kPixelElements;
-      place = piece * G::kPair * G::kPixelBytes;
+    piece_row = G::kRowParts > 1 ? 0 : thread / G::kRowPieces;
+#pragma unroll
+    for (int i = 0; i < G::kRowParts; ++i) {
+      const int piece = thread - piece_row * G::kRowPieces + i * G::kThreads;
+      int place;
+      if constexpr (G::kRaw) {
+        piece_offsets[i] = piece * (G::kPieceBytes / 2);
+        place = piece * G::kPieceBytes;
+      } else if constexpr (G::kDirect) {
+        constexpr int kPlanePieces = G::kPixelPieces / G::kPlanes;
+        const int pixel = piece / G::kPixelPieces, within = piece - pixel * G::kPixelPieces;
+        const int plane = within / kPlanePieces;
+        piece_offsets[i] = pixel * G::kSizes.inputs + within * (G::kPieceBytes / 2);
+        place = plane * G::kPlaneBytes +
+                (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
+                (within - plane * kPlanePieces) * G::kPieceBytes;
+      } else {
+        piece_offsets[i] = piece * G::kPair * kPixelElements;
+        place = piece * G::kPair * G::kPixelBytes;
+      }
+      piece_places[i] = piece < G::kRowPieces ? place + piece_row * G::kRowBytes : -1;
     }
-    piece_target = shared + G::kStageOffset + place + piece_row * G::kRowBytes;
     if (piece_row >= G::kRowStep) piece_row = G::kInputRows;  // has none
 
     const int unit = set_w * kUnits + (G::kWords ? lane / 4 : lane % 16);
@@ -228,11 +231,6 @@ struct ResidentWarp {
       auto* to = reinterpret_cast<uint4*>(shared + G::kPointwiseOffset);
       for (int i = thread; i < G::kSharedWords / 4; i += G::kThreads) to[i] = from[i];
     }
-    if constexpr (G::kPadded == 16) {
-      // Padding of pixels meets weights of zero, but must be finite.
-      for (int i = thread * 16; i < kRing * G::kStageBytes; i += G::kThreads * 16)
-        *reinterpret_cast<uint4*>(shared + G::kStageOffset + i) = make_uint4(0u, 0u, 0u, 0u);
-    }
   }
 
   __device__ void enter_tile(int64_t number) {
@@ -245,16 +243,21 @@ struct ResidentWarp {
     const int64_t image = rest / plan.segments;
     end = min(first + plan.frames_per_segment, static_cast<int>(p.frames));
 
-    const int offset = (column * G::kStride - G::kLead) * kPixelElements + piece_offset;
+    const int offset = (column * G::kStride - G::kLead) * kPixelElements;
     const int h = row * G::kStride - 1 + piece_row;
     source = static_cast<const uint16_t*>(p.x) + image * p.x_strides.batch +
              max(first - 1, 0) * p.x_strides.frame + h * p.x_strides.row + offset;
-    const bool inside = offset >= 0 && offset < static_cast<int>(p.width) * kPixelElements;
     pieces_inside = 0;
 #pragma unroll
-    for (int i = 0; i < G::kPieces; ++i)
-      if (inside && has_piece(i) && h + i * G::kRowStep >= 0 && h + i * G::kRowStep < p.height)
-        pieces_inside |= 1u << i;
+    for (int j = 0; j < G::kRowParts; ++j) {
+      const int from = offset + piece_offsets[j];
+      const bool inside = from >= 0 && from < static_cast<int>(p.width) * kPixelElements;
+#pragma unroll
+      for (int i = 0; i < G::kPieces; ++i) {
+        const int y = h + i * G::kRowStep;
+        if (inside && y >= 0 && y < p.height) pieces_inside |= 1u << (i * G::kRowParts + j);
+      }
+    }
 
     if constexpr (G::kPointwise) {
       const int h = set_h * G::kRows + (G::kExchange ? share % G::kRows : 0);
@@ -290,7 +293,15 @@ struct ResidentWarp {
 
   // ---- input
 
-  __device__ bool has_piece(int i) const { return piece_row + i * G::kRowStep < G::kInputRows; }
+  __device__ bool has_piece(int i, int part = 0) const {
+    return piece_row + i * G::kRowStep < G::kInputRows && piece_places[part] >= 0;
+  }
+
+  // Where piece `i`, `part` of this thread goes in the stage of a slot.
+  __device__ unsigned char* stage_place(int i, int part, int slot) const {
+    return shared + G::kStageOffset + piece_places[part] + slot * G::kStageBytes +
+           i * (G::kRowStep * G::kRowBytes);
+  }
 
   // Where piece `i` of this thread lies in slot `slot` until its channels are set apart.
   __device__ unsigned char* own_place(int i, int slot) const {
@@ -301,25 +312,24 @@ struct ResidentWarp {
   // Starts copying the next input frame, number `frame`, to slot `slot`; none behind `last`.
   __device__ void copy_frame(int frame, int last, int slot) {
     if (frame <= last) {
-      const uint16_t* piece = source;
+      const uint16_t* line = source;
 #pragma unroll
       for (int i = 0; i < G::kPieces; ++i) {
-        const bool inside = (pieces_inside >> i & 1u) != 0;
-        if constexpr (G::kDirect) {
-          if (has_piece(i))
-            copy_async<G::kPieceBytes>(
-                piece_target + slot * G::kStageBytes + i * (G::kRowStep * G::kRowBytes),
-                inside ? piece : static_cast<const uint16_t*>(p.x), inside);
-        } else if (has_piece(i)) {
 #pragma unroll
-          for (int j = 0; j < 3; ++j) {
-            const uint16_t* part = piece + j * (kPlanesIn ? p.x_strides.channel : int64_t{8});
-            copy_async<G::kOwnWords * 4 / 3>(own_place(i, slot) + j * (G::kOwnWords * 4 / 3),
-                                             inside ? part : static_cast<const uint16_t*>(p.x),
-                                             inside);
+        for (int j = 0; j < G::kRowParts; ++j) {
+          const bool inside = (pieces_inside >> (i * G::kRowParts + j) & 1u) != 0;
+          const uint16_t* piece = line + piece_offsets[j];
+          if constexpr (G::kDirect) {
+            copy_async_if<G::kPieceBytes>(has_piece(i, j), stage_place(i, j, slot), piece, inside);
+          } else {
+#pragma unroll
+            for (int k = 0; k < 3; ++k)
+              copy_async_if<G::kOwnWords * 4 / 3>(
+                  has_piece(i), own_place(i, slot) + k * (G::kOwnWords * 4 / 3),
+                  piece + k * (kPlanesIn ? p.x_strides.channel : int64_t{8}), inside);
           }
         }
-        piece += G::kRowStep * static_cast<int>(p.x_strides.row);
+        line += G::kRowStep * static_cast<int>(p.x_strides.row);
       }
       source += p.x_strides.frame;
     }
@@ -332,7 +342,7 @@ struct ResidentWarp {
 #pragma unroll
     for (int i = 0; i < G::kPieces; ++i) {
       if (!has_piece(i)) continue;
-      unsigned char* to = piece_target + slot * G::kStageBytes + i * (G::kRowStep * G::kRowBytes);
+      unsigned char* to = stage_place(i, 0, slot);
       const unsigned char* own = own_place(i, slot);
       if constexpr (kPlanesIn) {
         const auto* words = reinterpret_cast<const uint32_t*>(own);

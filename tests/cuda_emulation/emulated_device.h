@@ -116,6 +116,10 @@ uint16_t bits_of(float value, bool bfloat16);
   void copy_async(void* shared, const void* source, bool inside) {                            \
     emulation::copy_async(shared, source, kBytes, inside);                                    \
   }                                                                                           \
+  template <int kBytes>                                                                       \
+  void copy_async_if(bool exists, void* shared, const void* source, bool inside) {            \
+    if (exists) emulation::copy_async(shared, source, kBytes, inside);                        \
+  }                                                                                           \
   inline void commit_copies() { emulation::commit_copies(); }                                 \
   template <int kPending>                                                                     \
   void wait_for_copies() {                                                                    \
