@@ -186,11 +186,12 @@ __device__ inline void copy_async(void* shared, const void* source, bool inside)
   }
 }
 
-// The same where `exists`, without a branch.
-template <int kBytes>
+// The same where `exists`, without a branch. kCached: through the L1 cache also in 16 bytes.
+template <int kBytes, bool kCached = kBytes != 16>
 __device__ inline void copy_async_if(bool exists, void* shared, const void* source, bool inside) {
   const int bytes = inside ? kBytes : 0;
-  if constexpr (kBytes == 16) {
+  if constexpr (!kCached) {
+    static_assert(kBytes == 16);
     asm volatile(
         "{ .reg .pred exists; setp.ne.b32 exists, %3, 0;\n"
         "@exists cp.async.cg.shared.global [%0], [%1], 16, %2; }" ::"r"(shared_address(shared)),

@@ -323,8 +323,8 @@ struct ResidentWarp {
             copy_async_if<G::kPieceBytes>(has_piece(i, j), stage_place(i, j, slot), piece, inside);
           } else {
 #pragma unroll
-            for (int k = 0; k < 3; ++k)
-              copy_async_if<G::kOwnWords * 4 / 3>(
+            for (int k = 0; k < 3; ++k)  // each is half a sector
+              copy_async_if<G::kOwnWords * 4 / 3, true>(
                   has_piece(i), own_place(i, slot) + k * (G::kOwnWords * 4 / 3),
                   piece + k * (kPlanesIn ? p.x_strides.channel : int64_t{8}), inside);
           }

@@ -116,7 +116,7 @@ uint16_t bits_of(float value, bool bfloat16);
   void copy_async(void* shared, const void* source, bool inside) {                            \
     emulation::copy_async(shared, source, kBytes, inside);                                    \
   }                                                                                           \
-  template <int kBytes>                                                                       \
+  template <int kBytes, bool kCached = true>                                                  \
   void copy_async_if(bool exists, void* shared, const void* source, bool inside) {            \
     if (exists) emulation::copy_async(shared, source, kBytes, inside);                        \
   }                                                                                           \
