@@ -164,6 +164,114 @@ def test_results_that_differ_and_runs_that_break_are_named_and_inputs_take_turns
     assert (several, two, most) == (10, 2, 256)
 
 
+GRAPH = """
+import contextlib, gc, weakref
+import torch
+from benchmarks.clocks import CudaClock
+
+
+class StandIn:
+    def __init__(self, *given, **more):
+        pass
+
+    def __getattr__(self, name):
+        return lambda *given: None
+
+
+torch.cuda.Stream = torch.cuda.CUDAGraph = StandIn
+for name in ("current_stream", "graph_pool_handle"):
+    setattr(torch.cuda, name, StandIn)
+for name in ("stream", "graph"):
+    setattr(torch.cuda, name, lambda *given, **more: contextlib.nullcontext())
+
+
+def recorded():
+    x = torch.ones(3)
+    return CudaClock.graph(None, [lambda: 2 * x]), weakref.ref(x)
+
+
+replay, x = recorded()
+gc.collect()
+assert x() is not None
+assert replay(0).tolist() == [2, 2, 2]
+del replay
+gc.collect()
+assert x() is None
+"""
+
+
+def test_the_inputs_of_a_graph_live_as_long_as_it(repository) -> None:
+    ended = run(repository, "-c", GRAPH)
+    assert ended.returncode == 0, ended.stderr
+
+
+FREED = """
+import torch
+from benchmarks.clocks import CudaClock
+
+clock = CudaClock()
+
+
+def recorded():
+    x = torch.ones(2**24, device="cuda")
+    return clock.graph([lambda: 2 * x])
+
+
+replay = recorded()
+torch.cuda.empty_cache()
+other = torch.zeros(2**24, device="cuda")
+assert float(replay(0).mean()) == 2
+clock.wait()
+assert not clock.lost()
+"""
+
+
+@pytest.mark.cuda
+def test_a_graph_reads_its_inputs_after_free_memory_was_handed_back(repository) -> None:
+    ended = run(repository, "-c", FREED)
+    assert ended.returncode == 0, ended.stderr
+
+
+LOST = """
+import json, torch
+from benchmarks.clocks import HostClock, take_turns
+
+
+class Clock(HostClock):
+    broken = False
+
+    def lost(self):
+        return self.broken
+
+
+clock = Clock()
+
+
+def breaks(number):
+    breaks.turns += 1
+    if breaks.turns == breaks.last:
+        clock.broken = True
+        raise RuntimeError("illegal memory access")
+
+
+found = []
+for breaks.last in (1, 5, 15):
+    breaks.turns, clock.broken = 0, False
+    candidates = {"ours": lambda number: None, "bad": breaks, "after": lambda number: None}
+    times, left_out = take_turns(clock, candidates, sets=2, seconds=0.01)
+    found.append([{name: len(values) for name, values in times.items()}, left_out])
+print(json.dumps(found))
+"""
+
+
+def test_the_candidate_that_breaks_the_device_is_named_and_no_other(repository) -> None:
+    ended = run(repository, "-c", LOST)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    named = {"bad": "RuntimeError: illegal memory access"}
+    assert found == [[{}, named], [{}, named], [{"ours": 14, "after": 13}, named]]
+
+
 RUNNER = """
 import json, sys, time
 from benchmarks.gpu import Unit, in_a_process_of_its_own, measure
