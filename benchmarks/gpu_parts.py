@@ -167,10 +167,13 @@ def _set_tf32(allowed: bool) -> None:
 
 def _exactly(network_or_op: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """What is expected: stock torch in float32, without a search for the fastest kernels."""
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=False, allow_tf32=False
-    ):
+    chosen = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    _set_tf32(False)
+    try:
         return network_or_op(*(x.float() for x in inputs)).float()
+    finally:
+        torch.backends.cudnn.benchmark = chosen
 
 
 def limits(clock: Clock, settings: Settings) -> Iterator[Row]:
