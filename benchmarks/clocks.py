@@ -34,6 +34,12 @@ class Clock(Protocol):
     def graph(self, works: Sequence[Callable[[], Tensor]]) -> Run:
         """Each of ``works`` recorded; what is returned does the one of a number again."""
 
+    def wait(self) -> None:
+        """Until all is done; errors of the device are raised."""
+
+    def lost(self) -> bool:
+        """Whether the device does no more work for this process, after an error that stays."""
+
     def forget(self) -> None:
         """Give memory that nothing uses back, so that the next candidate finds all of it."""
 
@@ -75,11 +81,25 @@ class CudaClock:
                 results.append(work())
             graphs.append(graph)
 
-        def replay(number: int) -> Tensor:
+        # What the works refer to lives as long as the graphs: these read the memory of their inputs
+        # again, and cuDNN hands all free memory back whenever it has tried its kernels.
+        kept = list(works)
+
+        def replay(number: int, kept: Sequence[object] = kept) -> Tensor:
             graphs[number].replay()
             return results[number]
 
         return replay
+
+    def wait(self) -> None:
+        torch.cuda.synchronize()
+
+    def lost(self) -> bool:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return True
+        return False
 
     def forget(self) -> None:
         torch.cuda.synchronize()
@@ -112,6 +132,12 @@ class HostClock:
 
     def graph(self, works: Sequence[Callable[[], Tensor]]) -> Run:
         return lambda number: works[number]()
+
+    def wait(self) -> None:
+        pass
+
+    def lost(self) -> bool:
+        return False
 
     def forget(self) -> None:
         pass
@@ -154,27 +180,36 @@ def take_turns(
         seconds: how long all of it may take, roughly.
 
     Returns:
-        times: seconds by name, in the order of the rounds.
+        times: seconds by name, in the order of the rounds; where one candidate broke the device,
+            the others have what they had until then, if that is enough.
         left_out: why others failed while they were timed.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     left_out: dict[str, str] = {}
 
-    def round_(number: int) -> None:
+    def round_(number: int) -> bool:
+        """Whether the device can do another one."""
         for name, run in candidates.items():
             if name not in left_out:
                 try:
                     times[name].append(clock.seconds(lambda run=run: run(number % sets)))
                 except Exception as error:  # the others shall be measured all the same
                     left_out[name] = reason_of(error)
+                    if clock.lost():
+                        return False
+        return True
 
     begin = time.perf_counter()
-    round_(0)
+    works = round_(0)
     once = time.perf_counter() - begin
     for values in times.values():
         values.clear()  # a round to warm up
-    for number in range(max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(once, 1e-9))))):
-        round_(number + 1)
-        if time.perf_counter() - begin > 2 * seconds and number + 1 >= FEWEST_ROUNDS:
+    number, count = 0, max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(once, 1e-9))))
+    while works and number < count:
+        number += 1
+        works = round_(number)
+        if time.perf_counter() - begin > 2 * seconds and number >= FEWEST_ROUNDS:
             break
-    return {name: values for name, values in times.items() if name not in left_out}, left_out
+    enough = 1 if works else FEWEST_ROUNDS
+    whole = {name: v for name, v in times.items() if name not in left_out and len(v) >= enough}
+    return whole, left_out

@@ -1,18 +1,21 @@
 """The network, its layers and whole reconstructions on a CUDA GPU: against stock torch, and goals.
 
-Each unit of work (a part in one precision, or a published network) runs in a process of its own
-with a limit of time: one that crashes, hangs or runs out of memory costs its own rows and no
-others. Rows are written to gpu.json as soon as they are measured. By default all ends within 7.5
-minutes, the most important units first; what did not come to its turn is named.
+A process measures unit after unit (an op or the network in one precision, a published network, a
+stream), each within a limit of time. Where one crashes, hangs or breaks the device, another process
+goes on behind it: it costs its own rows and no others. Rows are written to gpu.json as soon as they
+are measured. By default all ends within 7.5 minutes, with --quick within 4, with --brief within 100
+seconds, the most important units first; what did not come to its turn is named.
 
-torch.compile(mode="max-autotune") takes minutes. By default it is tried for the network in bfloat16
-alone, for at most --compile-minutes; --compile tries the other precisions and the published
-networks as well, and lifts the limit of the whole to 40 minutes.
+torch.compile(mode="max-autotune") takes a minute or more. It is tried for the network in bfloat16
+alone, in a process of its own, as long as --minutes leaves time for the rest; --compile tries the
+other precisions and the published networks as well, and lifts the limit of the whole to 40 minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import os
 import signal
@@ -20,8 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +41,40 @@ PARTS = ("ops", "network", "stream", "peers", "compile")
 PRECISIONS = ("bfloat16", "float32", "float16")
 STREAMS = {"network": PRECISIONS, "gplws": ("float32",), "rdf": ("float32",)}
 SHAPE = (10, 512, 512)
-MINUTES, QUICK_MINUTES, COMPILE_MINUTES = 7.5, 4.0, 40.0
 SECONDS = {"ops": 0.6, "network": 4.0, "stream": 1.2, "peers": 2.5, "compile": 4.0}  # for each row
-LIMITS = {"ops": 75.0, "network": 90.0, "stream": 60.0, "peers": 60.0}  # s, for each process
-LEAST = 10.0  # s, a process with less left is not started
+QUICK_SECONDS = {part: seconds / 2 for part, seconds in SECONDS.items()}
+BRIEF_SECONDS = {"ops": 0.25, "network": 1.0, "stream": 0.4, "peers": 1.0, "compile": 1.0}
+LIMITS = {"ops": 60.0, "network": 60.0, "stream": 60.0, "peers": 60.0}  # s, for each unit
+LEAST = 10.0  # s, a unit with less left is not begun
+ENDS = 7.0  # s, for the start of this process and the pictures
+LEAST_COMPILE = 30.0  # s, torch.compile is not tried in less
+TRIES = 5  # processes for one unit of layers
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much of everything.
+
+    Attributes:
+        seconds: for the turns of each row of a part, roughly.
+        minutes: for all of it.
+        compile_minutes: at most, for each torch.compile.
+        rest: s, for all but torch.compile, which gets no more than what is left.
+    """
+
+    seconds: dict[str, float]
+    minutes: float
+    compile_minutes: float
+    rest: float
+
+
+PACES = {
+    "full": Pace(SECONDS, 7.5, 2.5, 240.0),
+    "quick": Pace(QUICK_SECONDS, 4.0, 1.25, 150.0),
+    "brief": Pace(BRIEF_SECONDS, 100 / 60, 1.25, 85.0),
+}
+COMPILE_MINUTES = 40.0
+
 GOALS = {  # of the project, for one H200 at 10 x 512 x 512
     "stock": 4.0,
     "peers": 8.0,
@@ -64,8 +98,10 @@ class Unit:
         shape: frames, height and width.
         seconds: for the turns of each row, roughly.
         limit: s, for the process.
-        subject: published network, or method of the stream.
+        subject: op, published network, or method of the stream.
         compile_: whether a published network is compiled as well.
+        brief: only candidates that may be the fastest of their kind.
+        first: row to begin with, of an op.
     """
 
     part: str
@@ -75,6 +111,8 @@ class Unit:
     limit: float
     subject: str = ""
     compile_: bool = False
+    brief: bool = False
+    first: int = 0
 
     @property
     def title(self) -> str:
@@ -105,34 +143,43 @@ def clock_of_this_machine() -> Clock:
 def units_of(options: argparse.Namespace) -> list[Unit]:
     """What is to be measured, the most important first."""
     found: list[Unit] = []
-    scale = 0.5 if options.quick else 1.0
+    pace = PACES[options.pace]
+    compile_limit = 60 * options.compile_minutes
+    if not options.compile and set(options.parts) != {"compile"}:
+        compile_limit = min(compile_limit, 60 * options.minutes - pace.rest)
+        compile_limit = 0.0 if compile_limit < LEAST_COMPILE else compile_limit
+    brief = options.pace == "brief"
 
     def add(part: str, precision: str, shape: tuple[int, int, int], subject: str = "") -> None:
         if part not in options.parts or precision not in options.precision:
             return
-        limit = LIMITS.get(part, 60 * options.compile_minutes)
+        limit = LIMITS.get(part, compile_limit)
         also = options.compile and part == "peers"
-        limit += 60 * options.compile_minutes if also else 0
-        seconds = scale * SECONDS[part]
-        unit = Unit(part, precision, shape, seconds, limit, subject, also)
+        limit += compile_limit if also else 0
+        unit = Unit(part, precision, shape, pace.seconds[part], limit, subject, also, brief)
         if unit not in found:
             found.append(unit)
 
     first = options.shapes[0]
-    add("ops", "bfloat16", first)
+    add("ops", "bfloat16", first, "group_pointwise_conv3d")
+    add("ops", "bfloat16", first, "up_conv3d")
     add("network", "bfloat16", first)
-    add("stream", "bfloat16", first, "network")
-    add("ops", "float32", first)
-    add("network", "float32", first)
+    add("compile", "bfloat16", first)
     for name in options.networks:
         add("peers", options.precision[0], first, name)
-    if not options.quick or options.compile:
-        add("compile", "bfloat16", first)
-    for subject in ("gplws", "rdf"):
-        add("stream", "float32", first, subject)
+    add("stream", "bfloat16", first, "network")
+    add("ops", "float32", first, "group_pointwise_conv3d")
+    add("ops", "float32", first, "focus_search")
+    add("network", "float32", first)
     add("network", "float16", first)
-    add("ops", "float16", first)
-    for shape in options.shapes:
+    if not brief:
+        add("ops", "float32", first, "up_conv3d")
+        for subject in ("gplws", "rdf"):
+            add("stream", "float32", first, subject)
+    if options.pace == "full":
+        add("ops", "float16", first, "group_pointwise_conv3d")
+        add("ops", "float16", first, "up_conv3d")
+    for shape in options.shapes[1:] if brief else options.shapes:
         for precision in options.precision:
             add("network", precision, shape)
             if precision in STREAMS["network"]:
@@ -145,24 +192,39 @@ def units_of(options: argparse.Namespace) -> list[Unit]:
     return found
 
 
+class DeviceLostError(RuntimeError):
+    """A candidate of the row before broke the device for this process."""
+
+
 def rows_of(clock: Clock, unit: Unit) -> Iterator[Row]:
-    """Measure a unit in this process."""
+    """Measure a unit in this process.
+
+    Raises:
+        DeviceLostError: after a row that broke the device.
+    """
     # Stock torch may choose its fastest kernels, as this package's were chosen.
     torch.backends.cudnn.benchmark = True
-    settings = Settings(unit.shape, unit.precision, unit.seconds)
     with torch.inference_mode(unit.part != "stream"):
-        if unit.part == "ops":
-            yield from gpu_parts.ops(clock, settings)
-        elif unit.part == "network":
-            yield from gpu_parts.network(clock, settings)
-        elif unit.part == "compile":
-            yield from gpu_parts.compiled(clock, settings)
-        elif unit.part == "peers":
-            yield from gpu_parts.peer(clock, settings, unit.subject, compile_=unit.compile_)
-        else:
-            if unit.subject == "network":
-                yield from gpu_parts.copies(clock, settings)
-            yield from gpu_parts.stream(clock, settings, unit.subject)
+        for row in _rows_of(clock, unit):
+            yield row
+            if row.get("device_lost"):
+                raise DeviceLostError(f"{row['device_lost']} broke the device")
+
+
+def _rows_of(clock: Clock, unit: Unit) -> Iterator[Row]:
+    settings = Settings(unit.shape, unit.precision, unit.seconds, unit.brief)
+    if unit.part == "ops":
+        yield from gpu_parts.ops(clock, settings, unit.subject, unit.first)
+    elif unit.part == "network":
+        yield from gpu_parts.network(clock, settings)
+    elif unit.part == "compile":
+        yield from gpu_parts.compiled(clock, settings)
+    elif unit.part == "peers":
+        yield from gpu_parts.peer(clock, settings, unit.subject, compile_=unit.compile_)
+    else:
+        if unit.subject == "network":
+            yield from gpu_parts.copies(clock, settings)
+        yield from gpu_parts.stream(clock, settings, unit.subject)
 
 
 def in_this_process(clock: Clock) -> Runner:
@@ -179,48 +241,158 @@ def in_this_process(clock: Clock) -> Runner:
     return run
 
 
-def in_a_process_of_its_own(
-    unit: Unit,
-    take: Callable[[Row], None],
-    limit: float,
-    command: Sequence[str] = (sys.executable, "-m", "benchmarks.gpu"),
-) -> str:
-    """Runs ``command --unit UNIT --rows FILE``, and stops it with all that it started."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        path.touch()
-        arguments = [*command, "--unit", json.dumps(asdict(unit)), "--rows", str(path)]
+class Worker:
+    """A runner: units in one other process, and in a new one where that ended.
+
+    The process is given units as lines of its input. It appends lines to a file: each row as soon
+    as it is measured, and behind the last one that the unit ended, or that the device is lost.
+    """
+
+    def __init__(
+        self, command: Sequence[str] = (sys.executable, "-m", "benchmarks.gpu", "--work")
+    ) -> None:
+        self._command = command
+        self._child: subprocess.Popen[str] | None = None
+        self._folder = tempfile.TemporaryDirectory()
+        self._path = Path(self._folder.name) / "rows.jsonl"
+        self._read = 0
+
+    def start(self) -> None:
+        """Start the process, unless it runs."""
+        if self._child is not None and self._child.poll() is None:
+            return
+        self._path.write_text("", encoding="utf-8")
+        self._read = 0
         root = Path(__file__).resolve().parent.parent
-        child = subprocess.Popen(arguments, cwd=root, start_new_session=True)
+        self._child = subprocess.Popen(
+            [*self._command, str(self._path)],
+            cwd=root,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            text=True,
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._stop()
+        self._folder.cleanup()
+
+    def __call__(self, unit: Unit, take: Callable[[Row], None], limit: float) -> str:
         deadline = time.monotonic() + limit
-        with path.open(encoding="utf-8") as lines:
-            pending = ""
-            while True:
-                code = child.poll()  # before the last look at its rows
-                late = code is None and time.monotonic() > deadline
-                if late:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
-                pending += lines.read()
-                *complete, pending = pending.split("\n")
-                for line in complete:
-                    take(json.loads(line))
-                if late:
-                    return f"stopped after {limit:.0f} s"
-                if code is not None:
-                    return "" if code == 0 else f"ended with exit status {code}"
-                time.sleep(0.2)
+        reasons = []
+        for _ in range(TRIES):
+            rows, end, reason = self._measure(unit, take, deadline)
+            if reason:
+                reasons.append(reason)
+            if end == "late":
+                reasons.append(f"stopped after {limit:.0f} s")
+            if end in ("end", "late") or unit.part != "ops":
+                break
+            # The layers after the one that broke the process are measured by the next one. A row
+            # that names what broke the device is there already.
+            unit = replace(unit, first=unit.first + rows + (1 if reason else 0))
+        return "; ".join(reasons)
+
+    def _measure(
+        self, unit: Unit, take: Callable[[Row], None], deadline: float
+    ) -> tuple[int, str, str]:
+        """Number of the layers that were measured, how it ended, and what went wrong."""
+        self.start()
+        assert self._child is not None and self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its exit status says what there is to say
+            self._child.stdin.write(json.dumps(asdict(unit)) + "\n")
+            self._child.stdin.flush()
+        layers = 0
+        while True:
+            code = self._child.poll()  # before the last look at its rows
+            late = code is None and time.monotonic() > deadline
+            if late:
+                self._stop()
+            for said in self._lines():
+                if "row" in said:
+                    layers += said["row"]["part"] == "ops"
+                    take(said["row"])
+                else:
+                    ((end, reason),) = said.items()
+                    if end == "lost":
+                        self._stop()
+                    return layers, end, reason
+            if late:
+                return layers, "late", ""
+            if code is not None:
+                return layers, "ended", f"ended with exit status {code}"
+            time.sleep(0.05)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """What the process has said since the last call."""
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            complete, newline, _ = file.read().rpartition(b"\n")
+        self._read += len(complete) + len(newline)
+        return [json.loads(line) for line in complete.splitlines()]
+
+    def _stop(self) -> None:
+        """The process, and all that it started."""
+        if self._child is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        if self._child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._child.stdin.close()
+        self._child = None
 
 
-def one_unit(text: str, path: Path) -> None:
-    """What the process of a unit does."""
-    given = json.loads(text)
-    unit = Unit(**{**given, "shape": tuple(given["shape"])})
+class Workers:
+    """A runner: one process for all units, and one of its own for each that compiles."""
+
+    def __init__(self) -> None:
+        self._shared = Worker()
+        self._shared.start()
+
+    def __call__(self, unit: Unit, take: Callable[[Row], None], limit: float) -> str:
+        if unit.part != "compile" and not unit.compile_:
+            return self._shared(unit, take, limit)
+        own = Worker()
+        try:
+            return own(unit, take, limit)
+        finally:
+            own.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._shared.close()
+
+
+def work(path: Path) -> None:
+    """What the process of a worker does."""
     clock = clock_of_this_machine()
     with path.open("a", encoding="utf-8") as file:
-        for row in rows_of(clock, unit):
-            file.write(json.dumps(row) + "\n")
+
+        def say(what: str, content: object) -> None:
+            file.write(json.dumps({what: content}) + "\n")
             file.flush()
+
+        for line in sys.stdin:
+            given = json.loads(line)
+            unit = Unit(**{**given, "shape": tuple(given["shape"])})
+            reason = ""
+            try:
+                for row in rows_of(clock, unit):
+                    say("row", row)
+            except DeviceLostError:
+                pass  # the row says it
+            except Exception as error:  # the other units shall be measured all the same
+                traceback.print_exc()
+                reason = reason_of(error)
+                error.__traceback__ = None  # it holds tensors
+            gc.collect()
+            if clock.lost():
+                say("lost", reason)
+                os._exit(1)  # nothing can be tidied up on a device that is lost
+            clock.forget()
+            say("end", reason)
 
 
 def measure(
@@ -230,12 +402,12 @@ def measure(
     begin = time.monotonic()
     failed: list[dict[str, str]] = []
     for unit in units:
-        left = 60 * minutes - (time.monotonic() - begin)
+        left = min(unit.limit, 60 * minutes - (time.monotonic() - begin))
         if left < LEAST:
             failed.append({"unit": unit.title, "reason": f"no time left of {minutes:g} minutes"})
             continue
         started = time.monotonic()
-        reason = runner(unit, write, min(unit.limit, left))
+        reason = runner(unit, write, left)
         took = time.monotonic() - started
         print(f"{unit.title}: {reason or 'done'} ({took:.0f} s)", flush=True)
         if reason:
@@ -365,11 +537,11 @@ def report(content: dict[str, Any]) -> None:
             for name, rate in row["rates"].items()
         ],
     )
-    reasons = [
-        [row["part"], f"{row['what']} {row['precision']} {row.get('case', '')}", name, reason]
-        for row in rows
-        for name, reason in row["left_out"].items()
-    ]
+    reasons = []
+    for row in rows:
+        what = f"{row['what']} {row['precision']} {row.get('case', '')}"
+        given = {**row["left_out"], **dict.fromkeys(row.get("alone", ()), "timed by itself")}
+        reasons += [[row["part"], what, name, reason] for name, reason in given.items()]
     reasons += [["", one["unit"], "all", one["reason"]] for one in content["failed"]]
     if reasons:
         print("\nleft out")
@@ -427,28 +599,47 @@ def main() -> None:
     parser.add_argument(
         "--all-peers", action="store_true", help="published networks in every precision and shape"
     )
-    parser.add_argument("--quick", action="store_true", help="half the time, less of everything")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument(
+        "--quick",
+        dest="pace",
+        action="store_const",
+        const="quick",
+        default="full",
+        help="half the time for each row",
+    )
+    pace.add_argument(
+        "--brief",
+        dest="pace",
+        action="store_const",
+        const="brief",
+        help="least time for each row, only what the goals speak of",
+    )
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile for all precisions and networks"
     )
-    parser.add_argument("--compile-minutes", type=float, default=2.5, help="for each")
+    parser.add_argument("--compile-minutes", type=float, help="for each, at most")
     parser.add_argument(
-        "--minutes", type=float, help="for all of it; default: 7.5, quick 4, with --compile 40"
+        "--minutes",
+        type=float,
+        help="for all of it; default: 7.5, quick 4, brief 100 s, with --compile 40",
     )
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results")
     parser.add_argument("--in-this-process", action="store_true", help="start no processes")
-    parser.add_argument("--unit", help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.unit is not None:
-        one_unit(options.unit, options.rows)
+    if options.work is not None:
+        work(options.work)
         return
     if options.precision is None:
-        options.precision = list(PRECISIONS[:2] if options.quick else PRECISIONS)
+        options.precision = list(PRECISIONS)
     if options.minutes is None:
-        options.minutes = QUICK_MINUTES if options.quick else MINUTES
-        options.minutes = COMPILE_MINUTES if options.compile else options.minutes
+        options.minutes = COMPILE_MINUTES if options.compile else PACES[options.pace].minutes
+    if options.compile_minutes is None:
+        full = "full" if options.compile else options.pace
+        options.compile_minutes = PACES[full].compile_minutes
     clock = clock_of_this_machine()
+    workers = None if options.in_this_process else Workers()
     facts = clock.facts()
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     content: dict[str, Any] = {
@@ -465,9 +656,14 @@ def main() -> None:
         content["goals"] = goals(content["rows"], content["shape"])
         return save("gpu", content, options.out)
 
-    runner = in_this_process(clock) if options.in_this_process else in_a_process_of_its_own
     units = units_of(options)
-    content["failed"] = measure(units, runner, options.minutes, lambda row: write(row) and None)
+    runner = in_this_process(clock) if workers is None else workers
+    try:
+        minutes = options.minutes - ENDS / 60
+        content["failed"] = measure(units, runner, minutes, lambda row: write(row) and None)
+    finally:
+        if workers is not None:
+            workers.close()
     path = write()
     report(content)
     drawn = plots.gpu(path)

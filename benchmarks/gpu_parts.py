@@ -2,11 +2,13 @@
 
 All candidates of a row do the same work on the same inputs in the same precision. Their results are
 compared with stock torch in float32 before they are timed; one that fails or differs is left out,
-and the row says why.
+and the row says why. What gplws does is built, compared and timed for ten rounds before stock torch
+runs in this precision: should a candidate break the device, the row keeps those times and says so.
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import math
@@ -43,11 +45,13 @@ class Settings:
         shape: frames, height and width of a stack.
         precision: "float32", "bfloat16" or "float16".
         seconds: for the turns of one row, roughly.
+        brief: only candidates that may be the fastest of their kind.
     """
 
     shape: tuple[int, int, int]
     precision: str
     seconds: float
+    brief: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,43 +69,80 @@ class Settings:
 
 
 class _Compared:
-    """Candidates of one row: built one by one, and compared before they are timed."""
+    """Candidates of one row: built one by one, and compared before they are timed.
 
-    def __init__(self, clock: Clock, expected: Tensor, tolerance: float) -> None:
+    Those of gplws are timed by themselves as soon as they are built, shortly: these times count
+    where another candidate breaks the device before enough turns are taken.
+    """
+
+    def __init__(self, clock: Clock, expected: Tensor, tolerance: float, sets: int) -> None:
         self._clock, self._expected, self._tolerance = clock, expected, tolerance
+        self._sets = sets
+        self._alone: dict[str, list[float]] = {}
+        self.broke = ""  # the device, by this candidate
         self.runs: dict[str, Run] = {}
         self.left_out: dict[str, str] = {}
         self.errors: dict[str, float] = {}
 
     def add(self, name: str, build: Callable[[], Run], tolerance: float | None = None) -> None:
         """Take part, unless it fails or differs."""
+        if self.broke:
+            self.left_out[name] = f"not tried after {self.broke} broke the device"
+            return
         try:
             run = build()
+            self._clock.wait()
             got = run(0)
             got = run(0).detach().float()  # what is recorded may differ from what was first run
+            self._clock.wait()
             error = _difference(got, self._expected)
             del got
         except Exception as failure:  # engines fail in many ways
             self.left_out[name] = reason_of(failure)
             failure.__traceback__ = None  # it holds the tensors of the frames it went through
             gc.collect()
-            self._clock.forget()
+            if self._clock.lost():
+                self.broke = name
+            else:
+                self._clock.forget()
             return
         limit = self._tolerance if tolerance is None else tolerance
         if not error <= limit:
             self.left_out[name] = f"result differs by {error:.2g} of the largest value"
             return
         self.runs[name], self.errors[name] = run, error
+        if name.startswith("gplws"):
+            times, failed = take_turns(self._clock, {name: run}, sets=self._sets, seconds=0.0)
+            self._alone.update(times)
+            if failed and self._clock.lost():
+                self.left_out.update(failed)
+                self.broke = name
 
-    def row(self, row: Row, sets: int, seconds: float) -> Row:
-        """The row with the times."""
-        times, failed = take_turns(self._clock, self.runs, sets=sets, seconds=seconds)
+    def row(self, row: Row, seconds: float) -> Row:
+        """The row with the times; "device_lost" names the candidate that broke the device."""
+        times: dict[str, list[float]] = {}
+        if not self.broke:
+            times, failed = take_turns(self._clock, self.runs, sets=self._sets, seconds=seconds)
+            self.left_out.update(failed)
+            if failed and self._clock.lost():
+                self.broke = next(reversed(failed))
+        alone = []
+        if self.broke:
+            for name in self.runs:
+                if name in times or name in self.left_out:
+                    continue
+                if name in self._alone:
+                    times[name] = self._alone[name]
+                    alone.append(name)
+                else:
+                    self.left_out[name] = f"not timed before {self.broke} broke the device"
         return {
             **row,
             "seconds": times,
-            "left_out": {**self.left_out, **failed},
+            "left_out": self.left_out,
             "errors": {n: e if math.isfinite(e) else None for n, e in self.errors.items()},
-            "input_sets": sets,
+            "input_sets": self._sets,
+            **({"device_lost": self.broke, "alone": alone} if self.broke else {}),
         }
 
 
@@ -122,6 +163,17 @@ def _inputs(clock: Clock, shape: Sequence[int], dtype: torch.dtype, count: int) 
 
 def _set_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _exactly(network_or_op: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """What is expected: stock torch in float32, without a search for the fastest kernels."""
+    chosen = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    _set_tf32(False)
+    try:
+        return network_or_op(*(x.float() for x in inputs)).float()
+    finally:
+        torch.backends.cudnn.benchmark = chosen
 
 
 def limits(clock: Clock, settings: Settings) -> Iterator[Row]:
@@ -162,7 +214,7 @@ class OpCase:
         what: layer and shape.
         shapes: of the inputs that take turns; weights stay.
         ours: inputs -> result.
-        stock: the same on stock torch.
+        stock: the same on stock torch, in the precision of the inputs.
         flop: floating-point operations.
         values: that are read and written, inputs and outputs once each.
         extra_bytes: written beside them.
@@ -179,13 +231,18 @@ class OpCase:
 
 
 def conv_cases(clock: Clock, settings: Settings) -> Iterator[OpCase]:
-    """The convs of the network."""
+    """The convs of the network but those up."""
     frames, height, width = settings.shape
     for level, channels in enumerate((12, 24, 48, 96)):
         size = (frames, height >> level, width >> level)
         yield _conv_case(clock, settings, channels, channels, size, 4)
         if channels < 96:
             yield _conv_case(clock, settings, channels, 2 * channels, size, 1)
+
+
+def up_cases(clock: Clock, settings: Settings) -> Iterator[OpCase]:
+    """The convs up."""
+    frames, height, width = settings.shape
     for level, channels in enumerate((24, 48, 96), 1):
         yield _up_case(clock, settings, channels, (frames, height >> level, width >> level))
 
@@ -197,6 +254,11 @@ def _weights(clock: Clock, settings: Settings, *shapes: tuple[int, ...]) -> list
         values = torch.randn(shape, generator=generator) / math.sqrt(max(math.prod(shape[1:]), 1))
         made.append(values.to(clock.device, settings.dtype))
     return made
+
+
+def _like(x: Tensor, weights: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """In the precision of ``x``."""
+    return [None if weight is None else weight.to(x.dtype) for weight in weights]
 
 
 def _conv_case(
@@ -227,7 +289,7 @@ def _conv_case(
         f"{name}, {shape_name(size)}",
         [(1, channels, *size)],
         lambda x: group_pointwise_conv3d(x, *arguments, **options),
-        lambda x: reference.group_pointwise_conv3d(x, *arguments, **options),
+        lambda x: reference.group_pointwise_conv3d(x, *_like(x, arguments), **options),
         2.0 * per_voxel * math.prod(out),
         channels * math.prod(size) + results * math.prod(out),
     )
@@ -243,7 +305,7 @@ def _up_case(clock: Clock, settings: Settings, channels: int, size: tuple[int, i
         f"{channels} -> {groups} + skip, {shape_name(out)}",
         [(1, channels, *size), (1, groups, *out)],
         lambda x, skip: up_conv3d(x, weight, bias, skip, groups=groups),
-        lambda x, skip: reference.up_conv3d(x, weight, bias, skip, groups=groups),
+        lambda x, skip: reference.up_conv3d(x, *_like(x, (weight, bias)), skip, groups=groups),
         2.0 * 27 * channels * math.prod(size),
         channels * math.prod(size) + 2 * groups * math.prod(out),
     )
@@ -269,14 +331,22 @@ def search_cases(clock: Clock, settings: Settings) -> Iterator[OpCase]:
         )
 
 
-def ops(clock: Clock, settings: Settings) -> Iterator[Row]:
-    """Each layer of the network by itself, against its share of the limits of this run."""
-    (limit,) = limits(clock, settings)
-    yield limit
-    cases = list(conv_cases(clock, settings))
-    if settings.precision == "float32":
-        cases += search_cases(clock, settings)
-    for case in cases:
+OPS: dict[str, Callable[[Clock, Settings], Iterator[OpCase]]] = {
+    "group_pointwise_conv3d": conv_cases,
+    "up_conv3d": up_cases,
+    "focus_search": search_cases,
+}
+_known_limits: dict[str, Row] = {}  # of this process, by precision
+
+
+def ops(clock: Clock, settings: Settings, op: str, first: int = 0) -> Iterator[Row]:
+    """Layers of the network by themselves, against their share of the limits of this run."""
+    limit = _known_limits.get(settings.precision)
+    if limit is None:
+        (limit,) = limits(clock, settings)
+        _known_limits[settings.precision] = limit
+        yield limit
+    for case in itertools.islice(OPS[op](clock, settings), first, None):
         yield _op_row(clock, settings, case, limit)
         clock.forget()
 
@@ -285,8 +355,8 @@ def _op_row(clock: Clock, settings: Settings, case: OpCase, limit: Row) -> Row:
     data = case.values * settings.dtype.itemsize + case.extra_bytes
     sets = sets_beyond(clock.cache_bytes, data)
     inputs = list(zip(*(_inputs(clock, s, settings.dtype, sets) for s in case.shapes), strict=True))
-    expected = case.stock(*inputs[0]).float()
-    compared = _Compared(clock, expected, _op_tolerance(case, settings))
+    expected = _exactly(case.stock, *inputs[0])
+    compared = _Compared(clock, expected, _op_tolerance(case, settings), 1)
 
     def recorded(op: Callable[..., Tensor], layout: torch.memory_format) -> Run:
         """All inputs one after the other in one graph: launches cost nothing then."""
@@ -299,18 +369,16 @@ def _op_row(clock: Clock, settings: Settings, case: OpCase, limit: Row) -> Row:
 
         return clock.graph([all_of_them])
 
-    for layout, name in ((torch.contiguous_format, ""), (LAST, " channels_last")):
-        if case.op == "focus_search" and name:
-            continue
-        compared.add(f"gplws{name}", lambda la=layout: recorded(case.ours, la))
+    layouts = {"": torch.contiguous_format, " channels_last": LAST}
+    if case.op == "focus_search":
+        compared.add("gplws", lambda: recorded(case.ours, torch.contiguous_format))
         # The slow reference of the search is no candidate; its largest part is.
-        if case.op == "focus_search":
-            compared.add(
-                "torch.max alone", lambda: recorded(lambda v: v.max(1).values, LAST), math.inf
-            )
-        else:
-            compared.add(f"stock{name}", lambda la=layout: recorded(case.stock, la))
-    row = compared.row(settings.row("ops", case.op), 1, settings.seconds)
+        compared.add("torch.max alone", lambda: recorded(lambda v: v.max(1).values, LAST), math.inf)
+    else:
+        for who, op in (("gplws", case.ours), ("stock", case.stock)):
+            for name, layout in layouts.items():
+                compared.add(f"{who}{name}", lambda op=op, la=layout: recorded(op, la))
+    row = compared.row(settings.row("ops", case.op), settings.seconds)
     row["seconds"] = {
         name: [value / sets for value in values] for name, values in row["seconds"].items()
     }
@@ -361,32 +429,33 @@ def _network_row(clock: Clock, settings: Settings, *, compiled: bool) -> Row:
     sets = sets_beyond(clock.cache_bytes, math.prod(shape) * dtype.itemsize)
     inputs = _inputs(clock, shape, dtype, sets)
     last = [x.contiguous(memory_format=LAST) for x in inputs]
-    exact = random_gplws().reparameterise().to(device)
-    expected = exact(inputs[0].float()).float()
+    expected = _exactly(random_gplws().reparameterise().to(device), inputs[0])
     contiguous = random_gplws().reparameterise().to(device, dtype)
     in_last = in_channels_last(random_gplws().reparameterise().to(device, dtype))
     fused = random_gplws().fuse().to(device, dtype)
-    compared = _Compared(clock, expected, TOLERANCE[settings.precision])
+    compared = _Compared(clock, expected, TOLERANCE[settings.precision], sets)
     compared.add("gplws graph", lambda: _graph(clock, fused, inputs))
     if compiled:
         compared.add(f"compile {COMPILE_MODE}", lambda: _compiled(in_last, last))
     else:
         compared.add("gplws", lambda: _eager(fused, inputs))
-        for model, given, name in (
-            (contiguous, inputs, "eager"),
-            (in_last, last, "eager channels_last"),
-        ):
+        stock = [(in_last, last, "eager channels_last")]  # so far the faster one
+        if not settings.brief:
+            stock.append((contiguous, inputs, "eager"))
+        for model, given, name in stock:
             compared.add(name, lambda m=model, g=given: _eager(m, g))
             compared.add(f"{name} graph", lambda m=model, g=given: _graph(clock, m, g))
-            if settings.precision == "float32":
+            if settings.precision != "float32":
+                continue
+            compared.add(
+                f"{name} graph tf32",
+                lambda m=model, g=given: _recorded_with_tf32(clock, m, g),
+                TOLERANCE_TF32,
+            )
+            if not settings.brief:
                 compared.add(
                     f"{name} tf32",
                     lambda m=model, g=given: _with_tf32(_eager(m, g)),
-                    TOLERANCE_TF32,
-                )
-                compared.add(
-                    f"{name} graph tf32",
-                    lambda m=model, g=given: _recorded_with_tf32(clock, m, g),
                     TOLERANCE_TF32,
                 )
     if compiled and settings.precision == "float32":
@@ -396,7 +465,7 @@ def _network_row(clock: Clock, settings: Settings, *, compiled: bool) -> Row:
             TOLERANCE_TF32,
         )
     part = "compile" if compiled else "network"
-    return compared.row(settings.row(part, "gplws"), sets, settings.seconds)
+    return compared.row(settings.row(part, "gplws"), settings.seconds)
 
 
 def _eager(model: nn.Module, inputs: list[Tensor]) -> Run:
@@ -452,24 +521,26 @@ def peer(clock: Clock, settings: Settings, name: str, *, compile_: bool = False)
     half = settings.dtype != torch.float32
     sets = sets_beyond(clock.cache_bytes, math.prod(shape) * settings.dtype.itemsize)
     inputs = _inputs(clock, shape, settings.dtype, sets)
-    expected = random_peer(name, settings.shape[0]).to(clock.device)(inputs[0].float()).float()
+    exact = random_peer(name, settings.shape[0]).to(clock.device)
+    expected = _exactly(exact, inputs[0])
     tolerance = math.inf if half else TOLERANCE["float32"]
-    compared = _Compared(clock, expected, tolerance)
+    compared = _Compared(clock, expected, tolerance, sets)
     for autocast in (False, True) if half else (False,):
         if compared.runs:
             break
         given = [x.float() for x in inputs] if autocast else inputs
         dtype = torch.float32 if autocast else settings.dtype
         for in_last in (False, True):
-            model = random_peer(name, settings.shape[0]).to(clock.device, dtype)
+            model = copy.deepcopy(exact).to(dtype)
             if in_last:
                 model = in_channels_last(model)
                 given = [x.contiguous(memory_format=LAST) for x in given]
             call = _Autocast(model, settings.dtype) if autocast else model
             title = "autocast" if autocast else "eager"
             title += " channels_last" if in_last else ""
-            compared.add(title, lambda m=call, g=given: _eager(m, g))
             compared.add(f"{title} graph", lambda m=call, g=given: _graph(clock, m, g))
+            if not settings.brief or f"{title} graph" not in compared.runs:
+                compared.add(title, lambda m=call, g=given: _eager(m, g))
             if not half:
                 compared.add(
                     f"{title} graph tf32",
@@ -478,7 +549,7 @@ def peer(clock: Clock, settings: Settings, name: str, *, compile_: bool = False)
                 )
             if compile_ and in_last:
                 compared.add(f"compile {COMPILE_MODE}", lambda m=call, g=given: _compiled(m, g))
-    yield compared.row(settings.row("peers", name), sets, settings.seconds)
+    yield compared.row(settings.row("peers", name), settings.seconds)
 
 
 class _Autocast(nn.Module):
@@ -521,7 +592,7 @@ def stream(clock: Clock, settings: Settings, method: str) -> Iterator[Row]:
                     itertools.cycle(stacks), in_flight=n, **options
                 ),
             )
-            for n in (1, 2, 3, 4)
+            for n in ((2, 3) if settings.brief else (1, 2, 3, 4))
         ),
     ):
         try:

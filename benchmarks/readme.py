@@ -35,14 +35,13 @@ NAMES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
-GPU_NAMES = {
-    "gplws graph": "gplws, CUDA graph",
-    "gplws": "gplws",
-    "eager": "torch eager",
-    "eager channels_last": "torch eager, channels_last",
-    "eager channels_last graph": "the same, CUDA graph",
-    "compile max-autotune": "torch.compile, max-autotune",
-    "eager channels_last graph tf32": "channels_last, CUDA graph, TF32",
+GPU_PRECISIONS = ("bfloat16", "float16", "float32")
+GPU_COLUMNS = {
+    "gplws": "gplws, CUDA graph",
+    "stock": "stock torch, fastest setting",
+    "tf32": "the same with TF32",
+    "compile": "torch.compile, max-autotune",
+    "peer": "fastest published network",
 }
 ISAS = {"baseline": "no AVX", "avx2": "AVX2", "avx512": "AVX-512"}
 
@@ -50,10 +49,10 @@ ISAS = {"baseline": "no AVX", "avx2": "AVX2", "avx512": "AVX-512"}
 def sections(folder: Path | None = None) -> dict[str, str]:
     """The parts of the README that come from the results of ``folder``, by name."""
     found = {"speed": _speed(folder), "accuracy": _accuracy(folder)}
-    # Neither tables nor shapes are broken.
+    # Neither tables, titles nor shapes are broken.
     wrap = textwrap.TextWrapper(100, break_on_hyphens=False, break_long_words=False)
     return {
-        name: "\n\n".join(p if p.startswith("|") else wrap.fill(p) for p in parts)
+        name: "\n\n".join(p if p.startswith(("|", "#")) else wrap.fill(p) for p in parts)
         for name, parts in found.items()
     }
 
@@ -88,8 +87,7 @@ def _speed(folder: Path | None) -> list[str]:
     if ablation:
         parts += _ablation(ablation)
     gpu = load("gpu", folder)
-    if gpu:
-        parts += _gpu(gpu)
+    parts += _gpu(gpu) if gpu else ["No figure from a GPU is known yet."]
     return parts
 
 
@@ -125,49 +123,46 @@ def _methods(found: dict[str, Any]) -> list[str]:
 
 
 def _gpu(found: dict[str, Any]) -> list[str]:
-    """The network and whole reconstructions on a GPU."""
+    """The network and whole reconstructions on a GPU, under a title of their own."""
     device, shape = found["device"], found["shape"]
+    versions = {"driver": device["driver"], "CUDA": device["cuda"], "cuDNN": device.get("cudnn")}
+    versions["torch"] = found["machine"]["torch"]
+    said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     rows = [row for row in found["rows"] if row["shape"] == shape]
-    networks = [row for row in rows if row["part"] in ("network", "compile")]
-    times: dict[str, dict[str, float]] = {}
-    for row in networks:
-        mine = times.setdefault(row["precision"], {})
-        for name, seconds in medians(row["seconds"]).items():
-            mine.setdefault(name, seconds)
-    times = {precision: mine for precision, mine in times.items() if "gplws graph" in mine}
-    parts = []
-    if times:
-        names = [n for n in GPU_NAMES if any(n in mine for mine in times.values())]
-        lines = [["", *(GPU_NAMES[name] for name in names)]]
-        for precision, mine in times.items():
-            ours = mine["gplws graph"]
-            cells = [_milliseconds(mine.get(name), ours) for name in names]
+    measured = {p: _on_gpu(rows, p) for p in GPU_PRECISIONS}
+    measured = {precision: mine for precision, mine in measured.items() if "gplws" in mine}
+    parts = ["### On a GPU"]
+    where = f"{device['gpu']} ({said})"
+    if measured:
+        columns = [c for c in GPU_COLUMNS if any(c in mine for mine in measured.values())]
+        lines = [["", *(GPU_COLUMNS[column] for column in columns)]]
+        for precision, mine in measured.items():
+            cells = [_milliseconds(*mine.get(c, ("", None)), mine["gplws"][1]) for c in columns]
             lines.append([precision, *cells])
         parts.append(
-            f"The same network at {shape.replace('x', ' x ')} on an {device['gpu']} (driver "
-            f"{device['driver']}, torch {found['machine']['torch']}); milliseconds, and times "
-            "gplws:"
+            f"The same network at {shape.replace('x', ' x ')} on one {where}; milliseconds, and "
+            "times gplws:"
         )
         parts.append(_table(lines))
-    peers: dict[str, list[tuple[float, str]]] = {}
-    for row in rows:
-        if row["part"] == "peers" and row["seconds"] and row["precision"] in times:
-            best = min(medians(row["seconds"]).values())
-            ratio = best / times[row["precision"]]["gplws graph"]
-            said = f"{NAMES_OF_NETWORKS[row['what']]} {1e3 * best:.1f} ms ({ratio:.1f}x)"
-            peers.setdefault(row["precision"], []).append((best, said))
-    for precision, measured in peers.items():
-        listed = ", ".join(text for _, text in sorted(measured))
-        parts.append(
-            f"Published networks there, {precision}, each in its fastest setting: {listed}."
+    else:
+        parts.append(f"On one {where}:")
+    for precision, mine in measured.items():
+        listed = ", ".join(
+            f"{name} {1e3 * seconds:.1f} ms ({seconds / mine['gplws'][1]:.1f}x)"
+            for seconds, name in _peers_on_gpu(rows, precision)
         )
-    rates = [
-        f"{max(rate['stacks_per_second'] for rate in row['rates'].values()):.0f} a second with "
-        f"{'the network of the paper' if row['what'] == 'network' else row['what']} in "
-        f"{row['precision']}"
-        for row in rows
-        if row["part"] == "stream" and row["rates"]
-    ]
+        if listed:
+            parts.append(
+                f"Published networks there, {precision}, each in its fastest setting: {listed}."
+            )
+    rates = []
+    for row in rows:
+        if row["part"] == "stream" and row["rates"]:
+            what = "the network of the paper" if row["what"] == "network" else row["what"]
+            each = {name: rate["stacks_per_second"] for name, rate in row["rates"].items()}
+            said = f"{max(each.values()):.0f} a second with {what} in {row['precision']}"
+            single = each.get("reconstruct")
+            rates.append(said + (f" ({single:.0f} a second one by one)" if single else ""))
     if rates:
         parts.append(
             "Stacks from 8-bit frames on the host to a height map on the host "
@@ -176,11 +171,50 @@ def _gpu(found: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _milliseconds(seconds: float | None, ours: float) -> str:
+def _on_gpu(rows: list[dict[str, Any]], precision: str) -> dict[str, tuple[str, float]]:
+    """Setting and seconds for each column of the table."""
+    found: dict[str, tuple[str, float]] = {}
+
+    def fastest_of(column: str, times: dict[str, float]) -> None:
+        if times:
+            name = min(times, key=lambda name: times[name])
+            found[column] = (name, times[name])
+
+    for row in rows:
+        if row["part"] not in ("network", "compile") or row["precision"] != precision:
+            continue
+        times = medians(row["seconds"])
+        if row["part"] == "compile":
+            fast = [s for n, s in times.items() if n.startswith("compile") and "tf32" not in n]
+            if fast:
+                found["compile"] = ("", min(fast))
+            continue
+        stock = {name: s for name, s in times.items() if not name.startswith("gplws")}
+        if "gplws graph" in times:
+            found["gplws"] = ("", times["gplws graph"])
+        fastest_of("stock", {n: s for n, s in stock.items() if not n.endswith("tf32")})
+        fastest_of("tf32", {n.removesuffix(" tf32"): s for n, s in stock.items() if "tf32" in n})
+    fastest_of("peer", {name: seconds for seconds, name in _peers_on_gpu(rows, precision)})
+    return found
+
+
+def _peers_on_gpu(rows: list[dict[str, Any]], precision: str) -> list[tuple[float, str]]:
+    """Published networks in their fastest settings, the fastest first."""
+    return sorted(
+        (min(medians(row["seconds"]).values()), NAMES_OF_NETWORKS[row["what"]])
+        for row in rows
+        if row["part"] == "peers" and row["seconds"] and row["precision"] == precision
+    )
+
+
+def _milliseconds(name: str, seconds: float | None, ours: float) -> str:
+    """A cell: the setting, milliseconds, times gplws."""
     if seconds is None:
         return ""
     text = f"{1e3 * seconds:.2f}"
-    return f"**{text}**" if seconds == ours else f"{text} ({seconds / ours:.1f}x)"
+    if seconds == ours:
+        return f"**{text}**"
+    return f"{text} ({seconds / ours:.1f}x)" + (f", {name}" if name else "")
 
 
 def _words(machine: dict[str, Any]) -> str:

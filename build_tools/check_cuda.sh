@@ -111,17 +111,36 @@ PYTHON
 # Minutes for a command that ends by itself: what is left, less the seconds that it needs at its end.
 minutes_but() { awk -v s="$(($(left) - $1))" 'BEGIN { printf "%.2f", (s > 0 ? s : 0) / 60 }'; }
 
+# sanitize TOOL SELECTION...: tests/test_cuda.py, a process for each selection, all at the same time
+# shellcheck disable=SC2329
+sanitize() {
+  local tool=$1 selection pid pids=() code=0 failed=0
+  shift
+  # Each tensor gets an allocation of its own: inside torch's large blocks an overrun goes unseen.
+  # Kernels of others are not looked into.
+  for selection; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --report-api-errors no --error-exitcode 9 \
+      --kernel-name kns=gplws --tool "$tool" \
+      "$python" -m pytest -q -p no:cacheprovider tests/test_cuda.py -k "$selection" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do
+    wait "$pid" || { code=$? && failed=$((failed + 1)); }
+  done
+  printf '%d of %d selections failed\n' "$failed" "${#pids[@]}"
+  return "$code"
+}
+
 export python
-export -f machine
+export -f machine sanitize
 
 parallel=()
 "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
 pytest=("$python" -m pytest -q -p no:cacheprovider)
-# Small shapes that reach every kernel, every border and every kind of input.
-small='conv_agrees or around_a_warp or activation or strided or search or no_channels'
-sanitizer=(compute-sanitizer --report-api-errors no --error-exitcode 9)
-# Each tensor gets an allocation of its own: inside torch's large blocks an overrun goes unseen.
-apart=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1)
+# Small shapes that reach every kernel, every border and every kind of input. Graphs cannot be
+# recorded without torch's allocator.
+others='around_a_warp or activation or strided or search or no_channels'
+in_16='half and not current_stream'
 read -r -a bench_options <<<"${BENCH_OPTIONS:-}"
 read -r -a train_options <<<"${TRAIN_OPTIONS:-}"
 
@@ -129,18 +148,21 @@ for name in "${steps[@]}"; do
   case $name in
     machine) step machine 40 bash -c machine ;;
     install) step install 200 "$python" -m pip install --no-build-isolation --no-deps -e . ;;
-    tests) step tests 120 "${pytest[@]}" -m cuda ;;
+    tests) step tests 120 "${pytest[@]}" "${parallel[@]}" -m cuda ;;
     memcheck)
-      step memcheck 90 "${apart[@]}" "${sanitizer[@]}" --tool memcheck "${pytest[@]}" \
-        tests/test_cuda.py -k "($small) and not elements"
+      step memcheck 90 bash -c 'sanitize "$@"' sanitize memcheck \
+        "not half and (conv_agrees or way_up)" "not half and not elements and ($others)" \
+        "$in_16 and torch.bfloat16" "$in_16 and torch.float16"
       ;;
     racecheck)
-      step racecheck 70 "${apart[@]}" "${sanitizer[@]}" --tool racecheck "${pytest[@]}" \
-        tests/test_cuda.py -k "conv_agrees and contiguous_format"
+      # float16 goes through the same templates as bfloat16.
+      step racecheck 80 bash -c 'sanitize "$@"' sanitize racecheck \
+        "not half and (way_up or (conv_agrees and contiguous_format))" \
+        "half and torch.bfloat16 and (way_up or conv_agrees)"
       ;;
     rest) step rest 120 "${pytest[@]}" "${parallel[@]}" -m "not cuda" ;;
     bench)
-      step bench "$(left)" "$python" -m benchmarks.gpu --out "$out" --minutes "$(minutes_but 15)" \
+      step bench "$(left)" "$python" -m benchmarks.gpu --out "$out" --minutes "$(minutes_but 6)" \
         "${bench_options[@]}"
       ;;
     train)

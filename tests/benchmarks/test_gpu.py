@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from repository_runs import run, run_main
 
+PEERS = ("fvnet", "dfvnet", "aifdepthnet", "ddffnet", "defocusnet")
 CUDA_OF_TORCH = "import torch; print(torch.cuda.is_available())"
 
 # The clock of the host in the place of the GPU's; small candidates in the place of slow ones.
@@ -129,7 +130,7 @@ from benchmarks.clocks import HostClock, sets_beyond, take_turns
 from benchmarks.gpu_parts import _Compared
 
 clock = HostClock()
-compared = _Compared(clock, torch.tensor([1.0, 2.0]), 0.1)
+compared = _Compared(clock, torch.tensor([1.0, 2.0]), 0.1, 3)
 compared.add("near", lambda: lambda number: torch.tensor([1.1, 2.0]))
 compared.add("far", lambda: lambda number: torch.tensor([1.5, 2.0]))
 compared.add("nan", lambda: lambda number: torch.tensor([math.nan, 2.0]))
@@ -144,7 +145,8 @@ def late(number):
 
 
 compared.add("late", lambda: late)
-row = compared.row({}, 3, 0.01)
+row = compared.row({}, 0.01)
+assert "alone" not in row
 print(json.dumps([row["left_out"], list(row["seconds"]), seen[2:6], sets_beyond(60, 7),
                   sets_beyond(60, 1000), sets_beyond(10**9, 1)]))
 """
@@ -164,27 +166,207 @@ def test_results_that_differ_and_runs_that_break_are_named_and_inputs_take_turns
     assert (several, two, most) == (10, 2, 256)
 
 
+GRAPH = """
+import contextlib, gc, weakref
+import torch
+from benchmarks.clocks import CudaClock
+
+
+class StandIn:
+    def __init__(self, *given, **more):
+        pass
+
+    def __getattr__(self, name):
+        return lambda *given: None
+
+
+torch.cuda.Stream = torch.cuda.CUDAGraph = StandIn
+for name in ("current_stream", "graph_pool_handle"):
+    setattr(torch.cuda, name, StandIn)
+for name in ("stream", "graph"):
+    setattr(torch.cuda, name, lambda *given, **more: contextlib.nullcontext())
+
+
+def recorded():
+    x = torch.ones(3)
+    return CudaClock.graph(None, [lambda: 2 * x]), weakref.ref(x)
+
+
+replay, x = recorded()
+gc.collect()
+assert x() is not None
+assert replay(0).tolist() == [2, 2, 2]
+del replay
+gc.collect()
+assert x() is None
+"""
+
+
+def test_the_inputs_of_a_graph_live_as_long_as_it(repository) -> None:
+    ended = run(repository, "-c", GRAPH)
+    assert ended.returncode == 0, ended.stderr
+
+
+FREED = """
+import torch
+from benchmarks.clocks import CudaClock
+
+clock = CudaClock()
+
+
+def recorded():
+    x = torch.ones(2**24, device="cuda")
+    return clock.graph([lambda: 2 * x])
+
+
+replay = recorded()
+torch.cuda.empty_cache()
+other = torch.zeros(2**24, device="cuda")
+assert float(replay(0).mean()) == 2
+clock.wait()
+assert not clock.lost()
+"""
+
+
+@pytest.mark.cuda
+def test_a_graph_reads_its_inputs_after_free_memory_was_handed_back(repository) -> None:
+    ended = run(repository, "-c", FREED)
+    assert ended.returncode == 0, ended.stderr
+
+
+LOST = """
+import json, torch
+from benchmarks.clocks import HostClock, take_turns
+
+
+class Clock(HostClock):
+    broken = False
+
+    def lost(self):
+        return self.broken
+
+
+clock = Clock()
+
+
+def breaks(number):
+    breaks.turns += 1
+    if breaks.turns == breaks.last:
+        clock.broken = True
+        raise RuntimeError("illegal memory access")
+
+
+found = []
+for breaks.last in (1, 5, 15):
+    breaks.turns, clock.broken = 0, False
+    candidates = {"ours": lambda number: None, "bad": breaks, "after": lambda number: None}
+    times, left_out = take_turns(clock, candidates, sets=2, seconds=10.0)
+    found.append([{name: len(values) for name, values in times.items()}, left_out])
+print(json.dumps(found))
+"""
+
+
+def test_the_candidate_that_breaks_the_device_is_named_and_no_other(repository) -> None:
+    ended = run(repository, "-c", LOST)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    named = {"bad": "RuntimeError: illegal memory access"}
+    assert found == [[{}, named], [{}, named], [{"ours": 14, "after": 13}, named]]
+
+
+ALONE = """
+import json, torch
+from benchmarks.clocks import HostClock
+from benchmarks.gpu_parts import _Compared
+
+
+class Clock(HostClock):
+    broken = False
+
+    def lost(self):
+        return self.broken
+
+
+def breaks(number):
+    breaks.left -= 1
+    if breaks.left == 0:
+        clock.broken = True
+        raise RuntimeError("illegal memory access")
+    return torch.ones(1)
+
+
+found = []
+for breaks.left in (1, 4, 30):  # built, timed for some rounds, timed for enough of them
+    clock = Clock()
+    compared = _Compared(clock, torch.ones(1), 0.1, 2)
+    for name, run in {
+        "gplws": lambda number: torch.ones(1),
+        "gplws far": lambda number: torch.zeros(1),
+        "stock": breaks,
+        "stock graph": lambda number: torch.ones(1),
+    }.items():
+        compared.add(name, lambda run=run: run)
+    row = compared.row({"part": "ops"}, 10.0)
+    found.append([len(row["seconds"].get("gplws", [])), row["left_out"], row["alone"],
+                  row["device_lost"]])
+print(json.dumps(found))
+"""
+
+
+def test_where_a_stock_candidate_breaks_the_device_the_row_keeps_ours(repository) -> None:
+    ended = run(repository, "-c", ALONE)
+    assert ended.returncode == 0, ended.stderr
+    built, early, late = json.loads(ended.stdout)
+    broke = {
+        "gplws far": "result differs by 1 of the largest value",
+        "stock": "RuntimeError: illegal memory access",
+    }
+    untried = "not tried after stock broke the device"
+    assert built == [10, {**broke, "stock graph": untried}, ["gplws"], "stock"]
+    untimed = "not timed before stock broke the device"
+    assert early == [10, {**broke, "stock graph": untimed}, ["gplws"], "stock"]
+    assert late == [27, broke, [], "stock"]
+
+
 RUNNER = """
 import json, sys, time
-from benchmarks.gpu import Unit, in_a_process_of_its_own, measure
+from benchmarks.gpu import Unit, Worker, measure
 
-unit = Unit("network", "bfloat16", (4, 8, 8), 1.0, 30.0)
+# Rows of an op are numbers here; the process ends, or not, behind the second one.
 child = '''
-import json, sys, time
-rows = sys.argv[sys.argv.index("--rows") + 1]
-unit = json.loads(sys.argv[sys.argv.index("--unit") + 1])
-with open(rows, "a") as file:
-    file.write(json.dumps({"precision": unit["precision"], "text": "first"}) + "\\\\n")
-    file.flush()
-    END
+import json, os, sys, time
+for line in sys.stdin:
+    unit = json.loads(line)
+    with open(sys.argv[-1], "a") as file:
+        def say(**what):
+            file.write(json.dumps(what) + "\\\\n")
+            file.flush()
+        for number in range(unit["first"], 4):
+            how = unit["subject"] if number == 1 else ""
+            if how == "raises":
+                say(end="ValueError: no")
+                break
+            if how == "crashes":
+                os.abort()
+            if how == "hangs":
+                time.sleep(60)
+            say(row={"part": unit["part"], "number": number, "process": os.getpid()})
+            if how == "loses":
+                say(lost="")
+                os._exit(1)
+        else:
+            say(end="")
 '''
-ends = {"works": "pass", "crashes": "import os; os.abort()", "hangs": "time.sleep(60)"}
+worker = Worker([sys.executable, "-c", child])
 found = {}
-for name, end in ends.items():
-    rows = []
-    command = [sys.executable, "-c", child.replace("END", end)]
-    said = in_a_process_of_its_own(unit, rows.append, 3.0, command)
-    found[name] = [said, rows]
+for part in ("ops", "network"):
+    for name in ("works", "works again", "raises", "crashes", "loses", "hangs"):
+        rows = []
+        unit = Unit(part, "bfloat16", (4, 8, 8), 1.0, 30.0, name)
+        said = worker(unit, rows.append, 3.0 if name == "hangs" else 30.0)
+        numbers = [row["number"] for row in rows]
+        found[f"{part} {name}"] = [said, numbers, [row["process"] for row in rows]]
+worker.close()
 
 
 def runner(unit, take, limit):
@@ -204,42 +386,107 @@ def test_a_process_that_crashes_or_hangs_costs_its_own_rows_only(repository) -> 
     ended = run(repository, "-c", RUNNER)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
-    first = [{"precision": "bfloat16", "text": "first"}]
-    assert found["works"] == ["", first]
-    assert found["crashes"] == ["ended with exit status -6", first]
-    assert found["hangs"] == ["stopped after 3 s", first]
-    failed, rows = found["measured"]
+    failed, rows = found.pop("measured")
     assert failed == [{"unit": "peers broken bfloat16 4x8x8", "reason": "broken"}]
     assert [row["limit"] for row in rows] == [30.0, 30.0]
-    failed, rows = found["no time"]
+    failed, rows = found.pop("no time")
     assert [one["reason"] for one in failed] == ["no time left of 0.01 minutes"] * 2 and not rows
+    processes = {name: ids for name, (*_, ids) in found.items()}
+    assert len({*processes["ops works"], *processes["ops works again"]}) == 1
+    assert len({*processes["ops crashes"]}) == len({*processes["ops loses"]}) == 2
+    assert {name: given[:2] for name, given in found.items()} == {
+        "ops works": ["", [0, 1, 2, 3]],
+        "ops works again": ["", [0, 1, 2, 3]],
+        "ops raises": ["ValueError: no", [0]],
+        "ops crashes": ["ended with exit status -6", [0, 2, 3]],
+        "ops loses": ["", [0, 1, 2, 3]],
+        "ops hangs": ["stopped after 3 s", [0]],
+        "network works": ["", [0, 1, 2, 3]],
+        "network works again": ["", [0, 1, 2, 3]],
+        "network raises": ["ValueError: no", [0]],
+        "network crashes": ["ended with exit status -6", [0]],
+        "network loses": ["", [0, 1]],
+        "network hangs": ["stopped after 3 s", [0]],
+    }
+
+
+WORKS = """
+import json, sys
+import benchmarks.gpu as gpu
+from benchmarks.clocks import HostClock
+
+if "--work" in sys.argv:
+    gpu.clock_of_this_machine = HostClock
+    gpu.main()
+    sys.exit()
+worker = gpu.Worker([sys.executable, __file__, "--work"])
+found = []
+for part, subject in (("network", ""), ("ops", "fly"), ("ops", "up_conv3d")):
+    rows = []
+    unit = gpu.Unit(part, "float32", (2, 16, 24), 0.01, 60.0, subject, brief=True)
+    found.append([worker(unit, rows.append, 60.0), [row["part"] for row in rows]])
+worker.close()
+print(json.dumps(found))
+"""
+
+
+def test_one_process_measures_unit_after_unit(repository, tmp_path) -> None:
+    script = tmp_path / "works.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(repository)!r})\n{WORKS}")
+    ended = run(repository, str(script))
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == [
+        ["", ["network"]],
+        ["KeyError: 'fly'", ["limits"]],
+        ["", ["ops"] * 3],
+    ]
 
 
 UNITS = """
 import argparse, json, sys
 import benchmarks.gpu as gpu
-options = argparse.Namespace(
-    parts=list(gpu.PARTS), shapes=[gpu.SHAPE], precision=list(gpu.PRECISIONS),
-    networks=list(gpu.PEERS), all_peers=False, quick=False, compile=False, compile_minutes=2.5)
-units = gpu.units_of(options)
-assert len(units) == len(set(units))
-print(json.dumps([unit.title for unit in units]))
+
+
+def titles(pace, minutes, **more):
+    options = argparse.Namespace(**{**dict(
+        parts=list(gpu.PARTS), shapes=[gpu.SHAPE], precision=list(gpu.PRECISIONS),
+        networks=list(gpu.PEERS), all_peers=False, pace=pace, minutes=minutes, compile=False,
+        compile_minutes=gpu.PACES[pace].compile_minutes), **more})
+    units = gpu.units_of(options)
+    assert len(units) == len(set(units))
+    (limit,) = {unit.limit for unit in units if unit.part == "compile" and unit.shape == gpu.SHAPE
+                and unit.precision == "bfloat16"} or {None}
+    return [limit, [unit.title for unit in units]]
+
+
+print(json.dumps([titles(pace, pace_of.minutes) for pace, pace_of in gpu.PACES.items()]
+                 + [titles("brief", 2.5), titles("brief", 1.0, parts=["compile"])]))
 """
 
 
 def test_what_the_goals_speak_of_is_measured_first(repository) -> None:
     ended = run(repository, "-c", UNITS)
     assert ended.returncode == 0, ended.stderr
-    titles = [title.removesuffix(" 10x512x512") for title in json.loads(ended.stdout)]
-    assert titles[:5] == [
-        "ops bfloat16",
+    full, quick, brief, longer, alone = json.loads(ended.stdout)
+    names = [title.removesuffix(" 10x512x512") for title in brief[1]]
+    assert names == [
+        "ops group_pointwise_conv3d bfloat16",
+        "ops up_conv3d bfloat16",
         "network bfloat16",
+        "compile bfloat16",
+        *(f"peers {name} bfloat16" for name in PEERS),
         "stream network bfloat16",
-        "ops float32",
+        "ops group_pointwise_conv3d float32",
+        "ops focus_search float32",
         "network float32",
+        "network float16",
     ]
-    assert "compile bfloat16" in titles and "compile float32" not in titles
-    assert sum(title.startswith("peers") for title in titles) == 5
+    for _, titles in (full, quick):
+        assert titles[: len(brief[1])] == brief[1] and len(titles) > len(brief[1])
+        assert "compile float32 10x512x512" not in titles
+    # torch.compile gets what the rest leaves, and nothing where that is too little.
+    assert [given[0] for given in (full, quick, brief, longer)] == [150, 75, 0, 65]
+    assert alone == [75, ["compile bfloat16 10x512x512"]]
 
 
 GOALS = """

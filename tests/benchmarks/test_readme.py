@@ -148,42 +148,63 @@ def test_accelerated_networks_are_compared_with_the_faster_stock_format(
 
 def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
     row = {"shape": "10x512x512", "precision": "bfloat16"}
-    seconds = {"gplws graph": [5e-4], "eager": [4e-3, 2e-3, 3e-3], "eager graph": [2e-3]}
-    other = {
-        **row,
-        "part": "compile",
-        "seconds": {"gplws graph": [9.0], "compile max-autotune": [1e-3]},
+    exact = {**row, "precision": "float32"}
+    seconds = {
+        "gplws": [1e-5],
+        "gplws graph": [5e-4],
+        "eager": [4e-3, 2e-3, 3e-3],
+        "eager graph": [2e-3],
     }
+    tf32 = {"gplws graph": [1e-3], "eager": [4e-3], "eager graph tf32": [3e-3], "eager tf32": [9.0]}
+    other = {"gplws graph": [9.0], "compile max-autotune": [1e-3]}
+    peer = {"eager": [9e-3], "autocast": [6e-3]}
     write(
         tmp_path,
         "gpu",
         machine={"torch": "2.11"},
-        device={"gpu": "NVIDIA Z80", "driver": "580.1"},
+        device={"gpu": "NVIDIA Z80", "driver": "580.1", "cuda": "13.0", "cudnn": 91900},
         shape="10x512x512",
         rows=[
+            {**exact, "part": "network", "seconds": tf32},
             {**row, "part": "network", "seconds": seconds},
-            other,
-            {
-                **row,
-                "part": "peers",
-                "what": "fvnet",
-                "seconds": {"eager": [9e-3], "autocast": [6e-3]},
-            },
+            {**row, "part": "network", "seconds": {"gplws graph": [7.0]}, "shape": "1x2x3"},
+            {**row, "part": "compile", "seconds": other},
+            {**row, "part": "peers", "what": "fvnet", "seconds": peer},
             {**row, "part": "peers", "what": "dfvnet", "seconds": {"eager graph": [5e-3]}},
+            {**row, "part": "peers", "what": "ddffnet", "seconds": {}},
             {
                 **row,
                 "part": "stream",
                 "what": "network",
-                "rates": {"a": {"stacks_per_second": 400.4}},
+                "rates": {
+                    "a": {"stacks_per_second": 400.4},
+                    "reconstruct": {"stacks_per_second": 250.0},
+                },
             },
         ],
     )
     shown = section(repository, tmp_path)
-    assert "an NVIDIA Z80 (driver 580.1, torch 2.11)" in " ".join(shown.split())
-    assert "| | gplws, CUDA graph | torch eager | torch.compile, max-autotune |" in shown
-    assert "| bfloat16 | **0.50** | 3.00 (6.0x) | 1.00 (2.0x) |" in shown
-    assert "DFVNet 5.0 ms (10.0x), FVNet 6.0 ms (12.0x)" in " ".join(shown.split())
-    assert "400 a second with the network of the paper in bfloat16" in " ".join(shown.split())
+    lines = [" ".join(line.split()) for line in shown.split("\n\n")]
+    assert "### On a GPU" in lines
+    facts = "(driver 580.1, CUDA 13.0, cuDNN 91900, torch 2.11)"
+    assert f"on one NVIDIA Z80 {facts}; milliseconds" in " ".join(lines)
+    table = [line for line in shown.splitlines() if line.startswith("|")]
+    assert table == [
+        "| | gplws, CUDA graph | stock torch, fastest setting | the same with TF32 "
+        "| torch.compile, max-autotune | fastest published network |",
+        "|---" * 6 + "|",
+        "| bfloat16 | **0.50** | 2.00 (4.0x), eager graph |  | 1.00 (2.0x) "
+        "| 5.00 (10.0x), DFVNet |",
+        "| float32 | **1.00** | 4.00 (4.0x), eager | 3.00 (3.0x), eager graph |  |  |",
+    ]
+    assert "DFVNet 5.0 ms (10.0x), FVNet 6.0 ms (12.0x)." in " ".join(lines)
+    assert "400 a second with the network of the paper in bfloat16" in " ".join(lines)
+    assert "250 a second one by one" in " ".join(lines)
+    assert "No figure from a GPU" not in shown
+
+
+def test_without_figures_of_a_gpu_the_readme_says_so(repository, tmp_path) -> None:
+    assert section(repository, tmp_path).strip() == "No figure from a GPU is known yet."
 
 
 def write(folder: Path, name: str, **content: object) -> None:
