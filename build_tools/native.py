@@ -223,7 +223,8 @@ def _add_cuda_library(
     # nvcc moves every -Xlinker flag before the libraries, so --as-needed cannot be switched back.
     link = ["-shared", "-cudart=static", "-Xlinker", "--no-as-needed"]
     link += ["-Xlinker", "-rpath", "-Xlinker", "$ORIGIN/../torch/lib"]
-    link += [f"-L{torch.lib}", "-ltorch", "-ltorch_cpu"]
+    # The C++ runtime before torch, whose libraries answer for parts of it.
+    link += [f"-L{torch.lib}", "-lstdc++", "-ltorch", "-ltorch_cpu"]
     ninja.build(library, "nvlink", objects, link)
 
 

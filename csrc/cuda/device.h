@@ -171,7 +171,7 @@ __device__ inline uint32_t pack_two_relu(float first, float second) {
 }
 
 // Copies kBytes (4, 8 or 16, aligned) from global to shared memory behind the back of the thread;
-// zeros where `inside` is false, and `source` is then not read.
+// zeros where `inside` is false, and `source` is then not read: it may point anywhere.
 template <int kBytes>
 __device__ inline void copy_async(void* shared, const void* source, bool inside) {
   const int bytes = inside ? kBytes : 0;
@@ -183,6 +183,26 @@ __device__ inline void copy_async(void* shared, const void* source, bool inside)
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)),
                  "l"(source), "n"(kBytes), "r"(bytes)
                  : "memory");
+  }
+}
+
+// The same where `exists`, without a branch. kCached: through the L1 cache also in 16 bytes.
+template <int kBytes, bool kCached = kBytes != 16>
+__device__ inline void copy_async_if(bool exists, void* shared, const void* source, bool inside) {
+  const int bytes = inside ? kBytes : 0;
+  if constexpr (!kCached) {
+    static_assert(kBytes == 16);
+    asm volatile(
+        "{ .reg .pred exists; setp.ne.b32 exists, %3, 0;\n"
+        "@exists cp.async.cg.shared.global [%0], [%1], 16, %2; }" ::"r"(shared_address(shared)),
+        "l"(source), "r"(bytes), "r"(static_cast<int>(exists))
+        : "memory");
+  } else {
+    asm volatile(
+        "{ .reg .pred exists; setp.ne.b32 exists, %4, 0;\n"
+        "@exists cp.async.ca.shared.global [%0], [%1], %2, %3; }" ::"r"(shared_address(shared)),
+        "l"(source), "n"(kBytes), "r"(bytes), "r"(static_cast<int>(exists))
+        : "memory");
   }
 }
 
@@ -209,6 +229,20 @@ template <int kPending>
 __device__ inline void wait_for_copies() {}
 
 #endif  // GPLWS_HAS_TENSOR_KERNELS
+
+// The next kernel's blocks may start from now on, if it was queued so, where there is room.
+__device__ inline void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Until the kernel before has ended, and what it wrote is to be seen.
+__device__ inline void wait_for_kernel_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 #endif  // GPLWS_CUDA_EMULATION
 
@@ -237,16 +271,44 @@ inline cudaError_t count_processors(int* processors) {
   return cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
 }
 
-// Queues kernel(arguments...) and returns its launch error.
+// Queues kernel(arguments...) and returns its launch error. `early`: blocks may start when those of
+// the kernel before have, and call wait_for_kernel_before() until they need what it leaves.
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,
-                   cudaStream_t stream, const Parameters&... arguments) {
+                   cudaStream_t stream, bool early, const Parameters&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
+#ifndef GPLWS_CUDA_EMULATION
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+#else
+  static_cast<void>(early);
+#endif
   return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,
+                   cudaStream_t stream, const Parameters&... arguments) {
+  return launch(kernel, grid, threads, shared_bytes, stream, false, arguments...);
+}
+
+// Whether `kernel`, as it was compiled, waits for the kernel before by itself.
+template <class Kernel>
+bool can_start_early(Kernel kernel) {
+#ifndef GPLWS_CUDA_EMULATION
+  cudaFuncAttributes attributes{};
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+#else
+  static_cast<void>(kernel);
+  return true;
+#endif
 }
 
 }  // namespace gplws::cuda

@@ -14,9 +14,9 @@ constexpr double kTileOverhead = 1.0;
 // What of the sizes of a layer does not depend on types at compile time.
 struct LayerFacts {
   int inputs, groups, outputs, channels_out, stride, parts, blocks;
-  int tile_rows, tile_columns, pair, shared_bytes, pointwise_words;
+  int tile_rows, tile_columns, pair, shared_bytes;
+  int64_t packed_bytes;
   bool relu, pointwise_relu;
-  int64_t conv_words;
   Loading loading;
 };
 
@@ -34,10 +34,9 @@ constexpr LayerFacts facts_of() {
           G::kTileColumns,
           G::kPair,
           G::kSharedBytes,
-          G::kPointwiseWords,
+          int64_t{4} * G::kPackedWords,
           G::kRelu,
           G::kPointwiseRelu,
-          G::kConvWords,
           G::kSizes.loading};
 }
 
@@ -58,14 +57,23 @@ constexpr Candidate kCandidates[] = {
     {ResidentLayer::kDown48, facts_of<ResidentLayer::kDown48>()},
 };
 
+const LayerFacts& facts_of_layer(ResidentLayer layer) {
+  for (const Candidate& candidate : kCandidates)
+    if (candidate.layer == layer) return candidate.facts;
+  return kCandidates[0].facts;  // not reached
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool fits(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& facts) {
   return p.channels == facts.inputs && p.groups == facts.groups && p.middle == facts.outputs &&
          p.pointwise == (facts.channels_out > 0) &&
          p.channels_out == (p.pointwise ? facts.channels_out : facts.outputs) &&
-         p.stride == facts.stride && p.relu == facts.relu &&
-         (!p.pointwise || p.pointwise_relu == facts.pointwise_relu);
+         p.stride == facts.stride;
+}
+
+bool activates_as(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& facts) {
+  return p.relu == facts.relu && (!p.pointwise || p.pointwise_relu == facts.pointwise_relu);
 }
 
 // Whether a pointer and the steps between lines are multiples of so many bytes.
@@ -130,30 +138,42 @@ bool share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limi
 
 }  // namespace
 
+ResidentLayer resident_layer(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits) {
+  if (limits.capability < 80) return ResidentLayer::kNone;
+  for (const Candidate& candidate : kCandidates)
+    if (fits(p, candidate.facts) && candidate.facts.shared_bytes <= limits.shared_bytes)
+      return candidate.layer;
+  return ResidentLayer::kNone;
+}
+
 bool plan_resident(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits,
                    ResidentPlan* plan) {
   *plan = ResidentPlan{};
-  if (limits.capability < 80 || p.residual || p.frames >= INT_MAX / 2) return false;
-  for (const Candidate& candidate : kCandidates) {
-    const LayerFacts& facts = candidate.facts;
-    if (!fits(p, facts) || !takes_layout(p, facts) || facts.shared_bytes > limits.shared_bytes)
-      continue;
-    plan->layer = candidate.layer;
-    plan->conv_words = facts.conv_words;
-    plan->pointwise_words = facts.pointwise_words;
-    return share_out(p, limits, facts, plan);
-  }
-  return false;
+  const ResidentLayer layer = resident_layer(p, limits);
+  if (layer == ResidentLayer::kNone || p.residual || p.frames >= INT_MAX / 2) return false;
+  const LayerFacts& facts = facts_of_layer(layer);
+  if (!activates_as(p, facts) || !takes_layout(p, facts)) return false;
+  plan->layer = layer;
+  plan->packed_bytes = facts.packed_bytes;
+  return share_out(p, limits, facts, plan);
 }
 
-int64_t scratch_bytes(const ResidentPlan& plan) {
-  return 4 * (plan.conv_words + plan.pointwise_words);
+int64_t packed_bytes(ResidentLayer layer) {
+  return layer == ResidentLayer::kNone ? 0 : facts_of_layer(layer).packed_bytes;
+}
+
+cudaError_t pack_resident(const GroupPointwiseConv3dHalfParams& p, FloatType type,
+                          ResidentLayer layer, void* packed, cudaStream_t stream) {
+  return type == FloatType::kBfloat16 ? pack_resident_type<Bfloat16>(p, layer, packed, stream)
+                                      : pack_resident_type<Float16>(p, layer, packed, stream);
 }
 
 cudaError_t launch_resident(const GroupPointwiseConv3dHalfParams& p, FloatType type,
-                            const ResidentPlan& plan, void* scratch, cudaStream_t stream) {
-  return type == FloatType::kBfloat16 ? launch_resident_type<Bfloat16>(p, plan, scratch, stream)
-                                      : launch_resident_type<Float16>(p, plan, scratch, stream);
+                            const ResidentPlan& plan, const void* packed, bool ready,
+                            cudaStream_t stream) {
+  return type == FloatType::kBfloat16
+             ? launch_resident_type<Bfloat16>(p, plan, packed, ready, stream)
+             : launch_resident_type<Float16>(p, plan, packed, ready, stream);
 }
 
 }  // namespace gplws::cuda

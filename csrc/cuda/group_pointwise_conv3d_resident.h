@@ -15,26 +15,40 @@ struct ResidentPlan {
   ResidentLayer layer;
   int tiles_w, tiles_h;  // of the output image
   int segments, frames_per_segment;
-  int64_t tiles;                        // of all images and segments
-  int blocks, parts;                    // of the grid; a part has some of the channels out
-  int64_t conv_words, pointwise_words;  // packed weights, in words of 32 bits
+  int64_t tiles;      // of all images and segments
+  int blocks, parts;  // of the grid; a part has some of the channels out
+  int64_t packed_bytes;
 };
+
+// The layer that has these sizes, if there are kernels for it and room for them on the device.
+ResidentLayer resident_layer(const GroupPointwiseConv3dHalfParams& params,
+                             const DeviceLimits& limits);
 
 // Plans a call, which must have a result that is not empty. False: these kernels cannot do it.
 bool plan_resident(const GroupPointwiseConv3dHalfParams& params, const DeviceLimits& limits,
                    ResidentPlan* plan);
 
-// Bytes of scratch in global memory, 16-byte aligned, that a launch with this plan needs.
-int64_t scratch_bytes(const ResidentPlan& plan);
+// Bytes of the packed weights and biases of a layer.
+int64_t packed_bytes(ResidentLayer layer);
 
-// Queues the kernels on `stream` of the current device and returns their launch error. `y` must
-// not overlap any input.
+// Queues the packing of the weights and biases of `params`, of which only sizes matter beside them,
+// into `packed`, 16-byte aligned, and returns its launch error.
+cudaError_t pack_resident(const GroupPointwiseConv3dHalfParams& params, FloatType type,
+                          ResidentLayer layer, void* packed, cudaStream_t stream);
+
+// Queues the kernel on `stream` of the current device and returns its launch error. `y` must not
+// overlap any input. `ready`: what was packed was complete before anything that is still running.
 cudaError_t launch_resident(const GroupPointwiseConv3dHalfParams& params, FloatType type,
-                            const ResidentPlan& plan, void* scratch, cudaStream_t stream);
+                            const ResidentPlan& plan, const void* packed, bool ready,
+                            cudaStream_t stream);
 
-// The part of the launch for one type.
+// The parts of both for one type.
+template <class T>
+cudaError_t pack_resident_type(const GroupPointwiseConv3dHalfParams& params, ResidentLayer layer,
+                               void* packed, cudaStream_t stream);
 template <class T>
 cudaError_t launch_resident_type(const GroupPointwiseConv3dHalfParams& params,
-                                 const ResidentPlan& plan, void* scratch, cudaStream_t stream);
+                                 const ResidentPlan& plan, const void* packed, bool ready,
+                                 cudaStream_t stream);
 
 }  // namespace gplws::cuda

@@ -21,10 +21,10 @@ constexpr int kPackThreads = 256;
 
 // One word of the packed weights of the 3x3x3 conv: conv[part][share][word of the warp][lane].
 template <class T, ResidentLayer kLayer>
-__device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, int64_t word) {
+__device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, int word) {
   using G = LayerGeometry<kLayer>;
-  const int lane = static_cast<int>(word % kLanesPerWarp);
-  int rest = static_cast<int>(word / kLanesPerWarp);
+  const int lane = word % kLanesPerWarp;
+  int rest = word / kLanesPerWarp;
   const int step_word = rest % G::kStepWords;
   rest /= G::kStepWords;
   const int kernel_plane = rest % kTaps9;  // row of the kernel, then frame
@@ -39,7 +39,7 @@ __device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, in
   const int first = 16 * step + (G::kWords ? 4 * quarter + 2 * half : 8 * half + 2 * quarter);
   uint32_t packed = 0;
   for (int i = 0; i < 2; ++i) {
-    const auto tap = G::tap_of(first + i, lane / 4);
+    const auto tap = G::tap_of(first + i, column.pixel);
     if (tap.column < 0 || column.channel < 0) continue;
     const int m = group * G::kSizes.group_outputs + column.channel;
     const int channel = slice * G::kPlaneChannels + tap.channel;
@@ -74,18 +74,58 @@ __device__ uint32_t packed_pointwise_word(const GroupPointwiseConv3dHalfParams& 
   return packed;
 }
 
-// Weights in the order in which the lanes of a product hold them, padded with zeros.
+// Bias of column `column` of the products of the pointwise conv.
+template <class T, ResidentLayer kLayer>
+__device__ float packed_pointwise_bias(const GroupPointwiseConv3dHalfParams& p, int column) {
+  using G = LayerGeometry<kLayer>;
+  const int tile = column / kTileSize;
+  const int place = tile / G::kOutGroup * G::kOutGroup * kTileSize +
+                    G::place_in_group(tile % G::kOutGroup, column % kTileSize);
+  if (!p.pointwise_bias || place >= G::kUnitOutputs) return 0.0f;
+  constexpr int kChannelsOut = G::kPointwise ? G::kSizes.channels_out : 1;
+  return to_float(static_cast<const T*>(p.pointwise_bias)[place % kChannelsOut]);
+}
+
+// Value `number` of the bias of the 3x3x3 conv: bias[part][share][lane][column].
+template <class T, ResidentLayer kLayer>
+__device__ float packed_bias(const GroupPointwiseConv3dHalfParams& p, int number) {
+  using G = LayerGeometry<kLayer>;
+  const int lane = number / 2 % kLanesPerWarp;
+  const int rest = number / (2 * kLanesPerWarp);
+  const int share = rest % G::kShares, part = rest / G::kShares;
+  const int plane = share / G::kGroupTiles, tile = part * G::kGroupTiles + share % G::kGroupTiles;
+  const auto at = G::column_of(tile, 2 * (lane % 4) + number % 2);
+  // Of several slices, the first one begins with the bias.
+  if (!p.bias || at.channel < 0 || plane % G::kSizes.slices != 0) return 0.0f;
+  const int m = plane / G::kSizes.slices * G::kSizes.group_outputs + at.channel;
+  return to_float(static_cast<const T*>(p.bias)[m]);
+}
+
+// Weights in the order in which the lanes of a product hold them, padded with zeros, and biases.
 template <class T, ResidentLayer kLayer>
 __global__ void __launch_bounds__(kPackThreads)
-    pack_resident_weights_kernel(const __grid_constant__ GroupPointwiseConv3dHalfParams p,
-                                 uint32_t* packed) {
+    pack_resident_kernel(const __grid_constant__ GroupPointwiseConv3dHalfParams p,
+                         uint32_t* packed) {
   using G = LayerGeometry<kLayer>;
-  const int64_t word = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
+  const int word = static_cast<int>(blockIdx.x) * kPackThreads + static_cast<int>(threadIdx.x);
+  if (word >= G::kPackedWords) return;
+  constexpr int kBiases = G::kConvWords + G::kPointwiseWords;
+  constexpr int kConvBiases = G::kConvWords + G::kSharedWords;
+  float value;
   if (word < G::kConvWords) {
     packed[word] = packed_conv_word<T, kLayer>(p, word);
-  } else if (word < G::kConvWords + G::kPointwiseWords) {
-    packed[word] = packed_pointwise_word<T, kLayer>(p, static_cast<int>(word - G::kConvWords));
+    return;
   }
+  if (word < kBiases) {
+    packed[word] = packed_pointwise_word<T, kLayer>(p, word - G::kConvWords);
+    return;
+  }
+  if (word < kConvBiases) {
+    value = packed_pointwise_bias<T, kLayer>(p, word - kBiases);
+  } else {
+    value = packed_bias<T, kLayer>(p, word - kConvBiases);
+  }
+  reinterpret_cast<float*>(packed)[word] = value;
 }
 
 #if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
@@ -111,8 +151,8 @@ struct ResidentWarp {
   const int lane;
   int share, set_w, set_h, position;  // of the warp
   int piece_row;                      // first row of the input that this thread loads
-  int piece_offset;                   // elements from the tile's first column to its piece
-  unsigned char* piece_target;        // where that goes in the first stage
+  int piece_offsets[G::kRowParts];    // elements from the tile's first column to its pieces
+  int piece_places[G::kRowParts];     // bytes from the first stage to where they go
   const unsigned char* operands;      // the lane's part of the first row of the warp's window
 
   // Of the tile.
@@ -140,25 +180,28 @@ struct ResidentWarp {
     set_w = position % G::kSizes.sets_w;
     set_h = position / G::kSizes.sets_w;
 
-    piece_row = thread / G::kRowPieces;
-    const int piece = thread - piece_row * G::kRowPieces;
-    int place;
-    if constexpr (G::kRaw) {
-      piece_offset = piece * (G::kPieceBytes / 2);
-      place = piece * G::kPieceBytes;
-    } else if constexpr (G::kDirect) {
-      constexpr int kPlanePieces = G::kPixelPieces / G::kPlanes;
-      const int pixel = piece / G::kPixelPieces, within = piece - pixel * G::kPixelPieces;
-      const int plane = within / kPlanePieces;
-      piece_offset = pixel * G::kSizes.inputs + within * (G::kPieceBytes / 2);
-      place = plane * G::kPlaneBytes +
-              (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
-              (within - plane * kPlanePieces) * G::kPieceBytes;
-    } else {
-      piece_offset = piece * G::kPair * kPixelElements;
-      place = piece * G::kPair * G::kPixelBytes;
+    piece_row = G::kRowParts > 1 ? 0 : thread / G::kRowPieces;
+#pragma unroll
+    for (int i = 0; i < G::kRowParts; ++i) {
+      const int piece = thread - piece_row * G::kRowPieces + i * G::kThreads;
+      int place;
+      if constexpr (G::kRaw) {
+        piece_offsets[i] = piece * (G::kPieceBytes / 2);
+        place = piece * G::kPieceBytes;
+      } else if constexpr (G::kDirect) {
+        constexpr int kPlanePieces = G::kPixelPieces / G::kPlanes;
+        const int pixel = piece / G::kPixelPieces, within = piece - pixel * G::kPixelPieces;
+        const int plane = within / kPlanePieces;
+        piece_offsets[i] = pixel * G::kSizes.inputs + within * (G::kPieceBytes / 2);
+        place = plane * G::kPlaneBytes +
+                (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
+                (within - plane * kPlanePieces) * G::kPieceBytes;
+      } else {
+        piece_offsets[i] = piece * G::kPair * kPixelElements;
+        place = piece * G::kPair * G::kPixelBytes;
+      }
+      piece_places[i] = piece < G::kRowPieces ? place + piece_row * G::kRowBytes : -1;
     }
-    piece_target = shared + G::kStageOffset + place + piece_row * G::kRowBytes;
     if (piece_row >= G::kRowStep) piece_row = G::kInputRows;  // has none
 
     const int unit = set_w * kUnits + (G::kWords ? lane / 4 : lane % 16);
@@ -171,43 +214,22 @@ struct ResidentWarp {
 
   __device__ void load_weights(const uint32_t* packed) {
     const int part = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
-    const uint32_t* words =
-        packed + static_cast<int64_t>(part * G::kShares + share) * G::kWarpWords * kLanesPerWarp;
+    const uint32_t* words = packed + (part * G::kShares + share) * (G::kWarpWords * kLanesPerWarp);
 #pragma unroll
     for (int k = 0; k < kTaps9; ++k)
 #pragma unroll
       for (int s = 0; s < G::kStepWords; ++s)
         weights[k][s] = words[(k * G::kStepWords + s) * kLanesPerWarp + lane];
 
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int plane = share / G::kGroupTiles,
-                tile = part * G::kGroupTiles + share % G::kGroupTiles;
-      const auto at = G::column_of(tile, 2 * (lane % 4) + j);
-      const int m = plane / G::kSizes.slices * G::kSizes.group_outputs + at.channel;
-      const bool has = p.bias && at.channel >= 0 && plane % G::kSizes.slices == 0;
-      bias[j] = bias[j + 2] = has ? to_float(static_cast<const T*>(p.bias)[m]) : 0.0f;
-    }
+    const auto* biases = reinterpret_cast<const float2*>(packed + G::kConvWords + G::kSharedWords);
+    const float2 two = biases[(part * G::kShares + share) * kLanesPerWarp + lane];
+    bias[0] = bias[2] = two.x;
+    bias[1] = bias[3] = two.y;
 
     if constexpr (G::kPointwise) {
       const auto* from = reinterpret_cast<const uint4*>(packed + G::kConvWords);
       auto* to = reinterpret_cast<uint4*>(shared + G::kPointwiseOffset);
-      for (int i = thread; i < G::kPointwiseWords / 4; i += G::kThreads) to[i] = from[i];
-      // In the order of the columns of the products.
-      auto* pointwise_bias = reinterpret_cast<float*>(shared + G::kPointwiseBiasOffset);
-      for (int i = thread; i < G::kOutTiles * kTileSize; i += G::kThreads) {
-        const int tile = i / kTileSize;
-        const int place = tile / G::kOutGroup * G::kOutGroup * kTileSize +
-                          G::place_in_group(tile % G::kOutGroup, i % kTileSize);
-        const bool has = p.pointwise_bias && place < G::kUnitOutputs;
-        const auto* values = static_cast<const T*>(p.pointwise_bias);
-        pointwise_bias[i] = has ? to_float(values[place % G::kSizes.channels_out]) : 0.0f;
-      }
-    }
-    if constexpr (G::kPadded == 16) {
-      // Padding of pixels meets weights of zero, but must be finite.
-      for (int i = thread * 16; i < kRing * G::kStageBytes; i += G::kThreads * 16)
-        *reinterpret_cast<uint4*>(shared + G::kStageOffset + i) = make_uint4(0u, 0u, 0u, 0u);
+      for (int i = thread; i < G::kSharedWords / 4; i += G::kThreads) to[i] = from[i];
     }
   }
 
@@ -221,16 +243,21 @@ struct ResidentWarp {
     const int64_t image = rest / plan.segments;
     end = min(first + plan.frames_per_segment, static_cast<int>(p.frames));
 
-    const int offset = (column * G::kStride - G::kLead) * kPixelElements + piece_offset;
+    const int offset = (column * G::kStride - G::kLead) * kPixelElements;
     const int h = row * G::kStride - 1 + piece_row;
     source = static_cast<const uint16_t*>(p.x) + image * p.x_strides.batch +
              max(first - 1, 0) * p.x_strides.frame + h * p.x_strides.row + offset;
-    const bool inside = offset >= 0 && offset < static_cast<int>(p.width) * kPixelElements;
     pieces_inside = 0;
 #pragma unroll
-    for (int i = 0; i < G::kPieces; ++i)
-      if (inside && has_piece(i) && h + i * G::kRowStep >= 0 && h + i * G::kRowStep < p.height)
-        pieces_inside |= 1u << i;
+    for (int j = 0; j < G::kRowParts; ++j) {
+      const int from = offset + piece_offsets[j];
+      const bool inside = from >= 0 && from < static_cast<int>(p.width) * kPixelElements;
+#pragma unroll
+      for (int i = 0; i < G::kPieces; ++i) {
+        const int y = h + i * G::kRowStep;
+        if (inside && y >= 0 && y < p.height) pieces_inside |= 1u << (i * G::kRowParts + j);
+      }
+    }
 
     if constexpr (G::kPointwise) {
       const int h = set_h * G::kRows + (G::kExchange ? share % G::kRows : 0);
@@ -266,7 +293,15 @@ struct ResidentWarp {
 
   // ---- input
 
-  __device__ bool has_piece(int i) const { return piece_row + i * G::kRowStep < G::kInputRows; }
+  __device__ bool has_piece(int i, int part = 0) const {
+    return piece_row + i * G::kRowStep < G::kInputRows && piece_places[part] >= 0;
+  }
+
+  // Where piece `i`, `part` of this thread goes in the stage of a slot.
+  __device__ unsigned char* stage_place(int i, int part, int slot) const {
+    return shared + G::kStageOffset + piece_places[part] + slot * G::kStageBytes +
+           i * (G::kRowStep * G::kRowBytes);
+  }
 
   // Where piece `i` of this thread lies in slot `slot` until its channels are set apart.
   __device__ unsigned char* own_place(int i, int slot) const {
@@ -277,25 +312,24 @@ struct ResidentWarp {
   // Starts copying the next input frame, number `frame`, to slot `slot`; none behind `last`.
   __device__ void copy_frame(int frame, int last, int slot) {
     if (frame <= last) {
-      const uint16_t* piece = source;
+      const uint16_t* line = source;
 #pragma unroll
       for (int i = 0; i < G::kPieces; ++i) {
-        const bool inside = (pieces_inside >> i & 1u) != 0;
-        if constexpr (G::kDirect) {
-          if (has_piece(i))
-            copy_async<G::kPieceBytes>(
-                piece_target + slot * G::kStageBytes + i * (G::kRowStep * G::kRowBytes),
-                inside ? piece : static_cast<const uint16_t*>(p.x), inside);
-        } else if (has_piece(i)) {
 #pragma unroll
-          for (int j = 0; j < 3; ++j) {
-            const uint16_t* part = piece + j * (kPlanesIn ? p.x_strides.channel : int64_t{8});
-            copy_async<G::kOwnWords * 4 / 3>(own_place(i, slot) + j * (G::kOwnWords * 4 / 3),
-                                             inside ? part : static_cast<const uint16_t*>(p.x),
-                                             inside);
+        for (int j = 0; j < G::kRowParts; ++j) {
+          const bool inside = (pieces_inside >> (i * G::kRowParts + j) & 1u) != 0;
+          const uint16_t* piece = line + piece_offsets[j];
+          if constexpr (G::kDirect) {
+            copy_async_if<G::kPieceBytes>(has_piece(i, j), stage_place(i, j, slot), piece, inside);
+          } else {
+#pragma unroll
+            for (int k = 0; k < 3; ++k)  // each is half a sector
+              copy_async_if<G::kOwnWords * 4 / 3, true>(
+                  has_piece(i), own_place(i, slot) + k * (G::kOwnWords * 4 / 3),
+                  piece + k * (kPlanesIn ? p.x_strides.channel : int64_t{8}), inside);
           }
         }
-        piece += G::kRowStep * static_cast<int>(p.x_strides.row);
+        line += G::kRowStep * static_cast<int>(p.x_strides.row);
       }
       source += p.x_strides.frame;
     }
@@ -308,7 +342,7 @@ struct ResidentWarp {
 #pragma unroll
     for (int i = 0; i < G::kPieces; ++i) {
       if (!has_piece(i)) continue;
-      unsigned char* to = piece_target + slot * G::kStageBytes + i * (G::kRowStep * G::kRowBytes);
+      unsigned char* to = stage_place(i, 0, slot);
       const unsigned char* own = own_place(i, slot);
       if constexpr (kPlanesIn) {
         const auto* words = reinterpret_cast<const uint32_t*>(own);
@@ -636,10 +670,13 @@ __global__ void __launch_bounds__(LayerGeometry<kLayer>::kThreads,
                                   LayerGeometry<kLayer>::kSizes.blocks)
     group_pointwise_conv3d_resident_kernel(const __grid_constant__ GroupPointwiseConv3dHalfParams p,
                                            const __grid_constant__ ResidentPlan plan,
-                                           const uint32_t* packed) {
+                                           const uint32_t* packed, bool ready) {
 #if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
   ResidentWarp<T, kLayer> warp(p, plan);
-  warp.load_weights(packed);
+  let_next_kernel_start();
+  if (ready) warp.load_weights(packed);
+  wait_for_kernel_before();
+  if (!ready) warp.load_weights(packed);
   for (int64_t tile = blockIdx.x; tile < plan.tiles; tile += gridDim.x) {
     warp.enter_tile(tile);
     __syncthreads();  // shared memory is written, or all warps are done with the last tile
@@ -649,53 +686,73 @@ __global__ void __launch_bounds__(LayerGeometry<kLayer>::kThreads,
 }
 
 template <class T, ResidentLayer kLayer>
-cudaError_t launch_layer(const GroupPointwiseConv3dHalfParams& p, const ResidentPlan& plan,
-                         uint32_t* packed, cudaStream_t stream) {
+struct LayerLauncher {
   using G = LayerGeometry<kLayer>;
-  constexpr int64_t kWords = G::kConvWords + G::kPointwiseWords;
-  cudaError_t error =
-      launch(pack_resident_weights_kernel<T, kLayer>,
-             dim3(static_cast<unsigned>((kWords + kPackThreads - 1) / kPackThreads)), kPackThreads,
-             0, stream, p, packed);
-  if (error != cudaSuccess) return error;
-  const auto kernel = group_pointwise_conv3d_resident_kernel<T, kLayer>;
-  error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kSharedBytes);
-  if (error != cudaSuccess) return error;
-  const uint32_t* weights = packed;
-  return launch(kernel, dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.parts)),
-                G::kThreads, G::kSharedBytes, stream, p, plan, weights);
+
+  static cudaError_t pack(const GroupPointwiseConv3dHalfParams& p, uint32_t* packed,
+                          cudaStream_t stream) {
+    constexpr unsigned kBlocks = (G::kPackedWords + kPackThreads - 1) / kPackThreads;
+    return launch(pack_resident_kernel<T, kLayer>, dim3(kBlocks), kPackThreads, 0, stream, p,
+                  packed);
+  }
+
+  static cudaError_t run(const GroupPointwiseConv3dHalfParams& p, const ResidentPlan& plan,
+                         const uint32_t* packed, bool ready, cudaStream_t stream) {
+    const auto kernel = group_pointwise_conv3d_resident_kernel<T, kLayer>;
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kSharedBytes);
+    if (error != cudaSuccess) return error;
+    static const bool early = can_start_early(kernel);
+    const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.parts));
+    return launch(kernel, grid, G::kThreads, G::kSharedBytes, stream, early, p, plan, packed,
+                  ready);
+  }
+};
+
+// Calls action(launcher) for the launcher of a layer.
+template <class T, class Action>
+cudaError_t with_launcher(ResidentLayer layer, Action action) {
+  using enum ResidentLayer;
+  switch (layer) {
+    case kStem:
+      return action(LayerLauncher<T, kStem>{});
+    case k12:
+      return action(LayerLauncher<T, k12>{});
+    case kHead:
+      return action(LayerLauncher<T, kHead>{});
+    case k24:
+      return action(LayerLauncher<T, k24>{});
+    case k48:
+      return action(LayerLauncher<T, k48>{});
+    case k96:
+      return action(LayerLauncher<T, k96>{});
+    case kDown12:
+      return action(LayerLauncher<T, kDown12>{});
+    case kDown24:
+      return action(LayerLauncher<T, kDown24>{});
+    case kDown48:
+      return action(LayerLauncher<T, kDown48>{});
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace
 
 template <class T>
+cudaError_t pack_resident_type(const GroupPointwiseConv3dHalfParams& p, ResidentLayer layer,
+                               void* packed, cudaStream_t stream) {
+  return with_launcher<T>(layer, [&](auto launcher) {
+    return launcher.pack(p, static_cast<uint32_t*>(packed), stream);
+  });
+}
+
+template <class T>
 cudaError_t launch_resident_type(const GroupPointwiseConv3dHalfParams& p, const ResidentPlan& plan,
-                                 void* scratch, cudaStream_t stream) {
-  auto* packed = static_cast<uint32_t*>(scratch);
-  using enum ResidentLayer;
-  switch (plan.layer) {
-    case kStem:
-      return launch_layer<T, kStem>(p, plan, packed, stream);
-    case k12:
-      return launch_layer<T, k12>(p, plan, packed, stream);
-    case kHead:
-      return launch_layer<T, kHead>(p, plan, packed, stream);
-    case k24:
-      return launch_layer<T, k24>(p, plan, packed, stream);
-    case k48:
-      return launch_layer<T, k48>(p, plan, packed, stream);
-    case k96:
-      return launch_layer<T, k96>(p, plan, packed, stream);
-    case kDown12:
-      return launch_layer<T, kDown12>(p, plan, packed, stream);
-    case kDown24:
-      return launch_layer<T, kDown24>(p, plan, packed, stream);
-    case kDown48:
-      return launch_layer<T, kDown48>(p, plan, packed, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+                                 const void* packed, bool ready, cudaStream_t stream) {
+  return with_launcher<T>(plan.layer, [&](auto launcher) {
+    return launcher.run(p, plan, static_cast<const uint32_t*>(packed), ready, stream);
+  });
 }
 
 }  // namespace gplws::cuda

@@ -42,7 +42,7 @@ constexpr ResidentLayerSizes sizes_of() {
     case k24:
       return {24, 4, 6, 24, 1, 1, 1, 4, 2, 2, 1, kMatrices, kRegroup};
     case k48:
-      return {48, 4, 12, 48, 1, 1, 1, 4, 1, 2, 1, kMatrices, kCopies8};
+      return {48, 4, 12, 48, 1, 1, 1, 4, 1, 1, 1, kMatrices, kCopies8};
     case k96:
       return {96, 4, 24, 96, 1, 1, 1, 4, 1, 1, 1, kMatrices, kCopies16};
     case kDown12:
@@ -71,14 +71,13 @@ struct LayerGeometry {
   // A plane of shared memory holds the channels in of a group, or of a slice.
   static constexpr int kPlanes = kSizes.groups * kSizes.slices;
   static constexpr int kPlaneChannels = kSizes.inputs / kPlanes;
-  // With three channels, two neighbouring pixels share a row of the product.
-  static constexpr int kPair = kPlaneChannels == 3 ? 2 : 1;
+  // With three or twelve channels out, two neighbouring pixels share a row of the product: fewer
+  // of its columns are padding.
+  static constexpr int kPair =
+      kStride == 1 && kPlaneChannels % 12 != 6 && kPlaneChannels <= 12 ? 2 : 1;
   // Values of a pixel in the inner dimension, and what it takes in shared memory.
-  static constexpr int kPadded = kPlaneChannels == 3                    ? 4
-                                 : kPlaneChannels == 6                  ? 8
-                                 : kPlaneChannels == 12 && kStride == 1 ? 16
-                                                                        : kPlaneChannels;
-  static constexpr int kPixelBytes = kWords ? 4 : kPadded == 16 ? 48 : 2 * kPadded;
+  static constexpr int kPadded = kPlaneChannels == 3 ? 4 : kPlaneChannels == 6 ? 8 : kPlaneChannels;
+  static constexpr int kPixelBytes = kWords ? 4 : 2 * kPadded;
   // Words of two channels lie apart: those of all pixels side by side.
   static constexpr int kSubplanes = kWords ? kPadded / 2 : 1;
   // At stride 2 even and odd columns lie apart, unless neighbouring rows of the product meet
@@ -96,9 +95,11 @@ struct LayerGeometry {
   static constexpr int kSteps = kFullSteps + (kHalfStep ? 1 : 0);
   static constexpr int kStepWords = 2 * kFullSteps + (kHalfStep ? 1 : 0);
 
-  // The products' columns. A warp has one tile of a plane: its share.
+  // The products' columns. A warp has one tile of a plane: its share. Three channels of each pixel
+  // of a pair are padded to four, as the pixels are.
+  static constexpr int kPadOutputs = kPlaneChannels == 3 ? 4 : kSizes.group_outputs;
   static constexpr int kGroupTiles =
-      kPair == 2 ? 1 : (kSizes.group_outputs / kSizes.parts + kTileSize - 1) / kTileSize;
+      (kPair * kPadOutputs / kSizes.parts + kTileSize - 1) / kTileSize;
   static constexpr int kTiles = kSizes.groups * kGroupTiles;  // of a block
   static constexpr int kShares = kPlanes * kGroupTiles;
   static constexpr int kWarpWords = kTaps9 * kStepWords;
@@ -112,9 +113,8 @@ struct LayerGeometry {
   static constexpr int kInputRows = (kTileRows - 1) * kStride + 3;
   static constexpr int kWarpInputRows = (kRows - 1) * kStride + 3;
   // Input columns in shared memory; so many lie before the first of the tile times the stride.
-  static constexpr int kLead = kPair + kSkipped;
-  static constexpr int kInputColumns =
-      (kTileColumns - 1) * kStride + 3 + (kPair == 2 ? 2 : kSkipped);
+  static constexpr int kLead = kWords ? 2 : 1 + kSkipped;
+  static constexpr int kInputColumns = (kTileColumns - 1) * kStride + 3 + (kWords ? 2 : kSkipped);
   static constexpr int kOddPlace = (kInputColumns + 1) / 2;
   static constexpr int kRowBytes = kInputColumns * kPixelBytes;
   static constexpr int kSubplaneBytes = kInputRows * kRowBytes;
@@ -132,7 +132,8 @@ struct LayerGeometry {
   static constexpr int kRowPieces = kRaw      ? kRowBytes / kPieceBytes
                                     : kDirect ? kInputColumns * kPixelPieces
                                               : kInputColumns / kPair;
-  static constexpr int kRowStep = kThreads / kRowPieces;
+  static constexpr int kRowStep = kThreads < kRowPieces ? 1 : kThreads / kRowPieces;
+  static constexpr int kRowParts = (kRowPieces + kThreads - 1) / kThreads;  // of a thread in a row
   static constexpr int kPieces = (kInputRows + kRowStep - 1) / kRowStep;
   // Else each thread copies its pieces to a place of its own first, and sets their channels apart:
   // two pixels of three channels in a group, one of six, or two of three planes.
@@ -172,11 +173,18 @@ struct LayerGeometry {
   static constexpr int kStageOffset = kMiddleOffset + kRing * kMiddleBytes;
   static constexpr int kOwnOffset = kStageOffset + kRing * kStageBytes;
   static constexpr int kSharedBytes = kOwnOffset + kRing * kOwnBytes;
-  static constexpr int64_t kConvWords =
-      int64_t{kSizes.parts} * kShares * kWarpWords * kLanesPerWarp;
 
+  // What is packed: weights of the conv in the order of registers; those of the pointwise conv and
+  // its bias as they go to shared memory; the conv's bias, two values of each lane.
+  static constexpr int kConvWords = kSizes.parts * kShares * kWarpWords * kLanesPerWarp;
+  static constexpr int kSharedWords = kPointwise ? kPointwiseWords + kOutTiles * kTileSize : 0;
+  static constexpr int kBiasWords = kSizes.parts * kShares * kLanesPerWarp * 2;
+  static constexpr int kPackedWords = kConvWords + kSharedWords + kBiasWords;
+
+  static_assert(kSharedWords % 4 == 0 && kConvWords % 4 == 0);
   static_assert(!kExchange || kRows * kOutGroups == kShares);
-  static_assert(kRowPieces <= kThreads && kThreads <= 1024);
+  static_assert(kRowParts <= 2 && (kDirect || kRowParts == 1) && kThreads <= 1024);
+  static_assert(kPieces * kRowParts <= 32);
   static_assert(kMiddleOffset % 16 == 0 && kPointwiseBiasOffset % 16 == 0);
   static_assert(kMiddleBytes % 16 == 0 && kStageBytes % 16 == 0);
   static_assert(kWords || kRowBytes % 16 == 0);
@@ -184,20 +192,17 @@ struct LayerGeometry {
 
   // Byte at which step `step` of the inner dimension begins, from the window's first one.
   static constexpr int step_offset(int step) {
-    if (kPadded == 16) return kPixelBytes * step;
     return kSplit && step >= 3 ? kOddPlace * kPixelBytes + 32 * (step - 3) : 32 * step;
   }
 
   struct Tap {
     int column, channel;  // of the kernel, of the plane; -1: none
   };
-  // What value `value` of the inner dimension is multiplied by, for column `n` of the product.
-  static constexpr Tap tap_of(int value, int n) {
+  // What value `value` of the inner dimension is multiplied by, for pixel `pixel` of a pair.
+  static constexpr Tap tap_of(int value, int pixel) {
     const int place = value / kPadded, channel = value % kPadded;
-    int column = place - kSkipped;
-    if (kPair == 2) column -= n / kPadded;
     // Split columns: those of the even places lie side by side, 0 and 2, then 1.
-    if (kSplit) column = 2 * place % 3;
+    const int column = kSplit ? 2 * place % 3 : place - kSkipped - pixel;
     const bool exists = place < kColumns && column >= 0 && column < 3 && channel < kPlaneChannels;
     return exists ? Tap{column, channel} : Tap{-1, -1};
   }
@@ -206,8 +211,9 @@ struct LayerGeometry {
     int pixel, channel;  // -1: none
   };
   static constexpr Column column_of(int tile, int n) {
-    const int channel = kPair == 2 ? n % kPadded : tile * kTileSize + n;
-    return {kPair == 2 ? n / kPadded : 0, channel < kSizes.group_outputs ? channel : -1};
+    const int number = tile * kTileSize + n;
+    const int pixel = number / kPadOutputs, channel = number % kPadOutputs;
+    return {pixel, pixel < kPair && channel < kSizes.group_outputs ? channel : -1};
   }
   // Place among the values of a unit that column `n` of tile `tile` of a group of them stands for:
   // a lane's columns 2 (lane % 4) and the next of all tiles are to lie side by side.

@@ -292,6 +292,7 @@ __global__ void __launch_bounds__(kMaxWarps* kLanesPerWarp,
     up_conv3d_half_kernel(const __grid_constant__ UpConv3dParams p,
                           const __grid_constant__ Plan plan) {
 #if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
+  let_next_kernel_start();
   walk_through_frames<T, kDense>(p, plan);
 #endif
 }

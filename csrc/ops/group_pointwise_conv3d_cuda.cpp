@@ -22,6 +22,9 @@ struct Options {
   bool relu, pointwise_relu, residual_relu;
 };
 
+// Weights that were packed for the tensor cores before; null: none.
+using Packed = const Tensor*;
+
 // What the params of the float32 and of the half-precision kernels have in common: all but the
 // pointers.
 template <class Params>
@@ -62,9 +65,9 @@ void convolve_float32(const GroupPointwiseConv3dSizes& s, const Operands& operan
   STD_CUDA_CHECK(cuda::launch_group_pointwise_conv3d(p, stream));
 }
 
-// False where the tensor cores cannot do it: on old devices, and with very many channels.
-bool convolve_half(const GroupPointwiseConv3dSizes& s, const Operands& operands,
-                   const Options& options, Tensor& y, cudaStream_t stream) {
+cuda::GroupPointwiseConv3dHalfParams half_params_of(const GroupPointwiseConv3dSizes& s,
+                                                    const Operands& operands,
+                                                    const Options& options, Tensor& y) {
   auto p = params_of<cuda::GroupPointwiseConv3dHalfParams>(s, operands, options, y);
   p.x = operands.x.const_data_ptr();
   p.weight = operands.weight.const_data_ptr();
@@ -73,21 +76,35 @@ bool convolve_half(const GroupPointwiseConv3dSizes& s, const Operands& operands,
   p.pointwise_bias = data_or_null(operands.pointwise_bias);
   p.residual = data_or_null(operands.residual);
   p.y = y.mutable_data_ptr();
+  return p;
+}
+
+// False where the tensor cores cannot do it: on old devices, and with very many channels.
+bool convolve_half(const GroupPointwiseConv3dSizes& s, const Operands& operands,
+                   const Options& options, Packed packed, Tensor& y, cudaStream_t stream) {
+  const auto p = half_params_of(s, operands, options, y);
   cuda::DeviceLimits limits;
   STD_CUDA_CHECK(cuda::device_limits(&limits));
   const cuda::FloatType type = float_type_of(operands.x);
-  const auto scratch_of = [&](const auto& plan) {
-    return empty_on_device_of(operands.x, {cuda::scratch_bytes(plan)}, ScalarType::Byte);
+  const auto scratch_of = [&](int64_t bytes) {
+    return empty_on_device_of(operands.x, {bytes}, ScalarType::Byte);
   };
   cuda::ResidentPlan resident;
   if (cuda::plan_resident(p, limits, &resident)) {
-    Tensor scratch = scratch_of(resident);
-    STD_CUDA_CHECK(cuda::launch_resident(p, type, resident, scratch.mutable_data_ptr(), stream));
+    if (packed && packed->numel() == resident.packed_bytes) {
+      STD_CUDA_CHECK(
+          cuda::launch_resident(p, type, resident, packed->const_data_ptr(), true, stream));
+      return true;
+    }
+    Tensor scratch = scratch_of(resident.packed_bytes);
+    void* weights = scratch.mutable_data_ptr();
+    STD_CUDA_CHECK(cuda::pack_resident(p, type, resident.layer, weights, stream));
+    STD_CUDA_CHECK(cuda::launch_resident(p, type, resident, weights, false, stream));
     return true;
   }
   cuda::HalfPlan plan;
   if (!cuda::plan_group_pointwise_conv3d_half(p, limits, &plan)) return false;
-  Tensor scratch = scratch_of(plan);
+  Tensor scratch = scratch_of(cuda::scratch_bytes(plan));
   STD_CUDA_CHECK(
       cuda::launch_group_pointwise_conv3d_half(p, type, plan, scratch.mutable_data_ptr(), stream));
   return true;
@@ -101,7 +118,8 @@ OptionalTensor floats_where_they_lie(const OptionalTensor& t) {
 template <class MakeResult>
 Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                 const OptionalTensor& pointwise_weight, const OptionalTensor& pointwise_bias,
-                const OptionalTensor& residual, const Options& options, MakeResult make_result) {
+                const OptionalTensor& residual, Packed packed, const Options& options,
+                MakeResult make_result) {
   const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
       x, weight, bias, pointwise_weight, pointwise_bias, residual, options.groups, options.stride);
   for (const int64_t size :
@@ -121,7 +139,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bia
                             contiguous_or_none(pointwise_weight),
                             contiguous_or_none(pointwise_bias),
                             residual};
-    if (convolve_half(s, operands, options, y, stream.get())) return y;
+    if (convolve_half(s, operands, options, packed, y, stream.get())) return y;
   }
   const Tensor floats = half ? torch::stable::to(x, ScalarType::Float) : x;
   const Operands operands{floats,
@@ -146,7 +164,7 @@ Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
                                    const OptionalTensor& pointwise_bias,
                                    const OptionalTensor& residual, int64_t groups, int64_t stride,
                                    bool relu, bool pointwise_relu, bool residual_relu) {
-  return convolve(x, weight, bias, pointwise_weight, pointwise_bias, residual,
+  return convolve(x, weight, bias, pointwise_weight, pointwise_bias, residual, nullptr,
                   {groups, stride, relu, pointwise_relu, residual_relu},
                   [&](const GroupPointwiseConv3dSizes& s) {
                     return empty_on_device_of(x, s.output(), x.scalar_type(), followed_format(x));
@@ -160,7 +178,7 @@ void group_pointwise_conv3d_out_cuda(const Tensor& x, const Tensor& weight,
                                      const OptionalTensor& residual, int64_t groups, int64_t stride,
                                      bool relu, bool pointwise_relu, bool residual_relu,
                                      Tensor out) {
-  convolve(x, weight, bias, pointwise_weight, pointwise_bias, residual,
+  convolve(x, weight, bias, pointwise_weight, pointwise_bias, residual, nullptr,
            {groups, stride, relu, pointwise_relu, residual_relu},
            [&](const GroupPointwiseConv3dSizes& s) {
              check_out_in_any_format("group_pointwise_conv3d", out, x, s.output());
@@ -168,11 +186,60 @@ void group_pointwise_conv3d_out_cuda(const Tensor& x, const Tensor& weight,
            });
 }
 
+void group_pointwise_conv3d_packed_cuda(const Tensor& x, const Tensor& weight,
+                                        const OptionalTensor& bias,
+                                        const OptionalTensor& pointwise_weight,
+                                        const OptionalTensor& pointwise_bias, const Tensor& packed,
+                                        int64_t groups, int64_t stride, bool relu,
+                                        bool pointwise_relu, Tensor out) {
+  check_device("group_pointwise_conv3d", packed, "packed", x, "x");
+  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && is_dense(packed, {0}),
+                  "group_pointwise_conv3d: packed must be what pack_group_pointwise_conv3d made");
+  convolve(x, weight, bias, pointwise_weight, pointwise_bias, std::nullopt, &packed,
+           {groups, stride, relu, pointwise_relu, false}, [&](const GroupPointwiseConv3dSizes& s) {
+             check_out_in_any_format("group_pointwise_conv3d", out, x, s.output());
+             return out;
+           });
+}
+
+Tensor pack_group_pointwise_conv3d_cuda(const Tensor& weight, const OptionalTensor& bias,
+                                        const OptionalTensor& pointwise_weight,
+                                        const OptionalTensor& pointwise_bias, int64_t groups,
+                                        int64_t stride) {
+  STD_TORCH_CHECK(weight.dim() == 5 && groups >= 1,
+                  "pack_group_pointwise_conv3d: weight must be 5-D and groups positive");
+  const CudaStream stream(weight);
+  const bool half = weight.scalar_type() != ScalarType::Float;
+  // One voxel of these channels: only the sizes of the layer matter.
+  Tensor x =
+      empty_on_device_of(weight, {1, weight.size(1) * groups, 1, 1, 1}, weight.scalar_type());
+  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
+      x, weight, bias, pointwise_weight, pointwise_bias, std::nullopt, groups, stride);
+  const Operands operands{x,
+                          torch::stable::contiguous(weight),
+                          contiguous_or_none(bias),
+                          contiguous_or_none(pointwise_weight),
+                          contiguous_or_none(pointwise_bias),
+                          std::nullopt};
+  const auto p = half_params_of(s, operands, {groups, stride, false, false, false}, x);
+  cuda::DeviceLimits limits;
+  STD_CUDA_CHECK(cuda::device_limits(&limits));
+  const cuda::ResidentLayer layer =
+      half ? cuda::resident_layer(p, limits) : cuda::ResidentLayer::kNone;
+  Tensor packed = empty_on_device_of(weight, {cuda::packed_bytes(layer)}, ScalarType::Byte);
+  if (layer != cuda::ResidentLayer::kNone)
+    STD_CUDA_CHECK(cuda::pack_resident(p, float_type_of(weight), layer, packed.mutable_data_ptr(),
+                                       stream.get()));
+  return packed;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(gplws, CUDA, m) {
   m.impl("group_pointwise_conv3d", TORCH_BOX(&group_pointwise_conv3d_cuda));
   m.impl("group_pointwise_conv3d.out", TORCH_BOX(&group_pointwise_conv3d_out_cuda));
+  m.impl("group_pointwise_conv3d.packed", TORCH_BOX(&group_pointwise_conv3d_packed_cuda));
+  m.impl("pack_group_pointwise_conv3d", TORCH_BOX(&pack_group_pointwise_conv3d_cuda));
 }
 
 }  // namespace gplws

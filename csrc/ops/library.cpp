@@ -10,6 +10,13 @@ STABLE_TORCH_LIBRARY(gplws, m) {
       "group_pointwise_conv3d.out(Tensor x, Tensor weight, Tensor? bias, Tensor? pointwise_weight, "
       "Tensor? pointwise_bias, Tensor? residual, int groups, int stride, bool relu, "
       "bool pointwise_relu, bool residual_relu, Tensor(a!) out) -> ()");
+  m.def(
+      "group_pointwise_conv3d.packed(Tensor x, Tensor weight, Tensor? bias, "
+      "Tensor? pointwise_weight, Tensor? pointwise_bias, Tensor packed, int groups, int stride, "
+      "bool relu, bool pointwise_relu, Tensor(a!) out) -> ()");
+  m.def(
+      "pack_group_pointwise_conv3d(Tensor weight, Tensor? bias, Tensor? pointwise_weight, "
+      "Tensor? pointwise_bias, int groups, int stride) -> Tensor");
   m.def("up_conv3d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int groups) -> Tensor");
   m.def(
       "up_conv3d.out(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int groups, "

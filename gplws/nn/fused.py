@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
+from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weights
 from gplws.ops.up_conv3d import up_conv3d
+
+
+class _PackedWeights:
+    """Weights and biases of a conv in the order of the tensor cores of a GPU, kept between calls.
+
+    They are packed anew when one of them was changed or replaced.
+    """
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._given: list[Tensor] = []  # their memory; nothing else can come to lie there
+        self._packed: Tensor | None = None
+
+    def get(self, x: Tensor, *tensors: Tensor | None, groups: int, stride: int) -> Tensor | None:
+        """What ``group_pointwise_conv3d`` takes as ``packed`` for ``x``, or None."""
+        given = [tensor for tensor in tensors if tensor is not None]
+        if not x.is_cuda or x.dtype == torch.float32 or torch.is_grad_enabled():
+            return None
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
+            return None
+        # Who changes an inference tensor leaves no trace.
+        if any(tensor.is_inference() for tensor in given):
+            return None
+        key = [
+            (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in given
+        ]
+        if key != self._key:
+            if torch.cuda.is_current_stream_capturing():
+                return None  # what is recorded now is not there before it is replayed
+            weight, *others = tensors
+            assert weight is not None
+            self._packed = pack_weights(weight, *others, groups=groups, stride=stride)
+            self._key, self._given = key, [tensor.detach() for tensor in given]
+        return self._packed
 
 
 class FusedConv3d(nn.Module):
@@ -26,9 +63,13 @@ class FusedConv3d(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
         self.groups, self.stride, self.relu = groups, stride, relu
+        self._packed = _PackedWeights()
 
     def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         """(B, C, N, H, W) -> (B, M, N, ceil(H / stride), ceil(W / stride)), into ``out``."""
+        packed = self._packed.get(
+            x, self.weight, self.bias, None, None, groups=self.groups, stride=self.stride
+        )
         return group_pointwise_conv3d(
             x,
             self.weight,
@@ -36,6 +77,7 @@ class FusedConv3d(nn.Module):
             groups=self.groups,
             stride=self.stride,
             relu=self.relu,
+            packed=packed,
             out=out,
         )
 
@@ -74,9 +116,12 @@ class FusedGroupParallel3d(nn.Module):
         self.pointwise_weight = nn.Parameter(pointwise_weight)
         self.pointwise_bias = nn.Parameter(pointwise_bias)
         self.groups, self.pointwise_relu = groups, pointwise_relu
+        self._packed = _PackedWeights()
 
     def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         """(B, C, N, H, W) -> (B, K, N, H, W), into ``out`` where it is given."""
+        tensors = (self.weight, self.bias, self.pointwise_weight, self.pointwise_bias)
+        packed = self._packed.get(x, *tensors, groups=self.groups, stride=1)
         return group_pointwise_conv3d(
             x,
             self.weight,
@@ -85,6 +130,7 @@ class FusedGroupParallel3d(nn.Module):
             self.pointwise_bias,
             groups=self.groups,
             pointwise_relu=self.pointwise_relu,
+            packed=packed,
             out=out,
         )
 

@@ -5,7 +5,7 @@
 
 from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 from gplws.ops.focus_search import focus_search
-from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
+from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weights
 from gplws.ops.reference import FocusSearchResult, Refinement
 from gplws.ops.spline_smooth import spline_smooth
 from gplws.ops.up_conv3d import up_conv3d
@@ -16,6 +16,7 @@ __all__ = [
     "conv3d_weight_gradient",
     "focus_search",
     "group_pointwise_conv3d",
+    "pack_weights",
     "spline_smooth",
     "up_conv3d",
 ]

@@ -78,7 +78,10 @@ def require_out(
     name: str = "out",
     channels_last: bool = False,
 ) -> None:
-    """Raise unless ``out`` takes this shape and dtype, in a format that is allowed."""
+    """Raise unless ``out`` can take a result of this shape and dtype.
+
+    It must be contiguous, or may be channels_last_3d with ``channels_last``.
+    """
     require_shape(op, name, out, shape, "the shape of the result")
     if out.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {dtype} as the result, got {out.dtype}")

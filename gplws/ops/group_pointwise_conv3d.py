@@ -39,6 +39,7 @@ def group_pointwise_conv3d(
     relu: bool = True,
     pointwise_relu: bool = True,
     residual_relu: bool = False,
+    packed: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Grouped 3x3x3 conv, then pointwise (1x1x1) conv, without storing what lies between.
@@ -66,6 +67,8 @@ def group_pointwise_conv3d(
         relu: apply ReLU after the 3x3x3 conv.
         pointwise_relu: apply ReLU after the pointwise conv.
         residual_relu: apply ReLU after adding ``residual``.
+        packed: what :func:`pack_weights` made of these weights and biases; saves packing them
+            again. Then nothing is differentiable, and there is no ``residual``.
         out: tensor of the result's shape and dtype to write into, contiguous or, on CUDA,
             channels_last_3d; not differentiable.
 
@@ -131,24 +134,57 @@ def group_pointwise_conv3d(
     shape = _output_shape(x, weight, pointwise_weight, stride)
     if residual is not None:
         require_shape(op, "residual", residual, shape, "the shape of the result")
-    arguments = (
-        x,
-        weight,
-        bias,
-        pointwise_weight,
-        pointwise_bias,
-        residual,
-        groups,
-        stride,
-        relu,
-        pointwise_relu,
-        residual_relu,
-    )
+    tensors = (x, weight, bias, pointwise_weight, pointwise_bias)
+    options = (groups, stride, relu, pointwise_relu)
+    if out is None and packed is None:
+        return _OP.default(*tensors, residual, *options, residual_relu)
     if out is None:
-        return _OP.default(*arguments)
+        layout = torch.channels_last_3d if follows_channels_last(x) else torch.contiguous_format
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
     require_out(op, out, shape, x.dtype, channels_last=out.is_cuda)
-    _OP.out(*arguments, out)
+    if packed is None:
+        _OP.out(*tensors, residual, *options, residual_relu, out)
+    elif residual is None:
+        _OP.packed(*tensors, packed, *options, out)
+    else:
+        raise ValueError(f"{op}: packed weights come without residual")
     return out
+
+
+def pack_weights(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    pointwise_weight: Tensor | None = None,
+    pointwise_bias: Tensor | None = None,
+    *,
+    groups: int = 1,
+    stride: int = 1,
+) -> Tensor:
+    """Weights and biases of :func:`group_pointwise_conv3d` as the tensor cores of a GPU read them.
+
+    Without them each call packs anew. They are complete when this returns.
+
+    Args:
+        weight: as for :func:`group_pointwise_conv3d`, on CUDA; so are the others.
+        bias: likewise, or None.
+        pointwise_weight: likewise, or None.
+        pointwise_bias: likewise, or None.
+        groups: of the 3x3x3 conv.
+        stride: of the 3x3x3 conv.
+
+    Returns:
+        (bytes,) uint8; empty where no kernel reads packed weights: then nothing is to be saved.
+
+    Raises:
+        ValueError: ``weight`` is not on CUDA.
+    """
+    if not weight.is_cuda:
+        raise ValueError(f"pack_weights: weight must be on CUDA, got {weight.device}")
+    tensors = (weight, bias, pointwise_weight, pointwise_bias)
+    packed = torch.ops.gplws.pack_group_pointwise_conv3d(*tensors, groups, stride)
+    # Kernels read them without waiting for the stream that they were made on.
+    torch.cuda.current_stream(weight.device).synchronize()
+    return packed
 
 
 def _output_shape(

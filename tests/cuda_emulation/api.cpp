@@ -117,9 +117,12 @@ GPLWS_EXPORT int emulate_resident_conv3d(void* const* tensors, const int64_t* nu
                           plan.parts};
   for (const int64_t fact : told) *facts++ = fact;
   if (launches == 0) return cudaSuccess;
-  std::vector<uint4> scratch(static_cast<size_t>(scratch_bytes(plan) / 16),
-                             uint4{~0u, ~0u, ~0u, ~0u});
-  return launch_resident(p, static_cast<FloatType>(type), plan, scratch.data(), nullptr);
+  std::vector<uint4> packed(static_cast<size_t>(plan.packed_bytes / 16 + 1),
+                            uint4{~0u, ~0u, ~0u, ~0u});
+  const auto of = static_cast<FloatType>(type);
+  const cudaError_t error = pack_resident(p, of, plan.layer, packed.data(), nullptr);
+  if (error != cudaSuccess) return error;
+  return launch_resident(p, of, plan, packed.data(), false, nullptr);
 }
 
 // tensors: x, weight, bias, residual, y; numbers: strides of x, residual and y, batch, channels,

@@ -104,6 +104,8 @@ uint16_t bits_of(float value, bool bfloat16);
   void multiply_add_8(T, const MatrixA& a, uint32_t b, float (&sums)[4]) {                    \
     emulation::multiply_add(a.words, &b, 8, std::is_same_v<T, Bfloat16>, sums);               \
   }                                                                                           \
+  inline void let_next_kernel_start() {}                                                      \
+  inline void wait_for_kernel_before() {}                                                     \
   template <class T>                                                                          \
   uint32_t pack_two_relu(float first, float second) {                                         \
     const float a = first < 0.0f ? 0.0f : first, b = second < 0.0f ? 0.0f : second;           \
@@ -113,6 +115,10 @@ uint16_t bits_of(float value, bool bfloat16);
   template <int kBytes>                                                                       \
   void copy_async(void* shared, const void* source, bool inside) {                            \
     emulation::copy_async(shared, source, kBytes, inside);                                    \
+  }                                                                                           \
+  template <int kBytes, bool kCached = true>                                                  \
+  void copy_async_if(bool exists, void* shared, const void* source, bool inside) {            \
+    if (exists) emulation::copy_async(shared, source, kBytes, inside);                        \
   }                                                                                           \
   inline void commit_copies() { emulation::commit_copies(); }                                 \
   template <int kPending>                                                                     \
