@@ -20,6 +20,7 @@ from gplws.ops import (
     Refinement,
     focus_search,
     group_pointwise_conv3d,
+    pack_weights,
     reference,
     up_conv3d,
 )
@@ -251,6 +252,38 @@ def test_half_layers_of_the_network_give_the_same_bits_beside_other_work(
         op(*tensors, out=y)
         assert torch.equal(y, expected)
     busy.synchronize()
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_weights_packed_before_give_the_same_bits(name: str) -> None:
+    tensors, op = network_layer(name, torch.bfloat16)
+    x, *weights, residual = tensors
+    assert x is not None and residual is None
+    expected, got = (not_yet(op(*tensors), torch.channels_last_3d) for _ in range(2))
+    op(*tensors, out=expected)
+    packed = pack_weights(*weights, groups=op.keywords["groups"], stride=op.keywords["stride"])
+    op(*tensors, packed=packed, out=got)
+    assert torch.equal(got, expected)
+
+
+@torch.no_grad()
+def test_fused_layers_see_that_their_weights_were_changed() -> None:
+    layer = GPLWSNet().eval().fuse().cuda().bfloat16().middle[0]
+    x = torch.rand(1, 96, 4, 12, 40, device="cuda").bfloat16()
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+
+    def computed_anew() -> Tensor:
+        return copy.deepcopy(layer)(x)
+
+    before = layer(x)
+    assert torch.equal(before, computed_anew())
+    layer.weight.mul_(0.5)
+    halved = layer(x)
+    assert torch.equal(halved, computed_anew()) and not torch.equal(halved, before)
+    layer.load_state_dict({name: -value for name, value in layer.state_dict().items()})
+    assert torch.equal(layer(x), computed_anew())
+    layer.pointwise_weight = torch.nn.Parameter(torch.ones_like(layer.pointwise_weight))
+    assert torch.equal(layer(x), computed_anew())
 
 
 @pytest.mark.parametrize("name", NETWORK)
