@@ -176,21 +176,29 @@ class EmulatedCuda:
         bias: Tensor | None = None,
         pointwise_weight: Tensor | None = None,
         pointwise_bias: Tensor | None = None,
+        residual: Tensor | None = None,
         *,
         groups: int = 1,
         stride: int = 1,
         relu: bool = True,
         pointwise_relu: bool = True,
+        out: Tensor | None = None,
+        launch: bool = True,
     ) -> Tensor | None:
-        """As the op, in channels_last_3d; None where the kernels of compiled sizes cannot do it."""
+        """As the op, in channels_last_3d; None where the kernels of compiled sizes cannot do it.
+
+        ``out`` takes the result in other layouts; it has no guards. Without ``launch`` nothing is
+        written, but there is a plan.
+        """
         call = _ConvCall(
             x,
-            (weight, bias, pointwise_weight, pointwise_bias, None),
+            (weight, bias, pointwise_weight, pointwise_bias, residual),
             (groups, stride, pointwise_weight is not None, relu, pointwise_relu, False),
-            _guarded_last,
+            _guarded_last if out is None else lambda _, dtype: (out, _guarded((0,), dtype)[1]),
         )
         facts = (ctypes.c_int64 * len(ResidentPlan._fields))()
-        code = self._call("emulate_resident_conv3d", *call.arguments, _TYPES[x.dtype], facts)
+        name, options = "emulate_resident_conv3d", (_TYPES[x.dtype], int(launch))
+        code = self._call(name, *call.arguments, *options, facts)
         self.resident_plan = ResidentPlan(*facts)
         return call.result(code)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -241,6 +243,273 @@ def test_old_devices_and_too_many_channels_are_left_to_float32(cuda: EmulatedCud
     case = ConvCase((1, 5000, 1, 1, 1), 2, groups=2)
     tensors = operands(case, torch.float16, torch.channels_last_3d)
     assert cuda.group_pointwise_conv3d(*tensors, **case.options) is None
+
+
+ONE_BLOCK = Device(processors=0)  # which walks through all frames of all tiles
+
+
+def resident_case(name: str, size: tuple[int, int, int, int], bias: bool = True) -> ConvCase:
+    full = NETWORK[name][0]
+    batch, frames, height, width = size
+    shape = (batch, full.size[1], frames, full.stride * height, full.stride * width)
+    return ConvCase(
+        shape, full.middle, full.channels_out, full.groups, full.stride, False, bias
+    )  # fmt: skip
+
+
+def resident_call(
+    name: str, case: ConvCase, dtype: torch.dtype
+) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
+    """Operands as the network has them, and its options."""
+    layout = torch.contiguous_format if name == "stem" else torch.channels_last_3d
+    activations = {"relu": case.channels_out is not None, "pointwise_relu": name != "head"}
+    return operands(case, dtype, layout), {**case.options, **activations}
+
+
+def resident_tile(cuda: EmulatedCuda, name: str) -> tuple[int, int]:
+    """Rows and columns of the result in one tile of a layer."""
+
+    def is_one(height: int, width: int) -> bool:
+        tensors, options = resident_call(name, resident_case(name, (1, 1, height, width)), HALF[0])
+        assert cuda.resident_conv3d(*tensors, **options, launch=False) is not None
+        return cuda.resident_plan is not None and cuda.resident_plan.tiles == 1
+
+    cuda.use(ONE_BLOCK)
+    height = next(h for h in range(1, 99) if not is_one(h + 1, 2))
+    width = next(w for w in range(16, 999, 16) if not is_one(1, w + 2))
+    return height, width
+
+
+@pytest.mark.parametrize("name", NETWORK)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_resident_layers_agree_with_the_float64_reference(
+    cuda: EmulatedCuda, name: str, dtype: torch.dtype
+) -> None:
+    height, width = resident_tile(cuda, name)
+    sizes = [
+        (2, 1, height - 1, width - 2),
+        (1, 2, height, width),
+        (1, 3, height + 1, width + 2),
+        (1, 4, 1, 2),
+        (1, 7, 2, 14),
+    ]
+    for seed, size in enumerate(sizes):
+        tensors, options = resident_call(name, resident_case(name, size, seed % 3 != 1), dtype)
+        expected = reference.group_pointwise_conv3d(*in_double(tensors), **options)
+        cuda.use(H200 if seed % 2 else ONE_BLOCK, seed)
+        assert_close(cuda.resident_conv3d(*tensors, **options), expected, dtype)
+        plan = cuda.resident_plan
+        assert plan is not None
+        assert plan.tiles == size[0] * plan.segments * (4 if size[3] > width else 1)
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_resident_layers_depend_on_neither_device_nor_order(cuda: EmulatedCuda, name: str) -> None:
+    case = resident_case(name, (1, 5, 2, resident_tile(cuda, name)[1] + 2))
+    tensors, options = resident_call(name, case, torch.bfloat16)
+    expected = cuda.resident_conv3d(*tensors, **options)
+    plan = cuda.resident_plan
+    assert expected is not None and plan is not None
+    assert (plan.segments, plan.blocks, plan.tiles) == (1, 1, 2)
+    devices = [Device(9, 0, 1), H200, Device(8, 0, 3, 163 << 10, 164 << 10)]
+    for seed, device in enumerate(devices, 1):
+        cuda.use(device, seed)
+        got = cuda.resident_conv3d(*tensors, **options)
+        if device.major == 9 or got is not None:  # where shared memory does
+            assert got is not None and torch.equal(got, expected)
+        if device == H200:
+            assert cuda.resident_plan is not None and cuda.resident_plan.segments > 1
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_resident_layers_read_and_write_parts_of_larger_tensors(
+    cuda: EmulatedCuda, name: str
+) -> None:
+    case = resident_case(name, (2, 2, 3, 10))
+    (x, *others), options = resident_call(name, case, torch.float16)
+    assert x is not None
+    cuda.use(ONE_BLOCK)
+    expected = cuda.resident_conv3d(x, *others, **options)
+    assert expected is not None
+
+    def wide(tensor: Tensor, planes: bool) -> tuple[Tensor, Tensor]:
+        batch, channels, frames, height, width = tensor.shape
+        shape = (batch, frames + 2, height + 2, width + 4, channels)
+        if planes:
+            memory = torch.full((batch, channels, *shape[1:4]), torch.nan, dtype=tensor.dtype)
+            view = memory
+        else:
+            memory = torch.full(shape, torch.nan, dtype=tensor.dtype)
+            view = memory.permute(0, 4, 1, 2, 3)
+        return memory, view[:, :, 1:-1, 1:-1, 2:-2]
+
+    view = wide(x, name == "stem")[1].copy_(x)
+    memory, y = wide(expected, False)
+    assert cuda.resident_conv3d(view, *others, **options, out=y) is not None
+    assert torch.equal(y, expected)
+    y.fill_(torch.nan)
+    assert memory.isnan().all()  # nothing was written beside it
+
+
+def test_the_resident_stem_reads_one_plane_for_all_channels(cuda: EmulatedCuda) -> None:
+    case = resident_case("stem", (2, 4, 5, 34))
+    (x, *others), options = resident_call("stem", case, torch.bfloat16)
+    assert x is not None
+    gray = x[:, :1].expand(-1, 3, -1, -1, -1)
+    assert gray.stride(1) == 0
+    expected = cuda.resident_conv3d(gray.contiguous(), *others, **options)
+    got = cuda.resident_conv3d(gray, *others, **options)
+    assert expected is not None and got is not None and torch.equal(got, expected)
+
+
+def test_the_resident_head_writes_one_channel_in_any_format(cuda: EmulatedCuda) -> None:
+    case = resident_case("head", (1, 3, 5, 34))
+    tensors, options = resident_call("head", case, torch.bfloat16)
+    expected = cuda.resident_conv3d(*tensors, **options)
+    assert expected is not None
+    dense = torch.empty(expected.shape, dtype=expected.dtype)
+    assert cuda.resident_conv3d(*tensors, **options, out=dense) is not None
+    assert torch.equal(dense, expected)
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_odd_widths_are_done_right_or_refused(
+    cuda: EmulatedCuda, name: str, request: pytest.FixtureRequest
+) -> None:
+    full = NETWORK[name][0]
+    case = ConvCase((1, full.size[1], 3, 5, 20), full.middle, full.channels_out, full.groups,
+                    full.stride)  # fmt: skip
+    (x, *others), options = resident_call(name, case, torch.bfloat16)
+    assert x is not None
+    x[..., 19] = torch.nan
+    part = x[..., :19]  # its lines are as far apart as even ones
+    dense = part.contiguous(
+        memory_format=torch.contiguous_format if name == "stem" else torch.channels_last_3d
+    )
+    expected = reference.group_pointwise_conv3d(*in_double((dense, *others)), **options)
+    if name == "down 12":
+        reason = "a piece of 16 bytes holds parts of two pixels"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    for view in (dense, part):
+        got = cuda.resident_conv3d(view, *others, **options)
+        assert (got is not None) == (name in ("24 channels", "96 channels", "down 24", "down 48"))
+        if got is not None:
+            assert_close(got, expected, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_resident_kernels_refuse_what_they_are_not_made_for(cuda: EmulatedCuda, name: str) -> None:
+    case = resident_case(name, (1, 2, 3, 10))
+    (x, *others, _), options = resident_call(name, case, torch.bfloat16)
+    assert x is not None
+    y = cuda.resident_conv3d(x, *others, **options)
+    assert y is not None
+
+    def refused(*tensors: Tensor | None, **changes: Any) -> bool:
+        return cuda.resident_conv3d(*tensors, **{**options, **changes}) is None
+
+    last = torch.channels_last_3d
+    # Layouts: planes for the stem alone, all results with their channels side by side.
+    other = x.contiguous(memory_format=last) if name == "stem" else x.contiguous()
+    assert refused(other, *others)
+    if name != "head":
+        assert refused(x, *others, out=torch.empty_like(y).contiguous())
+    # Every other element, and rows or pointers that copies of several do not meet.
+    spread = torch.stack([x, x], -1)[..., 0]
+    assert refused(spread, *others)
+    for tensor, pointer in ((x, True), (x, False), (y, True), (y, False)):
+        view = misaligned(tensor, pointer)
+        assert torch.equal(view, tensor)
+        assert refused(view, *others) if tensor is x else refused(x, *others, out=view)
+    # Activations, residual, stride.
+    assert refused(x, *others, relu=not options["relu"])
+    if case.channels_out is not None:
+        assert refused(x, *others, pointwise_relu=not options["pointwise_relu"])
+    assert refused(x, *others, torch.zeros_like(y))
+    assert refused(x, *others, stride=3 - case.stride)
+    # Devices.
+    for device in (Device(7, 5, 40, 64 << 10, 64 << 10), Device(8, 6, 84, 8 << 10, 100 << 10)):
+        cuda.use(device)
+        assert refused(x, *others)
+
+
+def misaligned(tensor: Tensor, pointer: bool) -> Tensor:
+    """The same values and order of strides at an odd place; or with an odd step between rows."""
+    batch, channels, frames, height, width = tensor.shape
+    planes = tensor.stride(4) == 1 and channels > 1
+    shape = (batch, channels, frames, height) if planes else (batch, frames, height)
+    line = width if planes else width * channels
+    memory = torch.empty(math.prod(shape) * (line + 1) + 1, dtype=tensor.dtype)
+    if pointer:
+        flat = memory[1 : 1 + tensor.numel()].view(*shape, line)
+    else:
+        flat = memory[:-1].view(*shape, line + 1)[..., :line]
+    view = flat if planes else flat.unflatten(-1, (width, channels)).permute(0, 4, 1, 2, 3)
+    return view.copy_(tensor)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ConvCase((1, 12, 2, 3, 4), 12, 12, groups=2),
+        ConvCase((1, 12, 2, 3, 4), 12, 24, groups=4),
+        ConvCase((1, 12, 2, 3, 4), 24, 12, groups=4),
+        ConvCase((1, 12, 2, 3, 4), 12, groups=4),
+        ConvCase((1, 16, 2, 3, 4), 16, 16, groups=4),
+        ConvCase((1, 12, 2, 3, 4), 24),
+        ConvCase((1, 12, 2, 4, 4), 24, 24, stride=2),
+    ],
+    ids=str,
+)
+def test_other_layers_are_left_to_the_general_kernels(cuda: EmulatedCuda, case: ConvCase) -> None:
+    tensors = operands(case, torch.float16, torch.channels_last_3d)
+    for relu in (False, True):
+        assert cuda.resident_conv3d(*tensors, **case.options, relu=relu) is None
+
+
+@pytest.mark.parametrize("name", NETWORK)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_what_is_not_finite_reaches_a_pixel_further_at_most(
+    cuda: EmulatedCuda, name: str, value: float
+) -> None:
+    width = resident_tile(cuda, name)[1]
+    case = resident_case(name, (1, 6, 3, width + 4))
+    (x, *others), options = resident_call(name, case, torch.bfloat16)
+    assert x is not None
+    reached = torch.zeros(6, 3, width + 4, dtype=torch.bool)
+    allowed = reached.clone()
+    for frame, column in ((1, case.stride * width - 1), (4, case.stride * width)):
+        x[0, 1, frame, case.stride, column] = value
+        if case.stride == 1:
+            rows, first, last = slice(0, 3), column - 1, column + 1
+        else:
+            rows, first, last = slice(1, 2), column // 2, (column + 1) // 2
+        reached[frame - 1 : frame + 2, rows, first : last + 1] = True
+        allowed[frame - 1 : frame + 2, rows, first - 1 : last + 2] = True
+    got = cuda.resident_conv3d(x, *others, **options)
+    assert got is not None
+    assert got[0, :, ~allowed].isfinite().all()
+    if math.isnan(value):
+        assert got[0, :, reached].isnan().all()
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORK if not name.startswith("down")])
+def test_a_middle_result_beyond_float16_reaches_the_next_pixel_at_most(
+    cuda: EmulatedCuda, name: str
+) -> None:
+    case = resident_case(name, (1, 3, 5, 12))
+    (x, weight, bias, pointwise_weight, *others), options = resident_call(name, case, torch.float16)
+    assert x is not None and weight is not None and pointwise_weight is not None
+    weight.zero_()
+    weight[:, :, 1, 1, 1] = 10
+    for column in (4, 5):
+        x.zero_()
+        x[..., column] = 30000
+        got = cuda.resident_conv3d(x, weight, bias, pointwise_weight.abs(), *others, **options)
+        assert got is not None
+        finite = got.isfinite()
+        assert not finite[..., column].any()
+        assert finite[..., : column - 1].all() and finite[..., column + 2 :].all()
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)

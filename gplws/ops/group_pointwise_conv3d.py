@@ -49,8 +49,9 @@ def group_pointwise_conv3d(
     magnitudes of the weights times the largest input they meet, on every instruction set and
     device; on one of them, bitwise equal for every number of threads. NaN passes through, as in
     ``torch.relu``; on the CPU what depends on an infinite input may be NaN, as products along the
-    frames are saved by Winograd's scheme there. In 16 bits on CUDA what is not finite in one group
-    may make NaN of other groups within its reach, as groups share a product of matrices.
+    frames are saved by Winograd's scheme there. In 16 bits on CUDA what is not finite, in ``x``
+    or in a middle result beyond float16, may make NaN of what shares a product of matrices with
+    it: of other groups within its reach, and of one pixel beyond its reach in W.
 
     bfloat16 and float16 are summed in float32; the middle result is rounded to them.
 
