@@ -20,7 +20,7 @@
 #define GPLWS_SEARCH_THREADS 128
 #endif
 #ifndef GPLWS_SEARCH_BLOCKS
-#define GPLWS_SEARCH_BLOCKS 4  // of a multiprocessor at least, with four pixels a thread
+#define GPLWS_SEARCH_BLOCKS 5  // of a multiprocessor at least, with four pixels a thread
 #endif
 #ifndef GPLWS_SEARCH_ENOUGH
 #define GPLWS_SEARCH_ENOUGH 256  // threads of a multiprocessor that several pixels each must leave

@@ -101,6 +101,7 @@ bool takes_layout(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& fac
   const bool y_fits = (p.y_strides.channel == 1 || p.channels_out == 1) &&
                       p.y_strides.column == p.channels_out && aligned(p.y, p.y_strides, y_bytes);
   return x_fits && y_fits && p.width % facts.pair == 0 &&
+         2 * p.width * facts.inputs % (facts.loading == Loading::kCopies16 ? 16 : 1) == 0 &&
          near(p.x_strides, p.channels, p.height, p.width) &&
          near(p.y_strides, 1, p.height_out, p.width_out);
 }

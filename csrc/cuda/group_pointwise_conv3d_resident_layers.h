@@ -34,21 +34,21 @@ constexpr ResidentLayerSizes sizes_of() {
   using enum Loading;
   switch (kLayer) {
     case kStem:
-      return {3, 1, 3, 12, 1, 1, 1, 4, 2, 4, 1, kWords, kPlanes};
+      return {3, 1, 3, 12, 1, 1, 1, 4, 2, 4, 2, kWords, kPlanes};
     case k12:
-      return {12, 4, 3, 12, 1, 1, 1, 4, 2, 2, 1, kWords, kRegroup};
+      return {12, 4, 3, 12, 1, 1, 1, 4, 1, 2, 2, kWords, kRegroup};
     case kHead:
-      return {12, 4, 3, 1, 1, 1, 1, 4, 2, 2, 1, kWords, kRegroup};
+      return {12, 4, 3, 1, 1, 1, 1, 4, 1, 2, 2, kWords, kRegroup};
     case k24:
-      return {24, 4, 6, 24, 1, 1, 1, 4, 2, 2, 1, kMatrices, kRegroup};
+      return {24, 4, 6, 24, 1, 1, 1, 4, 1, 2, 2, kMatrices, kRegroup};
     case k48:
       return {48, 4, 12, 48, 1, 1, 1, 4, 1, 1, 1, kMatrices, kCopies8};
     case k96:
       return {96, 4, 24, 96, 1, 1, 1, 4, 1, 1, 1, kMatrices, kCopies16};
     case kDown12:
-      return {12, 1, 24, 0, 2, 1, 1, 2, 2, 2, 1, kMatrices, kCopies16};
+      return {12, 1, 24, 0, 2, 1, 1, 4, 1, 2, 2, kMatrices, kCopies16};
     case kDown24:
-      return {24, 1, 48, 0, 2, 1, 1, 2, 2, 1, 1, kMatrices, kCopies16};
+      return {24, 1, 48, 0, 2, 1, 1, 2, 1, 1, 2, kMatrices, kCopies16};
     default:
       return {48, 1, 96, 0, 2, 2, 2, 4, 1, 1, 1, kMatrices, kCopies16};
   }
