@@ -373,9 +373,7 @@ def test_the_resident_head_writes_one_channel_in_any_format(cuda: EmulatedCuda) 
 
 
 @pytest.mark.parametrize("name", NETWORK)
-def test_odd_widths_are_done_right_or_refused(
-    cuda: EmulatedCuda, name: str, request: pytest.FixtureRequest
-) -> None:
+def test_odd_widths_are_done_right_or_refused(cuda: EmulatedCuda, name: str) -> None:
     full = NETWORK[name][0]
     case = ConvCase((1, full.size[1], 3, 5, 20), full.middle, full.channels_out, full.groups,
                     full.stride)  # fmt: skip
@@ -387,9 +385,6 @@ def test_odd_widths_are_done_right_or_refused(
         memory_format=torch.contiguous_format if name == "stem" else torch.channels_last_3d
     )
     expected = reference.group_pointwise_conv3d(*in_double((dense, *others)), **options)
-    if name == "down 12":
-        reason = "a piece of 16 bytes holds parts of two pixels"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     for view in (dense, part):
         got = cuda.resident_conv3d(view, *others, **options)
         assert (got is not None) == (name in ("24 channels", "96 channels", "down 24", "down 48"))

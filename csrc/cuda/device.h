@@ -299,12 +299,14 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, int sh
   return launch(kernel, grid, threads, shared_bytes, stream, false, arguments...);
 }
 
-// Whether `kernel`, as it was compiled, waits for the kernel before by itself.
+// Whether `kernel`, as it was compiled for the current device, waits for the kernel before by
+// itself.
 template <class Kernel>
 bool can_start_early(Kernel kernel) {
 #ifndef GPLWS_CUDA_EMULATION
   cudaFuncAttributes attributes{};
-  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90 &&
+         attributes.binaryVersion >= 90;
 #else
   static_cast<void>(kernel);
   return true;

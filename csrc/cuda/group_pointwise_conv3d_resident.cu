@@ -103,7 +103,7 @@ bool takes_layout(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& fac
   return x_fits && y_fits && p.width % facts.pair == 0 &&
          2 * p.width * facts.inputs % (facts.loading == Loading::kCopies16 ? 16 : 1) == 0 &&
          near(p.x_strides, p.channels, p.height, p.width) &&
-         near(p.y_strides, 1, p.height_out, p.width_out);
+         near(p.y_strides, p.channels_out, p.height_out, p.width_out);
 }
 
 // Cuts the frames into segments where there would be too few blocks: each segment reads the frame

@@ -7,8 +7,8 @@
 // middle result of the output frame that was completed one step before, as operands of the
 // pointwise conv, of which each warp multiplies one row; or results, to be stored in whole lines.
 //
-// Every element is summed in one fixed order (bias; frame of the kernel from the last to the first;
-// column and channel, 16 together; row of the kernel; middle channels, 16 together).
+// Every element is summed in one fixed order: bias; frame of the kernel; column and channel, 16
+// together; row of the kernel; then middle channels, 16 together.
 #pragma once
 
 #include "cuda/group_pointwise_conv3d_resident.h"
@@ -702,7 +702,7 @@ struct LayerLauncher {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, G::kSharedBytes);
     if (error != cudaSuccess) return error;
-    static const bool early = can_start_early(kernel);
+    const bool early = can_start_early(kernel);
     const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.parts));
     return launch(kernel, grid, G::kThreads, G::kSharedBytes, stream, early, p, plan, packed,
                   ready);

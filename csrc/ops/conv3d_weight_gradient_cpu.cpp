@@ -11,10 +11,10 @@ constexpr const char* kOp = "conv3d_weight_gradient";
 
 cpu::Conv3dWeightGradientParams check_conv3d_weight_gradient(const Tensor& x, const Tensor& grad,
                                                              int64_t groups, int64_t stride) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, kOp, ": x must be float32");
-  STD_TORCH_CHECK(x.dim() == 5, kOp, ": x must be (B, C, N, H, W)");
-  STD_TORCH_CHECK(grad.dim() == 5, kOp, ": grad must be (B, M, N, ceil(H / s), ceil(W / s))");
-  STD_TORCH_CHECK(stride == 1 || stride == 2, kOp, ": stride must be 1 or 2, got ", stride);
+  check(x.scalar_type() == ScalarType::Float, kOp, ": x must be float32");
+  check(x.dim() == 5, kOp, ": x must be (B, C, N, H, W)");
+  check(grad.dim() == 5, kOp, ": grad must be (B, M, N, ceil(H / s), ceil(W / s))");
+  check(stride == 1 || stride == 2, kOp, ": stride must be 1 or 2, got ", stride);
   cpu::Conv3dWeightGradientParams p{};
   p.batch = x.size(0);
   p.channels = x.size(1);
@@ -26,9 +26,9 @@ cpu::Conv3dWeightGradientParams check_conv3d_weight_gradient(const Tensor& x, co
   p.width_out = (p.width + stride - 1) / stride;
   p.groups = groups;
   p.stride = stride;
-  STD_TORCH_CHECK(groups >= 1 && p.channels % groups == 0 && p.channels_out % groups == 0, kOp,
-                  ": groups = ", groups, " must divide the ", p.channels, " channels of x and the ",
-                  p.channels_out, " of grad");
+  check(groups >= 1 && p.channels % groups == 0 && p.channels_out % groups == 0, kOp,
+        ": groups = ", groups, " must divide the ", p.channels, " channels of x and the ",
+        p.channels_out, " of grad");
   check_operand(kOp, grad, "grad", x,
                 {p.batch, p.channels_out, p.frames, p.height_out, p.width_out});
   return p;

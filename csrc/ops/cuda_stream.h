@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/macros.h>
 
 #include <cstdint>
-#include <stdexcept>
+#include <vector>
 
 #include "cuda/float_type.h"
 #include "cuda/strides.h"
@@ -33,18 +33,45 @@ class CudaStream {
   cudaStream_t stream_ = nullptr;
 };
 
-// An uninitialised tensor on the device of `t`. torch's C interface drops the message of a failed
-// allocation (it prints it to stderr); this says at least what it was about.
+inline int32_t aoti_dtype_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    case ScalarType::Byte:
+      return aoti_torch_dtype_uint8();
+    case ScalarType::Long:
+      return aoti_torch_dtype_int64();
+    default:
+      return aoti_torch_dtype_float32();
+  }
+}
+
+// An uninitialised tensor on the device of `t`, 5-D where it is to be channels_last_3d. torch's C
+// interface drops the message of a failed allocation (it prints it to stderr); this says at least
+// what it was about.
 inline Tensor empty_on_device_of(const Tensor& t, const std::vector<int64_t>& sizes,
                                  ScalarType dtype, MemoryFormat format = MemoryFormat::Contiguous) {
-  try {
-    return torch::stable::empty(sizes, dtype, std::nullopt, t.device(), std::nullopt, format);
-  } catch (const std::runtime_error& error) {
-    int64_t elements = 1;
-    for (const int64_t size : sizes) elements *= size;
-    STD_TORCH_CHECK(false, "CUDA out of memory: no room for a result of ", elements, " elements (",
-                    error.what(), ")");
+  std::vector<size_t> order;  // axes from the nearest on
+  if (format == MemoryFormat::ChannelsLast3d) {
+    order = {1, 4, 3, 2, 0};
+  } else {
+    for (size_t axis = sizes.size(); axis-- > 0;) order.push_back(axis);
   }
+  std::vector<int64_t> strides(sizes.size());
+  int64_t elements = 1, step = 1;
+  for (const size_t axis : order) {
+    strides[axis] = step;
+    step *= sizes[axis] > 1 ? sizes[axis] : 1;
+    elements *= sizes[axis];
+  }
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error = aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), aoti_dtype_of(dtype),
+      aoti_torch_device_type_cuda(), t.get_device_index(), &handle);
+  check(error == 0, "CUDA out of memory: no room for a result of ", elements, " elements");
+  return Tensor(handle);
 }
 
 inline cuda::FloatType float_type_of(const Tensor& t) {

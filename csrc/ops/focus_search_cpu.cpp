@@ -65,9 +65,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume
 void check_result(const char* name, const Tensor& out, ScalarType dtype, const Tensor& volume,
                   const FocusSearchSizes& s) {
   check_device("focus_search", out, name, volume, "volume");
-  STD_TORCH_CHECK(out.scalar_type() == dtype && out.dim() == 3 && out.size(0) == s.batch &&
-                      out.size(1) == s.height && out.size(2) == s.width && is_dense(out, {2, 1, 0}),
-                  "focus_search: ", name, " must be a contiguous (B, H, W) of its dtype");
+  check(out.scalar_type() == dtype && out.dim() == 3 && out.size(0) == s.batch &&
+            out.size(1) == s.height && out.size(2) == s.width && is_dense(out, {2, 1, 0}),
+        "focus_search: ", name, " must be a contiguous (B, H, W) of its dtype");
 }
 
 void focus_search_out_cpu(const Tensor& volume, const Tensor& focus_positions, int64_t groups,

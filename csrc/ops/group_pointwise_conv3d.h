@@ -21,10 +21,9 @@ inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
     const OptionalTensor& residual, int64_t groups, int64_t stride) {
   const char* kOp = "group_pointwise_conv3d";
   check_float_dtype(kOp, x);
-  STD_TORCH_CHECK(x.dim() == 5, "group_pointwise_conv3d: x must be (B, C, N, H, W)");
-  STD_TORCH_CHECK(weight.dim() == 5, "group_pointwise_conv3d: weight must be 5-D");
-  STD_TORCH_CHECK(stride == 1 || stride == 2, "group_pointwise_conv3d: stride must be 1 or 2, got ",
-                  stride);
+  check(x.dim() == 5, "group_pointwise_conv3d: x must be (B, C, N, H, W)");
+  check(weight.dim() == 5, "group_pointwise_conv3d: weight must be 5-D");
+  check(stride == 1 || stride == 2, "group_pointwise_conv3d: stride must be 1 or 2, got ", stride);
   GroupPointwiseConv3dSizes s;
   s.batch = x.size(0);
   s.channels = x.size(1);
@@ -34,22 +33,20 @@ inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
   s.height_out = s.height == 0 ? 0 : (s.height - 1) / stride + 1;
   s.width_out = s.width == 0 ? 0 : (s.width - 1) / stride + 1;
   s.middle = weight.size(0);
-  STD_TORCH_CHECK(groups >= 1 && s.channels % groups == 0 && s.middle % groups == 0,
-                  "group_pointwise_conv3d: groups = ", groups, " must divide the ", s.channels,
-                  " input channels and the ", s.middle, " channels of weight");
+  check(groups >= 1 && s.channels % groups == 0 && s.middle % groups == 0,
+        "group_pointwise_conv3d: groups = ", groups, " must divide the ", s.channels,
+        " input channels and the ", s.middle, " channels of weight");
   check_operand(kOp, weight, "weight", x, {s.middle, s.channels / groups, 3, 3, 3});
   if (bias) check_operand(kOp, *bias, "bias", x, {s.middle});
   s.channels_out = s.middle;
   if (pointwise_weight) {
-    STD_TORCH_CHECK(pointwise_weight->dim() == 5,
-                    "group_pointwise_conv3d: pointwise_weight must be 5-D");
+    check(pointwise_weight->dim() == 5, "group_pointwise_conv3d: pointwise_weight must be 5-D");
     s.channels_out = pointwise_weight->size(0);
     check_operand(kOp, *pointwise_weight, "pointwise_weight", x,
                   {s.channels_out, s.middle, 1, 1, 1});
     if (pointwise_bias) check_operand(kOp, *pointwise_bias, "pointwise_bias", x, {s.channels_out});
   } else {
-    STD_TORCH_CHECK(!pointwise_bias,
-                    "group_pointwise_conv3d: pointwise_bias without pointwise_weight");
+    check(!pointwise_bias, "group_pointwise_conv3d: pointwise_bias without pointwise_weight");
   }
   if (residual) check_operand(kOp, *residual, "residual", x, s.output());
   return s;

@@ -124,8 +124,8 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bia
       x, weight, bias, pointwise_weight, pointwise_bias, residual, options.groups, options.stride);
   for (const int64_t size :
        {s.batch, s.channels, s.middle, s.channels_out, s.frames, s.height, s.width, options.groups})
-    STD_TORCH_CHECK(size <= cuda::kMaxAxis, "group_pointwise_conv3d: no axis may be longer than ",
-                    cuda::kMaxAxis, " on CUDA, got ", size);
+    check(size <= cuda::kMaxAxis, "group_pointwise_conv3d: no axis may be longer than ",
+          cuda::kMaxAxis, " on CUDA, got ", size);
   const CudaStream stream(x);
   Tensor y = make_result(s);
   if (y.numel() == 0) return y;
@@ -193,8 +193,8 @@ void group_pointwise_conv3d_packed_cuda(const Tensor& x, const Tensor& weight,
                                         int64_t groups, int64_t stride, bool relu,
                                         bool pointwise_relu, Tensor out) {
   check_device("group_pointwise_conv3d", packed, "packed", x, "x");
-  STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Byte && is_dense(packed, {0}),
-                  "group_pointwise_conv3d: packed must be what pack_group_pointwise_conv3d made");
+  check(packed.scalar_type() == ScalarType::Byte && is_dense(packed, {0}),
+        "group_pointwise_conv3d: packed must be what pack_group_pointwise_conv3d made");
   convolve(x, weight, bias, pointwise_weight, pointwise_bias, std::nullopt, &packed,
            {groups, stride, relu, pointwise_relu, false}, [&](const GroupPointwiseConv3dSizes& s) {
              check_out_in_any_format("group_pointwise_conv3d", out, x, s.output());
@@ -206,8 +206,8 @@ Tensor pack_group_pointwise_conv3d_cuda(const Tensor& weight, const OptionalTens
                                         const OptionalTensor& pointwise_weight,
                                         const OptionalTensor& pointwise_bias, int64_t groups,
                                         int64_t stride) {
-  STD_TORCH_CHECK(weight.dim() == 5 && groups >= 1,
-                  "pack_group_pointwise_conv3d: weight must be 5-D and groups positive");
+  check(weight.dim() == 5 && groups >= 1,
+        "pack_group_pointwise_conv3d: weight must be 5-D and groups positive");
   const CudaStream stream(weight);
   const bool half = weight.scalar_type() != ScalarType::Float;
   // One voxel of these channels: only the sizes of the layer matter.

@@ -10,10 +10,10 @@ namespace {
 
 constexpr const char* kOp = "spline_smooth";
 
-void check(const Tensor& images, int64_t spacing) {
-  STD_TORCH_CHECK(images.scalar_type() == ScalarType::Float, kOp, ": images must be float32");
-  STD_TORCH_CHECK(images.dim() == 3, kOp, ": images must be (C, H, W)");
-  STD_TORCH_CHECK(spacing >= 1, kOp, ": spacing must be at least 1, got ", spacing);
+void check_images(const Tensor& images, int64_t spacing) {
+  check(images.scalar_type() == ScalarType::Float, kOp, ": images must be float32");
+  check(images.dim() == 3, kOp, ": images must be (C, H, W)");
+  check(spacing >= 1, kOp, ": spacing must be at least 1, got ", spacing);
 }
 
 void smooth(const Tensor& images, int64_t spacing, Tensor& result) {
@@ -36,7 +36,7 @@ void smooth(const Tensor& images, int64_t spacing, Tensor& result) {
 }
 
 Tensor spline_smooth_cpu(const Tensor& images, int64_t spacing) {
-  check(images, spacing);
+  check_images(images, spacing);
   Tensor result =
       torch::stable::new_empty(images, {images.size(0), images.size(1), images.size(2)});
   smooth(images, spacing, result);
@@ -44,12 +44,12 @@ Tensor spline_smooth_cpu(const Tensor& images, int64_t spacing) {
 }
 
 void spline_smooth_out_cpu(const Tensor& images, int64_t spacing, Tensor out) {
-  check(images, spacing);
+  check_images(images, spacing);
   check_operand(kOp, out, "out", images, {images.size(0), images.size(1), images.size(2)},
                 "images");
-  STD_TORCH_CHECK(is_dense(out, {2, 1, 0}), kOp, ": out must be contiguous");
-  STD_TORCH_CHECK(out.const_data_ptr<float>() != images.const_data_ptr<float>() || out.numel() == 0,
-                  kOp, ": out must not be images");
+  check(is_dense(out, {2, 1, 0}), kOp, ": out must be contiguous");
+  check(out.const_data_ptr<float>() != images.const_data_ptr<float>() || out.numel() == 0, kOp,
+        ": out must not be images");
   smooth(images, spacing, out);
 }
 

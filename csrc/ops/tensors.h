@@ -5,11 +5,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
 #include <vector>
+
+#include "check.h"
 
 namespace gplws {
 
@@ -41,41 +42,39 @@ inline MemoryFormat followed_format(const Tensor& x) {
 // The tensors of a call lie on the device of the first one.
 inline void check_device(const char* op, const Tensor& t, const char* name, const Tensor& first,
                          const char* first_name) {
-  STD_TORCH_CHECK(t.device() == first.device(), op, ": ", name, " is on another device than ",
-                  first_name);
+  check(t.device() == first.device(), op, ": ", name, " is on another device than ", first_name);
 }
 
 inline void check_float_dtype(const char* op, const Tensor& x) {
   const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                      (dtype == ScalarType::Half && x.is_cuda()),
-                  op, ": x must be float32, bfloat16 or, on CUDA, float16");
+  check(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+            (dtype == ScalarType::Half && x.is_cuda()),
+        op, ": x must be float32, bfloat16 or, on CUDA, float16");
 }
 
 // An operand of the dtype and device of the first argument, `x`, and of this shape.
 inline void check_operand(const char* op, const Tensor& t, const char* name, const Tensor& x,
                           const std::vector<int64_t>& shape, const char* x_name = "x") {
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " has another dtype than ",
-                  x_name);
+  check(t.scalar_type() == x.scalar_type(), op, ": ", name, " has another dtype than ", x_name);
   check_device(op, t, name, x, x_name);
   bool fits = t.dim() == static_cast<int64_t>(shape.size());
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = t.size(i) == shape[i];
-  STD_TORCH_CHECK(fits, op, ": ", name, " has the wrong shape");
+  check(fits, op, ": ", name, " has the wrong shape");
 }
 
 // A tensor to write a result into.
 inline void check_out(const char* op, const Tensor& out, const Tensor& x,
                       const std::vector<int64_t>& shape) {
   check_operand(op, out, "out", x, shape);
-  STD_TORCH_CHECK(is_dense(out, {4, 3, 2, 1, 0}), op, ": out must be contiguous");
+  check(is_dense(out, {4, 3, 2, 1, 0}), op, ": out must be contiguous");
 }
 
 // The same where a 5-D result may also be dense in channels_last_3d.
 inline void check_out_in_any_format(const char* op, const Tensor& out, const Tensor& x,
                                     const std::vector<int64_t>& shape) {
   check_operand(op, out, "out", x, shape);
-  STD_TORCH_CHECK(is_dense(out, {4, 3, 2, 1, 0}) || is_dense(out, {1, 4, 3, 2, 0}), op,
-                  ": out must be contiguous or channels_last_3d");
+  check(is_dense(out, {4, 3, 2, 1, 0}) || is_dense(out, {1, 4, 3, 2, 0}), op,
+        ": out must be contiguous or channels_last_3d");
 }
 
 inline const float* floats_or_null(const OptionalTensor& t) {

@@ -18,10 +18,10 @@ inline UpConv3dSizes check_up_conv3d(const Tensor& x, const Tensor& weight,
                                      int64_t groups) {
   const char* kOp = "up_conv3d";
   check_float_dtype(kOp, x);
-  STD_TORCH_CHECK(x.dim() == 5, "up_conv3d: x must be (B, C, N, H, W)");
+  check(x.dim() == 5, "up_conv3d: x must be (B, C, N, H, W)");
   UpConv3dSizes s{x.size(0), x.size(1), groups, x.size(2), x.size(3), x.size(4)};
-  STD_TORCH_CHECK(groups >= 1 && s.channels % groups == 0, "up_conv3d: groups = ", groups,
-                  " must divide the ", s.channels, " channels of x");
+  check(groups >= 1 && s.channels % groups == 0, "up_conv3d: groups = ", groups,
+        " must divide the ", s.channels, " channels of x");
   check_operand(kOp, weight, "weight", x, {s.channels, 1, 3, 3, 3});
   if (bias) check_operand(kOp, *bias, "bias", x, {groups});
   if (residual) check_operand(kOp, *residual, "residual", x, s.output());

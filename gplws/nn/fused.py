@@ -14,7 +14,8 @@ from gplws.ops.up_conv3d import up_conv3d
 class _PackedWeights:
     """Weights and biases of a conv in the order of the tensor cores of a GPU, kept between calls.
 
-    They are packed anew when one of them was changed or replaced.
+    They are packed anew when one of them was changed or replaced. Changes by way of ``.data`` go
+    unnoticed, as elsewhere in torch.
     """
 
     def __init__(self) -> None:
@@ -22,13 +23,21 @@ class _PackedWeights:
         self._given: list[Tensor] = []  # their memory; nothing else can come to lie there
         self._packed: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PackedWeights:
+        return _PackedWeights()
+
+    def __reduce__(self) -> tuple[type[_PackedWeights], tuple[()]]:
+        return (_PackedWeights, ())
+
     def get(self, x: Tensor, *tensors: Tensor | None, groups: int, stride: int) -> Tensor | None:
         """What ``group_pointwise_conv3d`` takes as ``packed`` for ``x``, or None."""
-        given = [tensor for tensor in tensors if tensor is not None]
-        if not x.is_cuda or x.dtype == torch.float32 or torch.is_grad_enabled():
-            return None
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
             return None
+        if not x.is_cuda or x.dtype == torch.float32 or torch.is_grad_enabled():
+            if self._packed is not None:  # the weights may have gone elsewhere
+                self._key, self._given, self._packed = None, [], None
+            return None
+        given = [tensor for tensor in tensors if tensor is not None]
         # Who changes an inference tensor leaves no trace.
         if any(tensor.is_inference() for tensor in given):
             return None
