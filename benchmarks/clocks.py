@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -192,7 +193,7 @@ def take_turns(
         for name, run in candidates.items():
             if name not in left_out:
                 try:
-                    times[name].append(clock.seconds(lambda run=run: run(number % sets)))
+                    times[name].append(clock.seconds(partial(run, number % sets)))
                 except Exception as error:  # the others shall be measured all the same
                     left_out[name] = reason_of(error)
                     if clock.lost():

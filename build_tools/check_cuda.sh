@@ -12,9 +12,11 @@
 #   racecheck   the same: races
 #   rest        all other tests
 #   bench       python -m benchmarks.gpu, with what is left of the time
+#   profile     python -m build_tools.profile_cuda: what the kernels of the network wait for
+#   tune        python -m build_tools.tune_cuda: other sizes of blocks, half a minute of compiling
 #   train       python -m build_tools.train_on_gpu, with what is left of the time
 #
-# Without names: all of them but train, in this order. FOLDER gets summary.txt, logs.txt, gpu.json
+# Without names: all of them to bench, in this order. FOLDER gets summary.txt, logs.txt, gpu.json
 # and its pictures, and training/ with checkpoint, weights and validation figures; a run there is
 # gone on with.
 #
@@ -28,7 +30,7 @@
 # any did.
 set -uo pipefail
 
-all=(machine install tests memcheck racecheck rest bench train)
+all=(machine install tests memcheck racecheck rest bench profile tune train)
 usage() {
   sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2
@@ -165,6 +167,8 @@ for name in "${steps[@]}"; do
       step bench "$(left)" "$python" -m benchmarks.gpu --out "$out" --minutes "$(minutes_but 6)" \
         "${bench_options[@]}"
       ;;
+    profile) step profile 90 "$python" -m build_tools.profile_cuda "$out" ;;
+    tune) step tune 150 "$python" -m build_tools.tune_cuda "$out" ;;
     train)
       step train "$(left)" "$python" -m build_tools.train_on_gpu "$out/training" \
         --minutes "$(minutes_but 45)" "${train_options[@]}"

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from torch_headers import MINIMUM, TorchHeaders, find_torch, installed_torches
 
-CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "12.0")
+CUDA_ARCHS = ("7.5", "8.0", "8.6", "9.0", "10.0", "11.0", "12.0")
 """Architectures that are compiled by default, as far as nvcc knows them.
 
-Machine code runs on later minor versions of its major version, so this serves 8.7, 10.3 and 12.1
-too; PTX for the newest serves what comes after.
+Machine code runs on later minor versions of its major version, so this serves 8.7, 8.9, 10.3 and
+12.1 too; PTX for the newest serves what comes after.
 """
 
 MINIMUM_NVCC = (12, 0)

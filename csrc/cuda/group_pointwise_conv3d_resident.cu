@@ -140,7 +140,7 @@ bool share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limi
 }  // namespace
 
 ResidentLayer resident_layer(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits) {
-  if (limits.capability < 80) return ResidentLayer::kNone;
+  if (!serves_capability(limits.capability)) return ResidentLayer::kNone;
   for (const Candidate& candidate : kCandidates)
     if (fits(p, candidate.facts) && candidate.facts.shared_bytes <= limits.shared_bytes)
       return candidate.layer;

@@ -1,5 +1,5 @@
 // CUDA kernels of group_pointwise_conv3d for the layers of GPLWS-Net in 16 bits, on tensor cores
-// (compute capability 8.0 and above), without torch. Sizes of the layer are compiled in; the
+// (compute capability 8.0, and 9.0 to 11), without torch. Sizes of the layer are compiled in; the
 // weights stay in registers while a block walks through the frames. docs/kernels.md tells how.
 #pragma once
 

@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kPackThreads)
   reinterpret_cast<float*>(packed)[word] = value;
 }
 
-#if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
+#if GPLWS_HAS_RESIDENT_KERNELS
 
 // Two words that hold three neighbouring values of 16 bits and a zero, from value `first` of
 // `words` on.
@@ -663,7 +663,7 @@ struct ResidentWarp {
   }
 };
 
-#endif  // has tensor kernels
+#endif  // has resident kernels
 
 template <class T, ResidentLayer kLayer>
 __global__ void __launch_bounds__(LayerGeometry<kLayer>::kThreads,
@@ -671,7 +671,7 @@ __global__ void __launch_bounds__(LayerGeometry<kLayer>::kThreads,
     group_pointwise_conv3d_resident_kernel(const __grid_constant__ GroupPointwiseConv3dHalfParams p,
                                            const __grid_constant__ ResidentPlan plan,
                                            const uint32_t* packed, bool ready) {
-#if defined(GPLWS_CUDA_EMULATION) || GPLWS_HAS_TENSOR_KERNELS
+#if GPLWS_HAS_RESIDENT_KERNELS
   ResidentWarp<T, kLayer> warp(p, plan);
   let_next_kernel_start();
   if (ready) warp.load_weights(packed);

@@ -3,7 +3,21 @@
 
 #include "cuda/device.h"
 
+// Elsewhere blocks have too little shared memory for most layers: their code would only take time
+// to compile. serves_capability() says the same of a device.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 800 || \
+    (__CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200)
+#define GPLWS_HAS_RESIDENT_KERNELS 1
+#else
+#define GPLWS_HAS_RESIDENT_KERNELS 0
+#endif
+
 namespace gplws::cuda {
+
+// 10 * major + minor of a device.
+constexpr bool serves_capability(int capability) {
+  return capability == 80 || (capability >= 90 && capability < 120);
+}
 
 // How the first operand of a product is read from shared memory: as 8 x 8 matrices, whose rows are
 // 16-byte aligned, or as words of two values by each lane, for windows that begin anywhere.
