@@ -160,7 +160,7 @@ def test_all_architectures_that_nvcc_knows_are_compiled_and_the_newest_as_ptx(
         "-gencode=arch=compute_90,code=sm_90",
         "-gencode=arch=compute_90,code=compute_90",
     ]
-    assert len(cuda.gencode_flags) == 6
+    assert len(cuda.gencode_flags) == 5  # 8.9 runs the code for 8.6
 
 
 def test_the_architecture_list_of_torch_is_honoured(
