@@ -111,21 +111,7 @@ __device__ inline MatrixA load_two_matrices(const void* row) {
   return a;
 }
 
-// sums (16 x 8) += a (16 x 16) b (16 x 8), in float32.
-__device__ inline void multiply_add_16(Bfloat16, const MatrixA& a, uint2 b, float (&sums)[4]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(b.x), "r"(b.y));
-}
-__device__ inline void multiply_add_16(Float16, const MatrixA& a, uint2 b, float (&sums)[4]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(b.x), "r"(b.y));
-}
-
-// products (16 x 8) = a (16 x 16) b (16 x 8) + sums.
+// products (16 x 8) = a (16 x 16) b (16 x 8) + sums, in float32.
 __device__ inline void multiply_16(Bfloat16, const MatrixA& a, uint2 b, const float (&sums)[4],
                                    float (&products)[4]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
@@ -141,6 +127,12 @@ __device__ inline void multiply_16(Float16, const MatrixA& a, uint2 b, const flo
       : "=f"(products[0]), "=f"(products[1]), "=f"(products[2]), "=f"(products[3])
       : "r"(a.words[0]), "r"(a.words[1]), "r"(a.words[2]), "r"(a.words[3]), "r"(b.x), "r"(b.y),
         "f"(sums[0]), "f"(sums[1]), "f"(sums[2]), "f"(sums[3]));
+}
+
+// sums += a b.
+template <class T>
+__device__ void multiply_add_16(T type, const MatrixA& a, uint2 b, float (&sums)[4]) {
+  multiply_16(type, a, b, sums, sums);
 }
 
 // The same with a (16 x 8), its first two registers, and b (8 x 8).
