@@ -10,12 +10,15 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+    skipped = {}
+    if not torch.cuda.is_available():
+        skipped["cuda"] = "needs a CUDA device"
+    if os.environ.get("GPLWS_CPU_ISA"):
+        skipped["no_cpu_kernels"] = "says nothing about an instruction set"
     for item in items:
-        if item.get_closest_marker("cuda"):
-            item.add_marker(skip)
+        for marker, reason in skipped.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

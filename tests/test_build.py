@@ -14,6 +14,8 @@ import toolchain
 import torch_headers
 from toolchain import BuildError, CudaToolchain
 
+pytestmark = pytest.mark.no_cpu_kernels
+
 NVCC_13_ARCHS = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "11.0", "10.3", "12.0", "12.1"]
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.no_cpu_kernels
+
 # Stands in for Python, the profiler and nvidia-smi: says what it was called for, fails where told.
 STAND_IN = """#!/usr/bin/env bash
 echo "CALL ${0##*/} $*"

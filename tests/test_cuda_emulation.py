@@ -15,6 +15,8 @@ from volumes import random_volume
 
 from gplws.ops import Refinement, reference
 
+pytestmark = pytest.mark.no_cpu_kernels
+
 HALF = (torch.bfloat16, torch.float16)
 # In 16 bits the middle of the two convs is rounded, and then the result.
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}

@@ -6,6 +6,8 @@ import pytest
 
 from build_tools.profile_cuda import kernels_of, short_name, summary_of
 
+pytestmark = pytest.mark.no_cpu_kernels
+
 LISTING = """"Kernel Name","void gplws::cuda::first<3>(int)",
 "","Source","# Samples","Instructions Executed","stall_wait","stall_math","stall_wait (Not Issued)"
 "1","@P0   BRA 0x10","30","1,000","25","5","24"

@@ -9,6 +9,8 @@ import pytest
 
 from build_tools import tune_cuda
 
+pytestmark = pytest.mark.no_cpu_kernels
+
 
 def test_sizes_are_changed_for_the_named_layers_and_no_others(repository: Path) -> None:
     header = (repository / tune_cuda.HEADER).read_text()
