@@ -108,7 +108,7 @@ bool takes_layout(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& fac
 
 // Cuts the frames into segments where there would be too few blocks: each segment reads the frame
 // before and the one behind it once more.
-bool share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits,
+void share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits,
                const LayerFacts& facts, ResidentPlan* plan) {
   const int64_t tiles_w = ceil_div(p.width_out, facts.tile_columns);
   const int64_t tiles_h = ceil_div(p.height_out, facts.tile_rows);
@@ -134,7 +134,6 @@ bool share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limi
   plan->tiles = tiles * plan->segments;
   plan->blocks = static_cast<int>(plan->tiles < slots ? plan->tiles : slots);
   plan->parts = facts.parts;
-  return true;
 }
 
 }  // namespace
@@ -156,7 +155,8 @@ bool plan_resident(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& 
   if (!activates_as(p, facts) || !takes_layout(p, facts)) return false;
   plan->layer = layer;
   plan->packed_bytes = facts.packed_bytes;
-  return share_out(p, limits, facts, plan);
+  share_out(p, limits, facts, plan);
+  return true;
 }
 
 int64_t packed_bytes(ResidentLayer layer) {
