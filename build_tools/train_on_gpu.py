@@ -46,15 +46,25 @@ def run(
     config: TrainingConfig, folder: Path, minutes: float, device: str = "auto"
 ) -> TrainingResult:
     """Train for so many minutes or to the end, then export the weights."""
-    # The training ends by itself after this signal, with a checkpoint; so it does on Ctrl-C.
-    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
+    timers: list[threading.Timer] = []
+
+    def stop_after(seconds: float) -> None:
+        timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timers.append(timer)
+        timer.start()
+
+    # The training ends by itself after this signal, with a checkpoint; so it does on Ctrl-C. One
+    # that comes before the training listens, comes again.
+    before = signal.signal(signal.SIGTERM, lambda *_: stop_after(0.2))
+    stop_after(60 * minutes)
     try:
         resume = (folder / CHECKPOINT).exists()
         result = train(config, folder, resume=resume, device=device)
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
+        signal.signal(signal.SIGTERM, before)
     export(folder, folder / "gplws.safetensors", overwrite=True)
     return result
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from build_tools.profile_cuda import kernels_of, short_name, summary_of
+from profile_cuda import kernels_of, short_name, summary_of
 
 pytestmark = pytest.mark.no_cpu_kernels
 

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-
-from build_tools import tune_cuda
+import tune_cuda
 
 pytestmark = pytest.mark.no_cpu_kernels
 
