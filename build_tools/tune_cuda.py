@@ -33,8 +33,8 @@ HEADER = Path(f"csrc/cuda/{STEM}_layers.h")
 Sizes = tuple[int, int, int, int]
 """Rows of a warp, positions of warps in W and in H, blocks on a multiprocessor."""
 
-# First what the header has (None), then what may be faster on another GPU. With a pointwise conv,
-# rows times groups of channels out must be the warps of a position: they stay.
+# What may be faster on another GPU than what the header has. With a pointwise conv, rows times
+# groups of channels out must be the warps of a position: they stay.
 FINE: list[Sizes] = [(4, 2, 2, 1), (4, 2, 1, 2), (4, 1, 2, 2), (4, 1, 1, 4), (4, 1, 1, 3)]
 CANDIDATES: dict[str, list[Sizes]] = {
     "kStem": [(4, 2, 4, 1), (4, 2, 4, 2), (2, 2, 4, 2), (4, 2, 2, 3), (4, 2, 2, 4)],

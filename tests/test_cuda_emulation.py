@@ -21,6 +21,11 @@ HALF = (torch.bfloat16, torch.float16)
 # In 16 bits the middle of the two convs is rounded, and then the result.
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 NO_SHARED_MEMORY = Device(7, 5, 40, 0, 0)  # beyond what every launch is granted
+OTHER_DEVICES = (
+    Device(8, 0, 108, 163 << 10, 164 << 10),
+    Device(8, 6, 2, 99 << 10, 100 << 10),
+    Device(9, 0, 1),
+)  # which plan otherwise than the H200 that every test begins with
 LAYOUTS = (torch.channels_last_3d, torch.contiguous_format)
 NETWORK = {  # name: case, place of the weights (0 registers, 1 shared memory), bytes of a copy
     "stem": (ConvCase((1, 3, 10, 64, 64), 3, 12), 0, 2),
@@ -135,12 +140,7 @@ def test_the_float32_result_depends_on_neither_device_nor_layout_nor_order(
     expected = cuda.group_pointwise_conv3d(*tensors, **case.options)
     assert expected is not None
     plans = {cuda.quads_plan}
-    devices = (
-        Device(8, 0, 108, 163 << 10, 164 << 10),
-        Device(8, 6, 2, 99 << 10, 100 << 10),
-        Device(9, 0, 1),
-    )
-    for seed, device in enumerate(devices):
+    for seed, device in enumerate(OTHER_DEVICES):
         cuda.use(device, seed)
         got = cuda.group_pointwise_conv3d(*tensors, **case.options)
         assert got is not None and torch.equal(got, expected)
@@ -202,12 +202,7 @@ def test_the_result_depends_on_neither_device_nor_layout_nor_order(
     expected = cuda.group_pointwise_conv3d(*tensors, **case.options)
     assert expected is not None
     plans = {cuda.plan}
-    devices = (
-        Device(8, 0, 108, 163 << 10, 164 << 10),
-        Device(8, 6, 2, 99 << 10, 100 << 10),
-        Device(9, 0, 1),
-    )
-    for seed, device in enumerate(devices):
+    for seed, device in enumerate(OTHER_DEVICES):
         cuda.use(device, seed)
         got = cuda.group_pointwise_conv3d(*tensors, **case.options)
         assert got is not None and torch.equal(got, expected)
