@@ -155,7 +155,8 @@ def measure_training(
     spent = train_network(recipe, folder, "gplws", variant.arguments)
     samples = list(level_samples(LEVELS[TRAINED_ON], count, side, recipe.frames))
     methods = {variant.name: method_of_network(trained_network(folder))}
-    (mean,), _ = measured(methods, [(TRAINED_ON, samples)])
+    evaluation, _ = measured(methods, [(TRAINED_ON, samples)])
+    (mean,) = evaluation.means()
     found = figures(mean)
     return {"seed": recipe.seed, **spent, "depth": found["depth"], "frames": found["frames"]}
 

@@ -121,6 +121,8 @@ COLUMNS = {
 }
 """Figures of the tables, and their titles."""
 
+_FEWEST_FOR_INTERVALS, _DRAWS = 8, 2000
+
 TRAINED_ON = "simulated"
 """The level that is drawn as the training data are."""
 
@@ -152,8 +154,8 @@ def measured(
     *,
     only_frames: Mapping[str, int] | None = None,
     pictures: Path | None = None,
-) -> tuple[list[Result], list[dict[str, Any]]]:
-    """Means of each method on each data set, and what was left out and why.
+) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Errors of each method on each stack, and what was left out and why.
 
     Args:
         methods: functions of a sample of :func:`benchmarks.trained.in_focus_range`.
@@ -178,7 +180,61 @@ def measured(
             of_set = [(name, in_focus_range(samples))]
             found = evaluate(fitting, of_set, pictures=pictures, progress=True)
             results += found.results
-    return Evaluation(tuple(results)).means(), left_out
+    return Evaluation(tuple(results)), left_out
+
+
+def against_classical(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Errors of networks as shares of those of the best classical method, data set by data set.
+
+    The best is that with the least mean over the stacks, found anew for each figure. Intervals hold
+    95% of the shares on stacks drawn anew, with repetition, from those measured (bootstrap; the
+    best is that on what is drawn). Data sets of fewer than eight stacks have none.
+
+    Returns:
+        For each data set and network: ``data``, ``method``, and for "mae_frames" and "rmse_frames"
+        the best classical method ``best``, the ``share`` and its ``interval``.
+    """
+    errors: dict[str, dict[str, list[Result]]] = {}
+    for result in evaluation.results:
+        errors.setdefault(result.dataset, {}).setdefault(result.method, []).append(result)
+    rows = []
+    for data, of_methods in errors.items():
+        classical = [method for method in of_methods if method in METHODS]
+        for method in of_methods if classical else ():
+            if method in METHODS:
+                continue
+            row: dict[str, Any] = {"data": data, "method": method}
+            for figure in ("mae_frames", "rmse_frames"):
+                table = torch.tensor(
+                    [
+                        [getattr(result.frames, figure) for result in of_methods[name]]
+                        for name in (method, *classical)
+                    ],
+                    dtype=torch.float64,
+                )  # (1 + classical methods, stacks)
+                row[figure] = _share(table, classical)
+            rows.append(row)
+    return rows
+
+
+def _share(table: torch.Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Mean of the first row as a share of the least mean of the others, which have names."""
+    stacks = table.shape[1]
+    means = table.mean(1)
+    found: dict[str, Any] = {
+        "best": names[int(means[1:].argmin())],
+        "share": float(means[0] / means[1:].min()),
+        "interval": None,
+    }
+    if stacks >= _FEWEST_FOR_INTERVALS:
+        drawn = torch.randint(
+            stacks, (_DRAWS, stacks), generator=torch.Generator().manual_seed(SEED)
+        )
+        means = table[:, drawn].mean(2)  # (methods, draws)
+        shares = means[0] / means[1:].min(0).values
+        ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+        found["interval"] = shares.quantile(ends).tolist()
+    return found
 
 
 def figures(result: Result) -> dict[str, Any]:
@@ -214,6 +270,27 @@ def report(means: list[Result], left_out: list[dict[str, Any]], note: str) -> No
             print(f"\n{title}")
             show(*beside_printed(printed, of_table))
     print(f"\n{paper.DIFFERENCES['accuracy']}\nMeasured: {note}, depth as {UNIT}.")
+
+
+def report_shares(shares: list[dict[str, Any]]) -> None:
+    """Table of :func:`against_classical`; nothing where there is none."""
+    if not shares:
+        return
+    print("\nerrors as shares of those of the best classical method, 95% intervals over the stacks")
+    rows = [
+        [row["data"], NAMES_OF_NETWORKS.get(row["method"], row["method"])]
+        + [text for key in ("mae_frames", "rmse_frames") for text in _cells(row[key])]
+        for row in shares
+    ]
+    show(["data", "method", "mean error", "best", "RMSE", "best"], rows)
+
+
+def _cells(found: Mapping[str, Any]) -> tuple[str, str]:
+    text = f"{found['share']:.3f}"
+    if found["interval"]:
+        low, high = found["interval"]
+        text += f" ({low:.2f} to {high:.2f})"
+    return text, found["best"]
 
 
 def beside_printed(
@@ -288,7 +365,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights and training data")
     parser.add_argument("--frames", type=int, default=16, help="of training, levels, Middlebury")
     parser.add_argument("--levels", nargs="*", choices=LEVELS, default=list(LEVELS))
-    parser.add_argument("--count", type=int, default=12, help="stacks of each level")
+    parser.add_argument("--count", type=int, default=48, help="stacks of each level")
     parser.add_argument("--side", type=int, default=192, help="of simulated images, pixels")
     parser.add_argument("--surfaces", nargs="*", type=Path, default=[], help="files, folders")
     parser.add_argument("--textures", nargs="*", type=Path, default=[], help="files, folders")
@@ -343,23 +420,34 @@ def main() -> None:
         pairs = MiddleburyPairs(options.middlebury, frames=options.frames)
         datasets.append(("Middlebury, rendered", list(_all(pairs))))
     with torch.inference_mode():
-        means, left_out = measured(
+        evaluation, left_out = measured(
             methods, datasets, only_frames=only_frames, pictures=options.pictures
         )
+    means, shares = evaluation.means(), against_classical(evaluation)
     report(means, left_out, note)
+    report_shares(shares)
     content = {
         "seed": SEED,
         "count": options.count,
         "side": options.side,
+        "frames": options.frames,
+        "surfaces": _names(options.surfaces),
+        "textures": _names(options.textures),
         "unit": UNIT,
         "recipe": None if recipe is None else asdict(recipe),
         "reading": options.reading,
         "runs": runs,
         "means": [figures(result) for result in means],
+        "against_classical": jsonable(shares),
         "left_out": left_out,
     }
     name = "accuracy" if recipe is None else "accuracy_trained"
     print(f"\n{save(name, content, options.out)}")
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Files and folders as others know them: without where they lie here."""
+    return [f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)]
 
 
 def _all(dataset: FolderStacks | MiddleburyPairs) -> Iterator[DepthSample]:

@@ -107,17 +107,27 @@ def _methods(found: dict[str, Any]) -> list[str]:
     means = {(row["data"], row["method"]): row["frames"]["mae_frames"] for row in found["means"]}
     sets = list(dict.fromkeys(data for data, _ in means))
     methods = list(dict.fromkeys(method for _, method in means))
-    lines = [["", *methods]]
+    shares = {
+        row["data"]: row["mae_frames"]
+        for row in found.get("against_classical", ())
+        if row["method"] == "gplws"
+    }
+    lines = [["", *methods, *(["gplws / best classical"] if shares else [])]]
     for data in sets:
         errors = {m: round(means[data, m], 3) for m in methods if means.get((data, m)) is not None}
         least = min(errors.values())
         cells = [f"**{e:.3f}**" if e == least else f"{e:.3f}" for e in errors.values()]
+        if data in shares:
+            interval = shares[data]["interval"]
+            ends = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+            cells.append(f"{shares[data]['share']:.2f}{ends}")
         lines.append([data, *cells])
     said = (
         "Mean error in frames, every pixel counted, the smallest of a row in bold. The levels are "
         f"{found['count']} simulated stacks each, of surfaces and textures that the weights have "
         "never seen; `python -m benchmarks.accuracy --help` says what they are. The others are "
-        "stacks rendered from Middlebury scenes and the generated stacks of Cou (2023):"
+        "stacks rendered from Middlebury scenes and the generated stacks of Cou (2023). The "
+        "last column has 95% intervals over the stacks:"
     )
     return [said, _table(lines)]
 

@@ -20,11 +20,10 @@ from gplws.models.frame_bins import bin_size as bin_size_of
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedGroupParallel3d
 from gplws.nn.readout import (
-    agreed_median_and_deviation,
-    agreement_reach,
     batch_positions,
     confidence_of,
     is_known,
+    median_and_deviation,
 )
 from gplws.nn.symmetry import make_symmetric
 from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
@@ -181,7 +180,7 @@ class GPLWSNet(nn.Module):
         # to level l reaches as far as one of the coarser level.
         reach = sum(count << level for level, count in enumerate(modules))
         reach += sum((1 << level) + (2 << level) for level in range(levels - 1))
-        return reach + (features_reach() + agreement_reach() if self.refines else 0)
+        return reach + (features_reach() if self.refines else 0)
 
     @property
     def floats_per_voxel(self) -> float:
@@ -321,12 +320,12 @@ class GPLWSNet(nn.Module):
         """Depth and confidence from the focus volume.
 
         By focus search, as in the paper. With ``stem="features"``, where the softmax over the
-        frames is trained to be the probability of each of them, depth is its median instead,
-        unless the pixels around contradict (:func:`gplws.nn.agreed_median_and_deviation`),
-        and confidence falls with the deviation from it. Classical methods then have their say where
-        the network hesitates between frames, and about where the depth lies between two of them
-        (:mod:`gplws.models.classical_steps`). Where focus moves by little from frame to frame, the
-        network is shown averages of several (:mod:`gplws.models.frame_bins`).
+        frames is trained to be the probability of each of them, depth is its median instead, and
+        confidence falls with the deviation from it (:func:`gplws.nn.median_and_deviation`).
+        Classical methods then have their say where the network hesitates between frames, and about
+        where the depth lies between two of them (:mod:`gplws.models.classical_steps`). Where focus
+        moves by little from frame to frame, the network is shown averages of several
+        (:mod:`gplws.models.frame_bins`).
 
         Args:
             stack: as for :meth:`forward`.
@@ -355,7 +354,7 @@ class GPLWSNet(nn.Module):
             bin_size = min(map(bin_size_of, statistics))
         bins = FrameBins(gray.shape[1], bin_size)
         volume = self(bins.average(gray)[:, None]).float()
-        median, deviation = agreed_median_and_deviation(volume)
+        median, deviation = median_and_deviation(volume)
         found = median.nan_to_num(0)
         peak = volume.gather(1, found.round().long()[:, None])[:, 0]
         del volume

@@ -15,7 +15,6 @@ from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
 from gplws.nn.group_parallel import to_group_parallel
 from gplws.nn.layer_report import LayerReport, ModelReport
 from gplws.nn.readout import (
-    agreed_median_and_deviation,
     batch_positions,
     confidence_of,
     deviation_of,
@@ -39,7 +38,6 @@ __all__ = [
     "UpConv3d",
     "Workspace",
     "WorkspacePool",
-    "agreed_median_and_deviation",
     "batch_positions",
     "confidence_of",
     "deviation_of",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _VALUES_AT_A_TIME = 1 << 18
@@ -14,14 +13,6 @@ LEAST_DEVIATION = 0.5
 
 # Share of the way from there to the deviation of a depth of which nothing is known.
 _UNKNOWN = 0.4
-
-# What a pixel hears from its surroundings: cells of so many pixels, so many cells on each side, so
-# often, with such a weight, and the probability at which they count as saying nothing. They are
-# heard where they move the median by more than so many frames. Chosen on 48 simulated stacks of
-# eight kinds, where the mean error must not grow, and on the speckle of three real ones.
-_VOTING_CELL, _VOTING_CELLS, _VOTES = 4, 1, 2
-_VOTE_WEIGHT, _VOTE_FLOOR = 1.25, 0.01
-_OUTVOTED_BY = 1.0
 
 
 def batch_positions(focus_positions: Tensor | None, like: Tensor, *, name: str) -> Tensor:
@@ -107,54 +98,6 @@ def is_known(confidence: Tensor, n_frames: int) -> Tensor:
     """
     beyond = max(n_frames / 4 - LEAST_DEVIATION, 0)
     return deviation_of(confidence) <= LEAST_DEVIATION + _UNKNOWN * beyond
-
-
-def agreed_median_and_deviation(volume: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`median_and_deviation`, where the surroundings of a pixel do not contradict.
-
-    To the logits of a pixel comes the logarithm of the mean probability, around it, of the same
-    frame and half of that of its neighbours; twice, which leads towards the mean field of a Markov
-    random field. Of two peaks that are nearly as high the one that the surroundings share then
-    wins, while one that stands alone but clear stays, as the logarithm has a floor. The median of
-    that is coarser within a frame, so it only counts where it lies more than one frame from the
-    pixel's own.
-
-    Args:
-        volume: (B, N, H, W) floating logits.
-
-    Returns:
-        Like :func:`median_and_deviation`; the deviation is that of the pixel's own distribution
-        from the median. Each depends on the logits of pixels within :func:`agreement_reach`,
-        counted in cells of 4 x 4 pixels from the first row and column. NaN stays where it is.
-
-    Source:
-        Mean field of fully connected models: Kraehenbuehl and Koltun, NIPS 2011, arXiv:1210.5644;
-        here with evenly weighted surroundings, on a coarse grid.
-    """
-    own, agreed = _median(volume), _median(_with_votes(volume))
-    median = agreed.where((agreed - own).abs() > _OUTVOTED_BY, own)
-    return median, _deviation(volume, median)
-
-
-def agreement_reach() -> int:
-    """How far away a pixel can influence :func:`agreed_median_and_deviation`, in pixels."""
-    # A pixel lies between two cells, each sums those around it, whose far edge is a cell away.
-    return _VOTES * (_VOTING_CELLS + 2) * _VOTING_CELL
-
-
-def _with_votes(volume: Tensor) -> Tensor:
-    height, width = volume.shape[-2:]
-    heard = volume
-    for _ in range(_VOTES):
-        votes = F.avg_pool2d(heard.softmax(1), _VOTING_CELL, ceil_mode=True)
-        around = 2 * _VOTING_CELLS + 1
-        votes = F.avg_pool2d(votes, around, 1, _VOTING_CELLS, count_include_pad=False)
-        frames = torch.cat((votes[:, :1], votes, votes[:, -1:]), 1)
-        votes = votes + (frames[:, 2:] + frames[:, :-2]) / 2
-        said = _VOTE_WEIGHT * (votes + _VOTE_FLOOR).log()
-        said = F.interpolate(said, scale_factor=_VOTING_CELL, mode="bilinear")
-        heard = volume + said[..., :height, :width]
-    return heard
 
 
 def _rows_at_a_time(volume: Tensor) -> int:

@@ -32,7 +32,7 @@ found = evaluate(methods, [("known", in_focus_range([sample]))])
 few = [("known", [sample])]
 results, left_out = measured(methods, few, only_frames={"search": 7})
 print(json.dumps({
-    "measured": [r.method for r in results],
+    "measured": [r.method for r in results.means()],
     "left_out": left_out,
     "ends": [float(single.depth.min()), float(single.depth.max())],
     "median": [r.frames.median_frames for r in found.results],
@@ -40,6 +40,33 @@ print(json.dumps({
     "mae": [r.depth.mae for r in found.results],
     "uncertainty": [r.depth.mean_uncertainty for r in found.results],
 }))
+"""
+
+
+SHARES = """
+import json
+from dataclasses import replace
+from benchmarks.accuracy import against_classical
+from gplws.evaluation import Evaluation, Result
+from gplws.metrics import DepthMetrics, FrameMetrics, mean_metrics
+
+nan = float("nan")
+none = [{name: nan for name in of.__dataclass_fields__} for of in (FrameMetrics, DepthMetrics)]
+empty, depth = FrameMetrics(**none[0]), DepthMetrics(**none[1])
+
+
+def result(method, data, mae, rmse):
+    frames = replace(empty, mae_frames=mae, rmse_frames=rmse)
+    return Result(method, data, "", "frames", frames, frames, depth, nan, nan, nan)
+
+
+errors = {"net": (0.1, 0.5), "rdf": (0.3, 0.6), "rr": (0.2, 0.8)}
+results = [result(m, "one", *e) for m, e in errors.items()]
+for stack in range(10):  # shares of 0.5 and 1.5 of the mean error, and one share of the RMSE
+    results += [result("net", "many", 0.5 + stack % 2, stack + 1)]
+    results += [result("sml", "many", 1.0, 3 * stack + 3)]
+results += [result("net", "alone", 1.0, 1.0)]
+print(json.dumps(against_classical(Evaluation(tuple(results)))))
 """
 
 
@@ -66,6 +93,25 @@ def test_a_method_of_one_number_of_frames_is_left_out_elsewhere_and_said(found) 
     (left_out,) = found["left_out"]
     assert left_out["method"] == "search" and left_out["data"] == "known"
     assert left_out["reason"] == "made for 7 frames, the stacks have 5"
+
+
+def test_a_network_is_set_against_the_classical_method_that_is_best_by_each_figure(
+    repository,
+) -> None:
+    ended = run(repository, "-c", SHARES)
+    assert ended.returncode == 0, ended.stderr
+    one, many = json.loads(ended.stdout)  # nothing where there is no classical method
+    assert (one["data"], one["method"]) == ("one", "net")
+    assert one["mae_frames"] == {"best": "rr", "share": pytest.approx(0.5), "interval": None}
+    assert one["rmse_frames"] == {
+        "best": "rdf",
+        "share": pytest.approx(0.5 / 0.6),
+        "interval": None,
+    }
+    assert many["mae_frames"]["share"] == pytest.approx(1.0)
+    # The mean of ten values of 0.5 or 1.5 has a standard error of 0.16.
+    assert many["mae_frames"]["interval"] == pytest.approx([0.69, 1.31], abs=0.1)
+    assert many["rmse_frames"]["interval"] == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_networks_of_one_budget_go_on_and_stand_beside_the_printed_figures(

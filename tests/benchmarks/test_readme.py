@@ -126,11 +126,22 @@ def test_the_most_accurate_method_of_a_level_is_in_bold(repository, tmp_path) ->
         {"data": data, "method": method, "frames": {"mae_frames": error}}
         for (data, method), error in errors.items()
     ]
-    write(tmp_path, "accuracy", count=12, means=means)
+    share = {"best": "rr", "share": 0.5, "interval": [0.444, 0.556]}
+    shares = [
+        {"data": "easy", "method": "gplws", "mae_frames": share},
+        {
+            "data": "new",
+            "method": "gplws",
+            "mae_frames": {**share, "share": 1.07, "interval": None},
+        },
+        {"data": "new", "method": "other", "mae_frames": {**share, "share": 9.0}},
+    ]
+    write(tmp_path, "accuracy", count=12, means=means, against_classical=shares)
     shown = section(repository, tmp_path)
-    assert "| | gplws | rr |" in shown and "12 simulated stacks" in " ".join(shown.split())
-    assert "| easy | **0.250** | 0.500 |" in shown
-    assert "| new | 0.750 | **0.700** |" in shown
+    assert "| | gplws | rr | gplws / best classical |" in shown
+    assert "12 simulated stacks" in " ".join(shown.split())
+    assert "| easy | **0.250** | 0.500 | 0.50 (0.44 to 0.56) |" in shown
+    assert "| new | 0.750 | **0.700** | 1.07 |" in shown
 
 
 def test_accelerated_networks_are_compared_with_the_faster_stock_format(

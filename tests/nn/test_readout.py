@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from gplws.nn import (
-    agreed_median_and_deviation,
     confidence_of,
     deviation_of,
     expected_depth,
@@ -12,7 +11,6 @@ from gplws.nn import (
     is_known,
     median_and_deviation,
 )
-from gplws.nn.readout import agreement_reach
 
 
 def test_a_sharp_volume_reads_as_its_frame():
@@ -87,71 +85,9 @@ def test_a_nan_in_a_volume_is_a_nan_in_the_median_of_that_pixel():
     assert median.isnan().sum() == 1 and median[0, 1, 0].isnan()
 
 
-def peaks(heights: dict[int, float], frames: int = 12, side: int = 41) -> torch.Tensor:
-    """(1, frames, side, side) logits of the same peaks, as probabilities, at every pixel."""
-    probability = torch.full((frames,), 1e-4)
-    for frame, height in heights.items():
-        probability[frame] = height
-    return probability.log().view(1, -1, 1, 1).repeat(1, 1, side, side)
-
-
-def test_a_lone_pixel_of_two_peaks_takes_the_one_that_its_surroundings_share():
-    volume = peaks({3: 1.0})
-    volume[..., 20, 20] = peaks({3: 0.4, 9: 0.6})[..., 0, 0]
-    volume[..., 30, 12] = peaks({8: 1.0})[..., 0, 0]
-    own, _ = median_and_deviation(volume)
-    median, deviation = agreed_median_and_deviation(volume)
-    assert own[0, 20, 20] > 8 and abs(median[0, 20, 20] - 3) < 0.5
-    assert deviation[0, 20, 20] > 3  # such a pixel is not to be trusted
-    assert median[0, 30, 12] == own[0, 30, 12] > 7  # it has no doubt of its own
-    own[0, 20, 20] = median[0, 20, 20]
-    assert torch.equal(median, own)
-
-
-def test_the_agreed_median_keeps_steps_slopes_and_parts_of_a_frame():
-    rows, columns = torch.meshgrid(torch.arange(41.0), torch.arange(50.0), indexing="ij")
-    truth = 3 + rows / 10 + 4 * (columns > 22)
-    frames = torch.arange(14.0).view(1, 14, 1, 1)
-    volume = -0.5 * ((frames - truth) / 0.7) ** 2
-    for one, other in zip(
-        agreed_median_and_deviation(volume), median_and_deviation(volume), strict=True
-    ):
-        assert torch.equal(one, other)
-
-
-def test_the_agreed_median_of_reversed_frames_is_the_same():
-    volume = torch.nn.functional.interpolate(torch.randn(2, 9, 7, 8) * 3, (40, 53))
-    volume += torch.randn(volume.shape)
-    median, deviation = agreed_median_and_deviation(volume)
-    assert ((median - median_and_deviation(volume)[0]).abs() > 1).any()
-    backward, same = agreed_median_and_deviation(volume.flip(1))
-    torch.testing.assert_close(8 - backward, median, rtol=0, atol=1e-3)
-    torch.testing.assert_close(same, deviation, rtol=0, atol=1e-3)
-
-
-def test_only_pixels_within_reach_have_a_say():
-    torch.manual_seed(0)
-    reach, middle = agreement_reach(), 64
-    volume = torch.randn(1, 6, 129, 129, dtype=torch.float64) * 2
-    median, _ = agreed_median_and_deviation(volume)
-    changed = volume.clone()
-    changed[..., middle - 12 : middle + 12, middle - 12 : middle + 12] += 9 * torch.randn(6, 24, 24)
-    other, _ = agreed_median_and_deviation(changed)
-    rows, columns = (median != other)[0].nonzero().unbind(1)
-    assert rows.min() >= middle - 12 - reach and columns.max() < middle + 12 + reach
-    assert columns.max() > middle + 12
-
-
-def test_a_nan_does_not_vote():
-    volume = torch.randn(1, 4, 30, 30)
-    volume[0, 2, 11, 7] = torch.nan
-    median, deviation = agreed_median_and_deviation(volume)
-    assert median.isnan().sum() == deviation.isnan().sum() == 1 and median[0, 11, 7].isnan()
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 3, 5), (1, 5, 1, 1), (2, 2, 4, 9)])
-def test_the_agreed_median_of_the_smallest_volumes(shape):
-    median, deviation = agreed_median_and_deviation(torch.randn(shape))
+def test_the_median_of_the_smallest_volumes(shape):
+    median, deviation = median_and_deviation(torch.randn(shape))
     assert median.shape == deviation.shape == (shape[0], *shape[2:])
     assert median.isfinite().all() and (median <= shape[1] - 1).all()
 
