@@ -343,9 +343,10 @@ def _trained(accuracy: dict[str, Any]) -> list[str]:
     said = (
         f"Mean error in frames of networks trained with one budget, {budget} of "
         f"{recipe['batch_size']} simulated stacks {recipe['frames']}x{recipe['crop']}x"
-        f"{recipe['crop']} and the loss {recipe['loss']}, {_words(accuracy['machine'])}; in the "
-        f"form of the paper's Tables 4 to 6 by `python -m benchmarks.accuracy`. GPLWS-Net is that "
-        f'of the paper here; the weights that `method="gplws"` uses, another stem and a longer '
+        f"{recipe['crop']} and the loss {recipe['loss']}, {_words(accuracy['machine'])}, on "
+        f"{accuracy['count']} stacks of each level; in the form of the paper's Tables 4 to 6 by "
+        f"`python -m benchmarks.accuracy`. GPLWS-Net is that of the paper here; the weights that "
+        f'`method="gplws"` uses, another stem and a longer '
         f"training, have their figures in docs/methods.md:"
     )
     return [said, _table(lines)]

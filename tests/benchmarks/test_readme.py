@@ -100,12 +100,14 @@ def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> 
         runs=[run_of],
         means=[mean, {**mean, "method": "rdf", "frames": {"mae_frames": 0.75}}],
         recipe={**recipe, "loss": "l1"},
+        count=5,
     )
     shown = section(repository, tmp_path)
     assert "| | 10 x 512 x 512 |" in shown
     assert "| DefocusNet | 60% (47%) |" in shown
     assert "| add, conv, plain | 2,000 (1,000) | 3.1 | 0.50 | 2.00 |" in shown
     assert "720" not in shown and "full training" not in shown
+    assert "on 5 stacks of each level" in " ".join(shown.split())
     assert "| GPLWS-Net | 1,200 | 0.25 |" in shown and "| rdf |  | 0.75 |" in shown
 
     row["trained"] = [{"steps": 9, "depth": {"mse": error}} for error in (0.1, 0.3)]
