@@ -38,7 +38,7 @@ import torch
 
 from benchmarks import paper
 from benchmarks.networks import NETWORKS, frames_of
-from benchmarks.summary import NAMES_OF_NETWORKS
+from benchmarks.summary import NAMES_OF_NETWORKS, with_interval
 from benchmarks.timing import save, show
 from benchmarks.trained import (
     FOLDER,
@@ -188,32 +188,30 @@ def against_classical(evaluation: Evaluation) -> list[dict[str, Any]]:
 
     The best is that with the least mean over the stacks, found anew for each figure. Intervals hold
     95% of the shares on stacks drawn anew, with repetition, from those measured (bootstrap; the
-    best is that on what is drawn). Data sets of fewer than eight stacks have none.
+    best is that on what is drawn). Data sets of fewer than eight stacks have none. Stacks in which
+    no depth is known do not count.
 
     Returns:
         For each data set and network: ``data``, ``method``, and for "mae_frames" and "rmse_frames"
         the best classical method ``best``, the ``share`` and its ``interval``.
     """
-    errors: dict[str, dict[str, list[Result]]] = {}
-    for result in evaluation.results:
-        errors.setdefault(result.dataset, {}).setdefault(result.method, []).append(result)
+    groups = evaluation.grouped()
     rows = []
-    for data, of_methods in errors.items():
-        classical = [method for method in of_methods if method in METHODS]
-        for method in of_methods if classical else ():
-            if method in METHODS:
-                continue
-            row: dict[str, Any] = {"data": data, "method": method}
-            for figure in ("mae_frames", "rmse_frames"):
-                table = torch.tensor(
-                    [
-                        [getattr(result.frames, figure) for result in of_methods[name]]
-                        for name in (method, *classical)
-                    ],
-                    dtype=torch.float64,
-                )  # (1 + classical methods, stacks)
-                row[figure] = _share(table, classical)
-            rows.append(row)
+    for data, method in groups:
+        classical = [name for of, name in groups if of == data and name in METHODS]
+        if method in METHODS or not classical:
+            continue
+        row: dict[str, Any] = {"data": data, "method": method}
+        for figure in ("mae_frames", "rmse_frames"):
+            table = torch.tensor(
+                [
+                    [getattr(result.frames, figure) for result in groups[data, name]]
+                    for name in (method, *classical)
+                ],
+                dtype=torch.float64,
+            )  # (1 + classical methods, stacks)
+            row[figure] = _share(table[:, table.isfinite().all(0)], classical)
+        rows.append(row)
     return rows
 
 
@@ -279,18 +277,14 @@ def report_shares(shares: list[dict[str, Any]]) -> None:
     print("\nerrors as shares of those of the best classical method, 95% intervals over the stacks")
     rows = [
         [row["data"], NAMES_OF_NETWORKS.get(row["method"], row["method"])]
-        + [text for key in ("mae_frames", "rmse_frames") for text in _cells(row[key])]
+        + [
+            text
+            for found in (row["mae_frames"], row["rmse_frames"])
+            for text in (with_interval(found, 3), found["best"])
+        ]
         for row in shares
     ]
     show(["data", "method", "mean error", "best", "RMSE", "best"], rows)
-
-
-def _cells(found: Mapping[str, Any]) -> tuple[str, str]:
-    text = f"{found['share']:.3f}"
-    if found["interval"]:
-        low, high = found["interval"]
-        text += f" ({low:.2f} to {high:.2f})"
-    return text, found["best"]
 
 
 def beside_printed(

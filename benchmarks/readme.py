@@ -20,6 +20,7 @@ from benchmarks.summary import (
     medians,
     times_gplws,
     voxels,
+    with_interval,
 )
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -118,9 +119,7 @@ def _methods(found: dict[str, Any]) -> list[str]:
         least = min(errors.values())
         cells = [f"**{e:.3f}**" if e == least else f"{e:.3f}" for e in errors.values()]
         if data in shares:
-            interval = shares[data]["interval"]
-            ends = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-            cells.append(f"{shares[data]['share']:.2f}{ends}")
+            cells.append(with_interval(shares[data], 2))
         lines.append([data, *cells])
     said = (
         "Mean error in frames, every pixel counted, the smallest of a row in bold. The levels are "

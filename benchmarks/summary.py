@@ -26,6 +26,15 @@ def load(name: str, folder: Path | None = None) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def with_interval(found: Mapping[str, Any], digits: int) -> str:
+    """A ``share`` and, where there is one, its ``interval``."""
+    text = f"{found['share']:.{digits}f}"
+    if found["interval"] is None:
+        return text
+    low, high = found["interval"]
+    return f"{text} ({low:.2f} to {high:.2f})"
+
+
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Median of each candidate's times."""
     return {name: statistics.median(values) for name, values in times.items()}

@@ -94,11 +94,15 @@ class Evaluation:
 
     results: tuple[Result, ...]
 
-    def means(self) -> list[Result]:
-        """One result for each method and data set: means over the samples, NaN left out."""
+    def grouped(self) -> dict[tuple[str, str], list[Result]]:
+        """The results of each data set and method, in the order of the samples."""
         groups: dict[tuple[str, str], list[Result]] = {}
         for result in self.results:
             groups.setdefault((result.dataset, result.method), []).append(result)
+        return groups
+
+    def means(self) -> list[Result]:
+        """One result for each method and data set: means over the samples, NaN left out."""
         return [
             Result(
                 method=method,
@@ -112,7 +116,7 @@ class Evaluation:
                 rmse_left=mean_of_known([r.rmse_left for r in group]),
                 least_rmse_left=mean_of_known([r.least_rmse_left for r in group]),
             )
-            for (dataset, method), group in groups.items()
+            for (dataset, method), group in self.grouped().items()
         ]
 
     def table(self) -> str:

@@ -48,7 +48,7 @@ import json
 from dataclasses import replace
 from benchmarks.accuracy import against_classical
 from gplws.evaluation import Evaluation, Result
-from gplws.metrics import DepthMetrics, FrameMetrics, mean_metrics
+from gplws.metrics import DepthMetrics, FrameMetrics
 
 nan = float("nan")
 none = [{name: nan for name in of.__dataclass_fields__} for of in (FrameMetrics, DepthMetrics)]
@@ -65,6 +65,7 @@ results = [result(m, "one", *e) for m, e in errors.items()]
 for stack in range(10):  # shares of 0.5 and 1.5 of the mean error, and one share of the RMSE
     results += [result("net", "many", 0.5 + stack % 2, stack + 1)]
     results += [result("sml", "many", 1.0, 3 * stack + 3)]
+results += [result("net", "many", nan, nan), result("sml", "many", nan, nan)]  # of no pixel
 results += [result("net", "alone", 1.0, 1.0)]
 print(json.dumps(against_classical(Evaluation(tuple(results)))))
 """
