@@ -55,7 +55,7 @@ from gplws.data import DepthSample
 from gplws.data.generator import StackGenerator, StackSettings
 from gplws.data.topographies import read_textures, read_topographies
 from gplws.datasets import FolderStacks, MiddleburyPairs
-from gplws.evaluation import Evaluation, Method, Result, evaluate, method_of
+from gplws.evaluation import Evaluation, Method, Pooled, Result, evaluate, method_of
 from gplws.io.writers import jsonable
 
 SEED = 7_000_000  # far from those of training and validation
@@ -165,6 +165,7 @@ def measured(
     """
     left_out = []
     results: list[Result] = []
+    pooled: list[Pooled] = []
     for name, samples in datasets:
         numbers = {sample.stack.shape[-3] for sample in samples}
         fitting = {}
@@ -180,7 +181,8 @@ def measured(
             of_set = [(name, in_focus_range(samples))]
             found = evaluate(fitting, of_set, pictures=pictures, progress=True)
             results += found.results
-    return Evaluation(tuple(results)), left_out
+            pooled += found.pooled
+    return Evaluation(tuple(results), tuple(pooled)), left_out
 
 
 def against_classical(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -425,13 +427,14 @@ def main() -> None:
         "count": options.count,
         "side": options.side,
         "frames": options.frames,
-        "surfaces": _names(options.surfaces),
-        "textures": _names(options.textures),
+        "surfaces": file_names(options.surfaces),
+        "textures": file_names(options.textures),
         "unit": UNIT,
         "recipe": None if recipe is None else asdict(recipe),
         "reading": options.reading,
         "runs": runs,
         "means": [figures(result) for result in means],
+        "pooled": jsonable(evaluation.pooled),
         "against_classical": jsonable(shares),
         "left_out": left_out,
     }
@@ -439,7 +442,7 @@ def main() -> None:
     print(f"\n{save(name, content, options.out)}")
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def file_names(paths: Sequence[Path]) -> list[str]:
     """Files and folders as others know them: without where they lie here."""
     return [f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)]
 

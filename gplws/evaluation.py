@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from gplws.luminance import luminance
 from gplws.metrics import (
     DepthMetrics,
     FrameMetrics,
+    Sparsification,
     depth_metrics,
     frame_metrics,
     mean_metrics,
@@ -43,6 +45,10 @@ _COLUMNS = (
     ("off_by_1", "> 1"),
     ("off_by_2", "> 2"),
 )
+
+
+# Pixels of one stack that count in the figures of all pixels of a data set: what bounds memory.
+_POOLED_PIXELS = 2**15
 
 
 class Estimate(NamedTuple):
@@ -89,10 +95,30 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """How the confidence of one method orders all pixels of a data set, whatever their stack.
+
+    Attributes:
+        method: its name.
+        dataset: name of the data set.
+        ause: area under the sparsification error; NaN without confidence, as the others.
+        rmse_left: RMSE in frames without the least confident 20%, as a share of that of all pixels.
+        least_rmse_left: the same without the 20% that are most wrong.
+    """
+
+    method: str
+    dataset: str
+    ause: float
+    rmse_left: float
+    least_rmse_left: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """All results, sample by sample."""
+    """All results, sample by sample, and what only all pixels of a data set together tell."""
 
     results: tuple[Result, ...]
+    pooled: tuple[Pooled, ...] = ()
 
     def grouped(self) -> dict[tuple[str, str], list[Result]]:
         """The results of each data set and method, in the order of the samples."""
@@ -122,8 +148,9 @@ class Evaluation:
     def table(self) -> str:
         """The means as text; errors in frames, shares in percent."""
         head = ["data", "method", *(title for _, title in _COLUMNS)]
-        head += ["trusted", "mean there", "ause", "rmse -20%", "s"]
+        head += ["trusted", "mean there", "ause", "rmse -20%", "pooled -20%", "s"]
         rows = [head]
+        pooled = {(of.dataset, of.method): of.rmse_left for of in self.pooled}
         for result in self.means():
             cells = [result.dataset, result.method]
             for name, _ in _COLUMNS:
@@ -133,6 +160,7 @@ class Evaluation:
             share = result.trusted.pixels / known if known else math.nan
             cells += [_percent(share), _number(result.trusted.mae_frames)]
             cells += [_number(result.ause), _percent(result.rmse_left)]
+            cells += [_percent(pooled.get((result.dataset, result.method), math.nan))]
             cells += [_number(result.depth.seconds)]
             rows.append(cells)
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -150,6 +178,7 @@ class Evaluation:
             "versions": {"gplws": __version__, "torch": str(torch.__version__)},
             "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
             "means": self.means(),
+            "pooled": self.pooled,
             "results": self.results,
         }
         return json.dumps(jsonable(content), indent=2, allow_nan=False)
@@ -185,6 +214,7 @@ def evaluate(
         raise ValueError("methods: expected at least one")
     ready = {name: _ready(method, device) for name, method in methods.items()}
     results: list[Result] = []
+    pixels: dict[tuple[str, str], _Pixels] = defaultdict(_Pixels)
     seen: dict[str, int] = {}
     with tqdm(desc="gplws evaluate", disable=not progress, unit="stack") as bar:
         for dataset, samples in datasets:
@@ -198,6 +228,7 @@ def evaluate(
                     seconds = time.perf_counter() - begun
                     result = _result(name, dataset, label, sample, estimate, seconds)
                     results.append(result)
+                    pixels[dataset, name].add(sample, estimate)
                     if pictures is not None:
                         file = _file_name(f"{dataset}_{seen[dataset]:03d}_{label}_{name}.png")
                         save_error_picture(Path(pictures) / file, sample, estimate, result)
@@ -208,7 +239,8 @@ def evaluate(
     for dataset, count in seen.items():
         if not count:
             raise ValueError(f"datasets: {dataset} has no samples")
-    return Evaluation(tuple(results))
+    pooled = tuple(of.pooled(dataset, name) for (dataset, name), of in pixels.items())
+    return Evaluation(tuple(results), pooled)
 
 
 def method_of(which: nn.Module | str | Path, device: str | torch.device = "cpu") -> Method:
@@ -314,6 +346,40 @@ def _network(model: nn.Module, device: str | torch.device) -> Method:
     return run
 
 
+class _Pixels:
+    """Errors and confidence of one method on the pixels of a data set."""
+
+    def __init__(self) -> None:
+        self._errors: list[Tensor] = []  # frames
+        self._confidence: list[Tensor] = []
+
+    def add(self, sample: DepthSample, estimate: Estimate) -> None:
+        if estimate.confidence is None:
+            return
+        truth = sample.depth_index()
+        found = replace(sample, depth=_within(estimate.depth, sample)).depth_index()
+        known = sample.valid & truth.isfinite()
+        errors = (found - truth)[known]
+        step = max(1, math.ceil(len(errors) / _POOLED_PIXELS))
+        self._errors.append(errors[::step].float())
+        self._confidence.append(estimate.confidence[known][::step].float())
+
+    def pooled(self, dataset: str, method: str) -> Pooled:
+        if not self._errors:
+            return Pooled(method, dataset, math.nan, math.nan, math.nan)
+        errors, confidence = torch.cat(self._errors)[None], torch.cat(self._confidence)[None]
+        found = sparsification(errors, torch.zeros_like(errors), confidence)
+        return Pooled(method, dataset, found.ause, *_left(found))
+
+
+def _left(found: Sparsification) -> tuple[float, float]:
+    """RMSE without the least confident, and without the worst, 20%, as shares of that of all."""
+    every = float(found.rmse[0])
+    if not every > 0:
+        return math.nan, math.nan
+    return found.rmse_after_20_percent / every, found.oracle_rmse_after_20_percent / every
+
+
 def _result(
     method: str,
     dataset: str,
@@ -329,9 +395,7 @@ def _result(
     if estimate.confidence is not None:
         found = sparsification(estimate.depth, sample.depth, estimate.confidence, known)
         ause = found.ause
-        if found.rmse[0] > 0:
-            rmse_left = found.rmse_after_20_percent / float(found.rmse[0])
-            least_rmse_left = found.oracle_rmse_after_20_percent / float(found.rmse[0])
+        rmse_left, least_rmse_left = _left(found)
     return Result(
         method=method,
         dataset=dataset,

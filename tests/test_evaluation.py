@@ -78,6 +78,32 @@ def test_a_network_is_read_as_at_training(samples, tmp_path):
     assert 0 < rdf.least_rmse_left < rdf.rmse_left < 2
 
 
+def test_pooled_figures_are_of_all_pixels_together(samples):
+    """Of two stacks one is exact: only between them does the confidence know anything."""
+    sample = split(samples[0])[0]
+    known = sample.valid & (sample.depth_index() < 7)
+    sample = replace(sample, valid=known)
+
+    def method(sample):
+        wrong = sample.name == "wrong"
+        confidence = torch.full(sample.depth.shape, 0.2 if wrong else 0.9)
+        return Estimate(sample.depth + (2.0 if wrong else 0.0), sample.valid, confidence)
+
+    both = [replace(sample, name="right"), replace(sample, name="wrong")]
+    found = evaluate({"off": method, "none": Constant()}, [("toy", both)])
+    off, none = found.pooled
+    assert (off.method, off.dataset) == ("off", "toy")
+    # Half of the pixels err by one frame; without two fifths of these, 3 of 8 do.
+    expected = math.sqrt((0.3 / 0.8) / 0.5)
+    assert off.rmse_left == pytest.approx(expected, rel=1e-3)
+    assert off.least_rmse_left == pytest.approx(expected, rel=1e-3)
+    assert off.ause == pytest.approx(0, abs=1e-3)
+    assert found.means()[0].rmse_left == pytest.approx(1.0)  # within a stack it says nothing
+    assert math.isnan(none.rmse_left) and math.isnan(none.ause)
+    assert json.loads(found.as_json())["pooled"][1]["rmse_left"] is None
+    assert f"{100 * expected:.1f}%" in found.table()
+
+
 def test_colour_stacks_go_to_gray_networks_as_luminance(samples):
     model = build_model("gplws", small_config(1).model.arguments).eval()
     gray = split(samples[0])[0]
