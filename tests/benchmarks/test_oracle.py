@@ -1,4 +1,4 @@
-"""The observer who knows all but the depth finds it, and its figures are those of its depth maps."""
+"""The observer who knows all but the depth finds it, and its figures are those of its maps."""
 
 import json
 
@@ -67,11 +67,8 @@ def test_the_best_reading_is_that_of_least_mean(repository) -> None:
 
 
 def test_it_runs_from_the_command_line(repository, tmp_path) -> None:
-    ended, ends = run_main(
-        repository,
-        "benchmarks.oracle",
-        f"--levels easy --network sml --methods rdf --count 2 --side 64 --frames 5 --out {tmp_path}",
-    )
+    options = "--levels easy --network sml --methods rdf --count 2 --side 64 --frames 5"
+    ended, ends = run_main(repository, "benchmarks.oracle", f"{options} --out {tmp_path}")
     assert ends == [""] and "mean errors, frames" in ended.stdout
     content = json.loads((tmp_path / "oracle.json").read_text())
     (row,) = content["rows"]
