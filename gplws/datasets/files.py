@@ -261,6 +261,8 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_pfm(path: Path) -> np.ndarray:
     """Rows run from the bottom up; a negative scale says little-endian.
 
+    Its magnitude, a brightness, does not count: writers of disparities leave 1 or 1/255 there.
+
     Source: http://netpbm.sourceforge.net/doc/pfm.html
     """
     data = path.read_bytes()
@@ -276,9 +278,7 @@ def _read_pfm(path: Path) -> np.ndarray:
         )
     kind = "<f4" if scale < 0 else ">f4"
     values = np.frombuffer(data, kind, width * height, header.end()).reshape(height, width)
-    # Its magnitude is a scale of brightness; depth files hold 1, or 0 where it was cut off.
-    factor = abs(scale) or 1.0
-    return values[::-1] * np.float32(factor)
+    return values[::-1]
 
 
 def _read_exr(path: Path) -> np.ndarray:

@@ -37,9 +37,10 @@ def test_a_data_set_feeds_a_data_loader():
     assert batches[0].depth[:, 0, 0].tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("scale", [1, 1 / 255])
 @pytest.mark.parametrize("big_endian", [False, True])
-def test_pfm_rows_run_upwards_in_either_byte_order(tmp_path, big_endian):
-    write_pfm(tmp_path / "a.pfm", VALUES, big_endian=big_endian)
+def test_pfm_rows_run_upwards_in_either_byte_order_whatever_the_scale(tmp_path, big_endian, scale):
+    write_pfm(tmp_path / "a.pfm", VALUES, big_endian=big_endian, scale=scale)
     np.testing.assert_array_equal(read_depth_map(tmp_path / "a.pfm"), VALUES)
 
 
