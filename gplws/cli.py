@@ -368,7 +368,7 @@ def _evaluate_parser() -> ArgumentParser:
 def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
     from gplws.evaluation import evaluate
     from gplws.io.files import write_file
-    from gplws.training_config import DataConfig, SourceConfig, samples_of
+    from gplws.training_config import DataConfig, SourceConfig, samples_of, source_names
 
     if not options.stacks and not options.data:
         parser.error("give --stacks or --data")
@@ -376,15 +376,18 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
         parser.error("--pictures needs --out")
     if options.out is not None:
         _refuse_existing(options.out, options)
+    folders = zip(options.stacks, _path_ends(options.stacks, "--stacks"), strict=True)
     entries = [
-        SourceConfig("gplws.datasets:FolderStacks", {"root": str(folder)}, name=folder.name)
-        for folder in options.stacks
+        SourceConfig("gplws.datasets:FolderStacks", {"root": str(folder)}, name=name)
+        for folder, name in folders
     ]
     entries += _evaluate_parser().instantiate(options).data
     data = DataConfig(batch_size=1, frames=options.frames, crop=options.crop)
+    methods = _path_ends([Path(method) for method in options.methods], "--methods")
+    sets = zip(source_names(entries, "--data"), entries, strict=True)
     found = evaluate(
-        {Path(method).name: method for method in options.methods},
-        [(e.name or e.factory.rpartition(":")[2], samples_of(e, data)) for e in entries],
+        dict(zip(methods, options.methods, strict=True)),
+        [(name, samples_of(entry, data)) for name, entry in sets],
         device=options.device,
         pictures=options.out / "pictures" if options.pictures else None,
         progress=not options.quiet,
@@ -396,6 +399,23 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
         write_file(path, found.as_json().encode, overwrite=options.overwrite)
         print(path)
     return 0
+
+
+def _path_ends(paths: Sequence[Path], option: str) -> list[str]:
+    """Names of paths for a table: the last part of each, and the folders that tell it apart.
+
+    Raises:
+        ValueError: a path is given twice; the message names the option.
+    """
+    every = [path.absolute().parts for path in paths]
+    names = []
+    for path, parts in zip(paths, every, strict=True):
+        if every.count(parts) > 1:
+            raise ValueError(f"{option}: {path} is given twice")
+        lengths = range(1, len(parts) + 1)
+        alone = (n for n in lengths if sum(other[-n:] == parts[-n:] for other in every) == 1)
+        names.append(str(Path(*parts[-next(alone) :])))
+    return names
 
 
 def _train(parser: ArgumentParser, options: Namespace) -> int:

@@ -36,6 +36,7 @@ from gplws.metrics import (
 from gplws.models.gplws_net import GPLWSNet
 from gplws.models.registry import load_model, model_names, name_of_weights
 from gplws.training import predicted
+from gplws.training_config import require_distinct
 
 _COLUMNS = (
     ("mae_frames", "mean"),
@@ -196,7 +197,7 @@ def evaluate(
 
     Args:
         methods: what :func:`method_of` takes, or functions of a sample, by the names for the table.
-        datasets: names and samples, single or batched; read one by one.
+        datasets: names and samples, single or batched; samples are read one by one.
         device: where networks run.
         pictures: folder for one picture of truth, depth and error for each sample and method.
         progress: show on stderr what is done.
@@ -205,13 +206,18 @@ def evaluate(
         All figures.
 
     Raises:
-        ValueError: no methods, no data, a data set without samples, or an unknown method.
+        ValueError: no methods, no data, a data set without samples, two of one name, or an unknown
+            method.
         WeightsError: weights are missing or foreign; a ValueError.
     """
     from tqdm import tqdm
 
     if not methods:
         raise ValueError("methods: expected at least one")
+    datasets = list(datasets)
+    if not datasets:
+        raise ValueError("datasets: expected at least one")
+    require_distinct([name for name, _ in datasets], "datasets")
     ready = {name: _ready(method, device) for name, method in methods.items()}
     results: list[Result] = []
     pixels: dict[tuple[str, str], _Pixels] = defaultdict(_Pixels)
@@ -234,8 +240,6 @@ def evaluate(
                         save_error_picture(Path(pictures) / file, sample, estimate, result)
                 seen[dataset] += 1
                 bar.update()
-    if not seen:
-        raise ValueError("datasets: expected at least one")
     for dataset, count in seen.items():
         if not count:
             raise ValueError(f"datasets: {dataset} has no samples")

@@ -51,6 +51,7 @@ from gplws.training_config import (
     Validation,
     build_source,
     build_validation,
+    require_distinct,
 )
 
 _logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def train(
             source = build_source(config.data, config.seed)
         if validation is None:
             validation = build_validation(config.data, config.seed)
+        require_distinct([name for name, _ in validation], "validation")
         run = _Run(config, folder, model, source, validation, place, processes, progress)
         if state is not None:
             run.restore(state, path)

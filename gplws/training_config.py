@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -64,7 +65,8 @@ class SourceConfig:
         arguments: of the factory; ``{factory: ..., arguments: {...}}`` as a value is called as
             well, and its result is the argument.
         weight: share of the steps that use it.
-        name: in messages and tables; default: the name of the factory.
+        name: in messages and tables; default: the name of the factory, numbered where several
+            sources have it.
         count: for validation: how many batches of a source or generator, or samples of a data set,
             are used; None: all samples of a data set, 8 batches of anything else.
     """
@@ -326,15 +328,44 @@ def build_validation(config: DataConfig, seed: int = 0) -> Validation:
     """The validation sets that a configuration describes, in memory.
 
     Raises:
-        ValueError: a set is empty or cannot be made.
+        ValueError: a set is empty or cannot be made, or two have been given one name.
     """
     sets = []
-    for number, entry in enumerate(config.validation):
+    names = source_names(config.validation, "data.validation")
+    for number, (name, entry) in enumerate(zip(names, config.validation, strict=True)):
         samples = list(samples_of(entry, config, seed_of(seed, 2**20 + number)))
         if not samples:
             raise ValueError(f"data.validation[{number}]: {entry.factory} has no samples")
-        sets.append((entry.name or entry.factory.rpartition(":")[2], samples))
+        sets.append((name, samples))
     return sets
+
+
+def source_names(entries: Sequence[SourceConfig], what: str = "sources") -> list[str]:
+    """A name for each source: the one given, or that of its factory, numbered where it is shared.
+
+    Raises:
+        ValueError: a name is given twice; the message begins with ``what``.
+    """
+    require_distinct([entry.name for entry in entries if entry.name], what)
+    wanted = [entry.name or entry.factory.rpartition(":")[2] for entry in entries]
+    names: list[str] = []
+    for entry, name in zip(entries, wanted, strict=True):
+        if not entry.name and wanted.count(name) > 1:
+            numbered = (f"{name}_{number}" for number in itertools.count(1))
+            name = next(new for new in numbered if new not in (*wanted, *names))
+        names.append(name)
+    return names
+
+
+def require_distinct(names: Sequence[str], what: str) -> None:
+    """Refuse names of which two are the same: the figures of one would replace the other's.
+
+    Raises:
+        ValueError: it says ``what``, and names the name.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what}: several have the name {name!r}")
 
 
 def samples_of(entry: SourceConfig, config: DataConfig, seed: int = 0) -> Iterator[DepthSample]:

@@ -195,6 +195,32 @@ def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folde
     assert run(*words, "--quiet", "--overwrite") == 0
 
 
+def test_methods_and_stacks_of_one_file_name_are_told_apart(tmp_path, capsys, folder):
+    index = np.broadcast_to(np.linspace(2, 4, 40)[:, None], (40, 50))
+    np.savez(folder / "gt.npz", gt_index=index)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "val").symlink_to(folder)
+    for steps, name in ((1, "a"), (2, "b")):
+        words = ("train", "-o", tmp_path / name / "run", *TINY, "--schedule.steps", steps)
+        assert run(*words, "--quiet") == 0
+    stacks = ("--stacks", f"[{tmp_path}/first/val, {tmp_path}/second/val]")
+    files = [f"{tmp_path}/{name}/run/checkpoint.pt" for name in "ab"]
+    generators = '[{factory: "toy_data:ToySource", count: 1}, {factory: "toy_data:ToySource"}]'
+    capsys.readouterr()
+    methods = ("--methods", f"[{', '.join(files)}, rdf]")
+    assert run("evaluate", *methods, *stacks, "--data", generators, "--quiet") == 0
+    table = [tuple(line.split()[:2]) for line in capsys.readouterr().out.splitlines()[2:]]
+    sets = ("first/val", "second/val", "ToySource_1", "ToySource_2")
+    assert table == [
+        (data, method)
+        for data in sets
+        for method in ("a/run/checkpoint.pt", "b/run/checkpoint.pt", "rdf")
+    ]
+    assert run("evaluate", "--methods", "[rdf, rdf]", *stacks) == 1
+    assert "--methods: rdf is given twice" in capsys.readouterr().err
+
+
 def test_presets_say_what_they_promise(tmp_path, capsys):
     for preset in ("paper", "default"):
         with pytest.raises(SystemExit):

@@ -163,6 +163,7 @@ def test_pictures_are_written_for_each_sample_and_method(samples, tmp_path):
         ({}, [("toy", [])], "methods: expected at least one"),
         ({"rdf": "rdf"}, [], "datasets: expected at least one"),
         ({"rdf": "rdf"}, [("toy", [])], "toy has no samples"),
+        ({"rdf": "rdf"}, [("a", []), ("toy", []), ("toy", [])], "several have the name 'toy'"),
         ({"magic": "magic"}, [("toy", [])], "method must be one of rdf, .*'magic'"),
         ({"w": "nowhere.safetensors"}, [("toy", [])], "no such file: nowhere.safetensors"),
         ({"w": "nowhere.pt"}, [("toy", [])], "no such file: nowhere.pt"),

@@ -491,6 +491,22 @@ def test_validation_sets_are_fixed_and_whole(as_module):
     assert torch.equal(collate(split(batches[1])).stack, again[1].stack)
 
 
+def test_validation_sets_without_names_are_told_apart_and_a_name_given_twice_is_refused(
+    as_module, tmp_path
+):
+    sets = [of("ToySource", arguments={"seed": seed}, count=1) for seed in (1, 2)]
+    sets.append(of("ToySource", name="ToySource_1", count=1))
+    found = build_validation(DataConfig(validation=sets))
+    assert [name for name, _ in found] == ["ToySource_2", "ToySource_3", "ToySource_1"]
+    result = train(small_config(1), tmp_path / "run", source=ToySource(), validation=found)
+    assert len(result.validation) == 3
+    named = [of("ToySource", name="toy", count=1)] * 2
+    with pytest.raises(ValueError, match=r"data\.validation: several have the name 'toy'"):
+        build_validation(DataConfig(validation=named))
+    with pytest.raises(ValueError, match="validation: several have the name 'toy'"):
+        train(small_config(1), tmp_path / "b", source=ToySource(), validation=VALIDATION * 2)
+
+
 def test_arguments_may_be_made_by_factories_themselves(as_module):
     source = {"factory": f"{__name__}:ToySource", "arguments": {"frames": 3}}
     paired = build_source(DataConfig(sources=[of("PairedSource", arguments={"source": source})]))
