@@ -149,17 +149,17 @@ class Evaluation:
     def table(self) -> str:
         """The means as text; errors in frames, shares in percent."""
         head = ["data", "method", *(title for _, title in _COLUMNS)]
-        head += ["trusted", "mean there", "ause", "rmse -20%", "pooled -20%", "s"]
+        head += ["found", "trusted", "mean there", "ause", "rmse -20%", "pooled -20%", "s"]
         rows = [head]
         pooled = {(of.dataset, of.method): of.rmse_left for of in self.pooled}
-        for result in self.means():
+        for result, group in zip(self.means(), self.grouped().values(), strict=True):
             cells = [result.dataset, result.method]
             for name, _ in _COLUMNS:
                 value = getattr(result.frames, name)
                 cells.append(_percent(value) if name.startswith("off") else _number(value))
-            known = result.frames.pixels
-            share = result.trusted.pixels / known if known else math.nan
-            cells += [_percent(share), _number(result.trusted.mae_frames)]
+            share = mean_of_known([_trusted_share(r) for r in group])
+            cells += [_percent(result.frames.coverage), _percent(share)]
+            cells += [_number(result.trusted.mae_frames)]
             cells += [_number(result.ause), _percent(result.rmse_left)]
             cells += [_percent(pooled.get((result.dataset, result.method), math.nan))]
             cells += [_number(result.depth.seconds)]
@@ -418,6 +418,14 @@ def _result(
         rmse_left=rmse_left,
         least_rmse_left=least_rmse_left,
     )
+
+
+def _trusted_share(result: Result) -> float:
+    """Share of the pixels of known depth that the method gives a depth for and calls valid."""
+    coverage = result.frames.coverage
+    if not coverage > 0:
+        return coverage  # 0, or NaN where no depth is known
+    return result.trusted.pixels / result.frames.pixels * coverage
 
 
 def _within(depth: Tensor, sample: DepthSample) -> Tensor:

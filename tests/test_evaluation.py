@@ -146,6 +146,24 @@ def test_the_table_and_the_json_hold_the_means(samples):
     assert f"{mean:.3f}" in lines[2].split()
 
 
+def test_pixels_without_a_depth_are_neither_found_nor_trusted(samples):
+    def half(sample):
+        depth = sample.depth.clone()
+        depth[:, ::2] = torch.nan  # columns: as many known pixels in the odd as in the even ones
+        trusted = depth.isfinite()
+        trusted[:, ::4] = trusted[:, 1::4] = False
+        return Estimate(depth, trusted, None)
+
+    def nothing(sample):
+        return Estimate(torch.full_like(sample.depth, torch.nan), sample.valid, None)
+
+    methods = {"half": half, "nothing": nothing, "exact": shifted(0.0)}
+    head, _, *rows = evaluate(methods, [("toy", samples)]).table().splitlines()
+    places = [head.index(title) + len(title) for title in ("found", "trusted")]
+    shares = [[row[:place].split()[-1] for place in places] for row in rows]
+    assert shares == [["50.0%", "25.0%"], ["0.0%", "0.0%"], ["100.0%", "50.0%"]]
+
+
 def test_pictures_are_written_for_each_sample_and_method(samples, tmp_path):
     import cv2
 
