@@ -40,6 +40,10 @@ _ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 # Frames of a folder whose names differ by numbers alone; with fewer, names say nothing.
 _SHARE_OF_USUAL_NAMES = 0.75
 
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+# Before a minus these leave it no other meaning than that of a sign.
+_BEFORE_A_SIGN = ("", "_", "=")
+
 # Decoding releases the interpreter lock; more threads than this only compete for the disk.
 _MAX_READERS = 8
 
@@ -57,8 +61,9 @@ def read_stack(
 ) -> FocalStack:
     """Focal stack from a folder, a file, several files, an array or a tensor.
 
-    Files keep their dtype (16-bit PNG stays 16-bit). Frames of a folder come in natural order (1,
-    2, 10). EXIF orientation is ignored, so that all frames have the orientation of the sensor.
+    Files keep their dtype (16-bit PNG stays 16-bit). Frames of a folder come in the order of
+    `list_frames`: 1, 2, 10. EXIF orientation is ignored, so that all frames have the orientation
+    of the sensor.
     Palette images become gray or RGB; a constant opaque alpha channel is dropped. Calibration
     comes from ImageJ and OME metadata; print resolutions (dpi) are no calibration. Explicit
     arguments win over metadata. What is unknown stays None.
@@ -110,6 +115,10 @@ def read_stack(
 def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
     """Image files of a folder in natural order: f1, f2, f10.
 
+    Where names differ in one number alone it may have decimals and a sign: z-2, z-0.5, z0, z0.25.
+    A minus is a sign if some names have none there, or behind an underscore or an equals sign; the
+    dash of a-1, a-2, a-3 separates.
+
     Args:
         folder: folder to list; its subfolders are not entered.
 
@@ -140,6 +149,9 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
     if len(kinds) > 1:
         logger.warning("%s: the folder mixes %s; all are read as frames", root, ", ".join(kinds))
     paths.sort(key=lambda path: natural_key(path.name))
+    values = _values_of_names([path.stem.lower() for path in paths])
+    if values is not None:
+        return [paths[index] for index in sorted(range(len(paths)), key=values.__getitem__)]
     strangers = _named_differently([path.name for path in paths])
     if strangers:
         logger.warning(
@@ -151,9 +163,42 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
+def _values_of_names(names: Sequence[str]) -> list[float] | None:
+    """The one number in which the names differ; None where they differ otherwise."""
+    parts = [re.split(f"({_NUMBER})", name) for name in names]
+    if len({len(part) for part in parts}) > 1:
+        return None
+    columns = list(zip(*parts, strict=True))
+    texts, numbers = columns[::2], columns[1::2]
+    varying = [k for k in range(len(numbers)) if len({*zip(texts[k], numbers[k], strict=True)}) > 1]
+    if len(varying) != 1 or len(set(texts[-1])) > 1:
+        return None
+    before, digits, after = texts[varying[0]], numbers[varying[0]], texts[varying[0] + 1][0]
+    stems = {re.sub(r"[+-]$", "", text) for text in before}
+    if len(stems) > 1:
+        return None
+    stem = stems.pop()
+    fractions = [number.partition(".")[2] for number in digits if "." in number]
+    if fractions and (stem.endswith(".") or after == "." or not _are_decimals(fractions)):
+        return None
+    minus = [text != stem and text.endswith("-") for text in before]
+    signed = not all(minus) or stem[-1:] in _BEFORE_A_SIGN
+    return [
+        -float(number) if below and signed else float(number)
+        for number, below in zip(digits, minus, strict=True)
+    ]
+
+
+def _are_decimals(fractions: Sequence[str]) -> bool:
+    """Whether digits behind points are fractions, not counters (1.9, 1.10): those come in all
+    lengths and may end in zeros."""
+    same_length = len({len(digits) for digits in fractions}) == 1
+    return same_length or not any(len(digits) > 1 and digits[-1] == "0" for digits in fractions)
+
+
 def _named_differently(names: Sequence[str]) -> list[str]:
     """The few names that differ from the others by more than numbers; none where many do."""
-    patterns = [re.sub(r"[0-9]+", "0", Path(name).stem.lower()) for name in names]
+    patterns = [re.sub(f"[+-]?{_NUMBER}", "0", Path(name).stem.lower()) for name in names]
     usual, count = Counter(patterns).most_common(1)[0]
     if count < 3 or count < _SHARE_OF_USUAL_NAMES * len(names):
         return []

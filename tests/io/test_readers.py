@@ -110,6 +110,34 @@ class TestFolders:
             "z100_ch0.png",
         )
 
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["z-10", "z-5", "z0", "z5", "z10"],
+            ["z0", "z0.25", "z0.5", "z1", "z1.75", "z2"],
+            ["scan_-1.5um_ch0", "scan_-1.0um_ch0", "scan_+0.0um_ch0", "scan_+0.5um_ch0"],
+            ["z_-3", "z_-2", "z_-1"],
+            ["z=-0.5", "z=0", "z=12.5"],
+            ["-20", "-3"],
+            ["a-1", "a-2", "a-10"],
+            ["2024-01-05_1", "2024-01-05_2", "2024-01-05_10"],
+            ["s1.1", "s1.2", "s1.9", "s1.10", "s1.11"],
+            ["v2.0.9", "v2.0.10"],
+            ["z-1_t1", "z-1_t2", "z-2_t1", "z-2_t2"],
+        ],
+    )
+    def test_signs_and_decimals_of_names_count_where_they_are_plain(self, tmp_path, names, caplog):
+        for name in sorted(names):
+            (tmp_path / f"{name}.png").touch()
+        assert [path.stem for path in list_frames(tmp_path)] == names
+        assert not caplog.text
+
+    def test_a_name_unlike_signed_ones_is_logged(self, tmp_path, caplog):
+        for name in ("z-2", "z-1", "z0", "z0.5", "mask"):
+            (tmp_path / f"{name}.png").touch()
+        list_frames(tmp_path)
+        assert "also mask.png, named unlike the others" in caplog.text
+
     def test_other_files_are_skipped(self, tmp_path):
         frames = textured()
         write_pictures(tmp_path, frames, ".png")
