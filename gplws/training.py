@@ -238,7 +238,9 @@ class _BatchSource:
     """Batches of a source, augmented, with their target; by step. A class, so that it pickles."""
 
     def __init__(self, source: Source, config: TrainingConfig) -> None:
-        self._source = AugmentedSource(source, config.augmentation, seed_of(config.seed, 1))
+        # Sources have seeds of two numbers, so this one is the seed of none of them.
+        seed = seed_of(config.seed, 0, 1)
+        self._source = AugmentedSource(source, config.augmentation, seed)
 
     def __call__(self, step: int) -> _Batch:
         sample = self._source(step)

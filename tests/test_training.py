@@ -341,6 +341,44 @@ def test_batch_norms_keep_the_averaged_statistics_once_they_are_frozen(tmp_path)
     assert not torch.equal(late["weights"][weight], early["weights"][weight])
 
 
+class Upright:
+    """A generator of stacks that are bright at the top, so that they show how they were turned."""
+
+    def batch(self, step, batch_size, frames, crop):
+        sample = ToySource(batch_size, frames, crop)(step)
+        stack = torch.zeros_like(sample.stack)
+        stack[..., 0, :] = 1
+        return replace(sample, stack=stack)
+
+
+class Watching(ConvNet):
+    """Keeps the number of frames of each stack, and the side that is bright."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, stack):
+        image = stack[0, 0, 0]
+        edges = [image[0], image[-1], image[:, 0], image[:, -1]]
+        self.seen.append((stack.shape[2], [bool(edge.all()) for edge in edges].index(True)))
+        return super().forward(stack)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_how_a_stack_is_turned_does_not_depend_on_its_number_of_frames(tmp_path, as_module, number):
+    weights = [1e-9, 1e-9]
+    weights[number] = 1.0  # the only source that is used
+    sources = [of("Upright", weight=weight) for weight in weights]
+    turn = replace(Augmentation.none(), rotate=True)
+    data = DataConfig(sources=sources, batch_size=1, frames=(8, 11), crop=4, workers=0)
+    model = Watching()
+    config = small_config(100, data=data, augmentation=turn)
+    config = replace(config, optimiser=OptimiserConfig(average_decay=0))
+    train(config, tmp_path, model=model)
+    assert len(set(model.seen)) == 16  # each number of frames with each side
+
+
 def test_the_average_follows_the_weights(tmp_path):
     config = small_config(1, optimiser=OptimiserConfig(average_decay=0.05))
     train(config, tmp_path, source=ToySource())

@@ -43,7 +43,10 @@ class SampleSet(Protocol):
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed from several numbers, such as seed, step and rank; all of them matter."""
+    """One seed from several numbers >= 0, such as seed, step and rank.
+
+    All of them matter, but zeros at the end do not: ``seed_of(5, 0) == seed_of(5)``.
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
