@@ -210,6 +210,12 @@ def _is_stock(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
     )
 
 
+def _is_of(module: nn.Module, packages: str | tuple[str, ...]) -> bool:
+    """Whether the ``forward`` of a module is written in one of the packages."""
+    where = type(module).forward.__module__  # None: code that torch.fx has written
+    return where is not None and where.startswith(packages)
+
+
 # ---- tracing
 
 
@@ -272,8 +278,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if id(m) in self._leaves:
             return True
-        own = type(m).forward.__module__.startswith("torch.nn")
-        return own and not isinstance(m, nn.Sequential)
+        return _is_of(m, "torch.nn") and not isinstance(m, nn.Sequential)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if self._current_modes() != self._modes:
@@ -416,11 +421,7 @@ class _Graph:
         if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
             return True
         if node.op == "call_module":
-            layer = self.layer(node)
-            own = layer is not None and type(layer).forward.__module__.startswith(
-                ("torch.nn", "gplws.nn")
-            )
-            return not own or bool(getattr(layer, "inplace", False))
+            return _may_change(self.layer(node))
         if node.op == "call_method":
             return str(node.target).endswith("_") or node.target == "__setitem__"
         if node.op == "call_function":
@@ -435,6 +436,16 @@ class _Graph:
         first, last = self.position[nodes[0]], self.position[nodes[-1]]
         between = [n for n in self.graph.nodes if first < self.position[n] < last]
         return not any(self.changes(node) for node in between if node not in nodes)
+
+
+def _may_change(module: nn.Module) -> bool:
+    """Whether a layer, or one inside of it, may change a tensor in place."""
+    if isinstance(module, fx.GraphModule):
+        found = _Graph(module)
+        return any(found.changes(node) for node in module.graph.nodes)
+    if not _is_of(module, ("torch.nn", "gplws.nn")) or _hooks(module):
+        return True
+    return bool(getattr(module, "inplace", False)) or any(map(_may_change, module.children()))
 
 
 _IN_PLACE_OPERATORS = {
@@ -506,6 +517,8 @@ def _is_framewise(graph: fx.Graph, module: nn.Module, leaves: set[int]) -> bool:
                 continue
             if not _is_stock(layer, _FRAME_LAYERS) or _hooks(layer) or layer.training:
                 return False
+            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
+                return False  # it takes the statistics of all images
         elif node.op == "call_function":
             if node.target is getattr and node.args[1] == "shape":
                 sizes.add(node)
@@ -601,9 +614,7 @@ class _Builder:
         for child in module.children():
             self._survey(child)
         method = getattr(type(module), "core", "forward")
-        if type(module).forward.__module__.startswith("torch.nn") and not isinstance(
-            module, nn.Sequential
-        ):
+        if _is_of(module, "torch.nn") and not isinstance(module, nn.Sequential):
             if isinstance(module, nn.ModuleList | nn.ModuleDict):
                 self._leaves[key] = ""
             return
@@ -719,8 +730,7 @@ def _any_hooks(module: nn.Module) -> bool:
 
 
 def _is_stock_layer(module: nn.Module) -> bool:
-    own = type(module).forward.__module__.startswith("torch.nn")
-    return own and not isinstance(
+    return _is_of(module, "torch.nn") and not isinstance(
         module, nn.Sequential | nn.ModuleList | nn.ModuleDict | torch.jit.ScriptModule
     )
 

@@ -157,6 +157,37 @@ def test_changes_in_place_are_seen_when_they_were_before() -> None:
     accelerated(lively(ChangesInBetween()), torch.randn(1, 4, 3, 6, 6))
 
 
+class ActivatesItsInput(nn.Module):
+    """A pre-activated block, whose first layer changes what the shortcut sees afterwards."""
+
+    def __init__(self, conv: type[nn.Conv2d | nn.Conv3d]) -> None:
+        super().__init__()
+        self.before, self.short = conv(2, 2, 1), conv(2, 4, 1)
+        self.block = nn.Sequential(nn.ReLU(inplace=True), conv(2, 4, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        return self.short(x) + self.block(x)
+
+
+def test_blocks_that_are_not_looked_into_may_change_their_input() -> None:
+    x = torch.randn(1, 2, 3, 8, 8)
+    for change in (
+        lambda block: block.register_forward_hook(lambda *given: None),
+        lambda block: block.train(),
+    ):
+        model = lively(ActivatesItsInput(nn.Conv3d))
+        change(model.block)
+        accelerated(model, x)
+
+    class OfFrames(ActivatesItsInput):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.transpose(1, 2).flatten(0, 1))
+
+    fast, _ = accelerated(lively(OfFrames(nn.Conv2d)), x)
+    assert any(isinstance(m, Framewise) for m in fast.modules())
+
+
 class Controlled(nn.Module):
     """A branch that depends on values, with plain parts."""
 
@@ -447,6 +478,17 @@ def test_2d_parts_run_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(isinstance(m, Framewise) for m in fast.modules()) == 1
     assert sum(isinstance(m, UpsampledConv2d) for m in fast.modules()) == 2
     assert note(report, "encoder").startswith("+ few frames")
+
+
+def test_2d_parts_that_take_statistics_of_all_images_are_not_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gplws.nn.inference.PIXELS_AT_ONCE", 8 * 8)
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), norm, nn.ReLU()))
+    x = torch.randn(4, 3, 8, 8) * torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1)
+    fast, _ = accelerated(lively(model), x)
+    assert not any(isinstance(m, Framewise) for m in fast.modules())
 
 
 @pytest.mark.parametrize("side", [1, 2, 7])
