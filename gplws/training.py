@@ -765,8 +765,6 @@ def _total_steps(config: TrainingConfig, source: Source) -> int | None:
         raise ValueError("schedule: give steps or epochs, not both")
     if schedule.follow_time and schedule.max_minutes is None:
         raise ValueError("schedule.follow_time needs schedule.max_minutes")
-    if schedule.max_minutes is not None and not schedule.max_minutes > 0:
-        raise ValueError(f"schedule.max_minutes must be positive, got {schedule.max_minutes}")
     if schedule.epochs is not None:
         epoch = data.steps_per_epoch
         if epoch is None and hasattr(source, "__len__"):

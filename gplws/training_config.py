@@ -46,12 +46,18 @@ class ModelConfig:
         head_gain: first weight of the batch norm that ends a GPLWSNet, so that the softmax over the
             frames is neither flat nor hard at the start; None: 1, as torch has it. Does not apply
             with ``weights``.
+
+    Raises:
+        ValueError: ``head_gain`` is not positive.
     """
 
     name: str = "gplws"
     arguments: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     head_gain: float | None = 3.5
+
+    def __post_init__(self) -> None:
+        _check_positive("model", self, "head_gain")
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,9 @@ class SourceConfig:
             sources have it.
         count: for validation: how many batches of a source or generator, or samples of a data set,
             are used; None: all samples of a data set, 8 batches of anything else.
+
+    Raises:
+        ValueError: ``weight`` is not positive, or ``count`` is below 1.
     """
 
     factory: str
@@ -76,6 +85,10 @@ class SourceConfig:
     weight: float = 1.0
     name: str | None = None
     count: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive(self.factory, self, "weight")
+        _check_least(self.factory, self, count=1)
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,9 @@ class DataConfig:
         worker_kind: "thread" or "process".
         ahead: batches made ahead.
         steps_per_epoch: for sources that know no epochs.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     sources: list[SourceConfig] = field(default_factory=list)
@@ -103,6 +119,15 @@ class DataConfig:
     worker_kind: WorkerKind = "thread"
     ahead: int = 4
     steps_per_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choices("data", self)
+        _check_least("data", self, batch_size=1, crop=1, workers=0, ahead=1, steps_per_epoch=1)
+        least, most = self.frames
+        if not 2 <= least <= most:
+            raise ValueError(
+                f"data.frames must be (least, most), least at least 2, got {self.frames}"
+            )
 
 
 @dataclass(frozen=True)
@@ -117,6 +142,9 @@ class OptimiserConfig:
         clip: largest norm of the gradient over all weights; None: no limit.
         average_decay: decay of the moving average of the weights, which is what is validated and
             exported; 0: no average. It starts lower, ``(1 + step) / (10 + step)``.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     kind: Literal["adamw", "adam"] = "adamw"
@@ -125,6 +153,14 @@ class OptimiserConfig:
     weight_decay: float = 0.01
     clip: float | None = 5.0
     average_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check_choices("optimiser", self)
+        _check_positive("optimiser", self, "clip")
+        _check_least("optimiser", self, learning_rate=0, weight_decay=0)
+        _check_shares("optimiser", self, "average_decay")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimiser.betas must be in 0..1, below 1, got {self.betas}")
 
 
 @dataclass(frozen=True)
@@ -144,6 +180,9 @@ class ScheduleConfig:
         freeze_after: share of the run after which batch norms keep their statistics and blocks run
             merged (see :func:`gplws.nn.freeze_statistics`), on the CPU on the kernels in float32:
             several times faster steps; None: never.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     steps: int | None = 20_000
@@ -155,12 +194,18 @@ class ScheduleConfig:
     final: float = 0.0
     freeze_after: float | None = None
 
+    def __post_init__(self) -> None:
+        _check_choices("schedule", self)
+        _check_least("schedule", self, steps=0, epochs=0)
+        _check_positive("schedule", self, "max_minutes")
+        _check_shares("schedule", self, "warm_up", "final", "freeze_after")
+
     def factor(self, progress: float) -> float:
         """Share of the peak learning rate at ``progress`` (0..1) of the run."""
         progress = min(max(progress, 0.0), 1.0)
         if progress < self.warm_up:
             return 0.04 + 0.96 * progress / self.warm_up
-        if self.shape == "constant":
+        if self.shape == "constant" or self.warm_up == 1:
             return 1.0
         down = (progress - self.warm_up) / (1 - self.warm_up)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * down))
@@ -175,12 +220,18 @@ class PrecisionConfig:
         channels_last: convs in the memory order of channels_last_3d.
         compile: torch.compile: "off", "static" (once for each shape) or "dynamic".
         compile_backend: of torch.compile.
+
+    Raises:
+        ValueError: an unknown ``dtype`` or ``compile``.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
     compile: Literal["off", "static", "dynamic"] = "off"
     compile_backend: str = "inductor"
+
+    def __post_init__(self) -> None:
+        _check_choices("precision", self)
 
 
 @dataclass(frozen=True)
@@ -192,12 +243,19 @@ class CheckpointConfig:
         every_steps: between checkpoints, as well; None: by time only.
         log_steps: between lines of the log.
         validate_steps: between validations; there is one at the end in any case.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     every_minutes: float = 5.0
     every_steps: int | None = None
     log_steps: int = 20
     validate_steps: int = 500
+
+    def __post_init__(self) -> None:
+        least = {"every_minutes": 0, "every_steps": 1, "log_steps": 1, "validate_steps": 1}
+        _check_least("checkpoints", self, **least)
 
 
 @dataclass(frozen=True)
@@ -214,6 +272,9 @@ class TrainingConfig:
         precision: how the network is computed.
         checkpoints: how often things are written.
         seed: of weights, data and augmentation.
+
+    Raises:
+        ValueError: ``seed`` is negative.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -225,6 +286,39 @@ class TrainingConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+
+def _check_choices(section: str, config: object) -> None:
+    """Refuse values of which the type, a Literal, does not know."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{section}.{name} must be one of {get_args(kind)}, got {value!r}")
+
+
+def _check_least(section: str, config: object, **least: float) -> None:
+    """Refuse values below the least; None is no value."""
+    for name, lowest in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= lowest:
+            raise ValueError(f"{section}.{name} must be at least {lowest}, got {value}")
+
+
+def _check_positive(section: str, config: object, name: str) -> None:
+    value = getattr(config, name)
+    if value is not None and not value > 0:
+        raise ValueError(f"{section}.{name} must be positive, got {value}")
+
+
+def _check_shares(section: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{section}.{name} must be in 0..1, got {value}")
 
 
 def preset_names() -> tuple[str, ...]:

@@ -189,6 +189,7 @@ def test_the_learning_rate_rises_then_falls():
     assert factors[55] == pytest.approx(0.51)
     assert replace(schedule, shape="constant").factor(0.9) == 1
     assert ScheduleConfig(warm_up=0).factor(0) == 1
+    assert ScheduleConfig(warm_up=1).factor(1) == 1
 
 
 def test_two_processes_equal_one_with_all_their_batches(tmp_path, repository):
@@ -594,12 +595,46 @@ def test_epochs_are_counted_by_the_data_or_by_the_configuration(tmp_path):
         (ScheduleConfig(steps=3, epochs=3), "steps or epochs, not both"),
         (ScheduleConfig(steps=None), "give steps, epochs, or max_minutes"),
         (ScheduleConfig(follow_time=True), "needs schedule.max_minutes"),
-        (ScheduleConfig(max_minutes=-1), "max_minutes must be positive"),
     ],
 )
 def test_schedules_without_an_end_are_refused(tmp_path, schedule, message):
     with pytest.raises(ValueError, match=message):
         train(small_config(0, schedule=schedule), tmp_path, source=ToySource())
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (ModelConfig, {"head_gain": 0.0}, "model.head_gain must be positive, got 0.0"),
+        (SourceConfig, {"factory": "a:b", "weight": -1.0}, "a:b.weight must be positive"),
+        (SourceConfig, {"factory": "a:b", "count": 0}, "a:b.count must be at least 1"),
+        (DataConfig, {"batch_size": 0}, "data.batch_size must be at least 1"),
+        (DataConfig, {"frames": (5, 4)}, r"data.frames must be \(least, most\).* got \(5, 4\)"),
+        (DataConfig, {"frames": (1, 4)}, "data.frames must be .* at least 2"),
+        (DataConfig, {"workers": -1}, "data.workers must be at least 0"),
+        (DataConfig, {"worker_kind": "fibre"}, "data.worker_kind must be one of .* 'fibre'"),
+        (OptimiserConfig, {"kind": "sgd"}, "optimiser.kind must be one of"),
+        (OptimiserConfig, {"learning_rate": -1e-3}, "optimiser.learning_rate must be at least 0"),
+        (OptimiserConfig, {"learning_rate": math.nan}, "optimiser.learning_rate must be"),
+        (OptimiserConfig, {"betas": (0.9, 1.0)}, "optimiser.betas must be in 0..1, below 1"),
+        (OptimiserConfig, {"clip": -1.0}, "optimiser.clip must be positive, got -1.0"),
+        (OptimiserConfig, {"clip": 0.0}, "optimiser.clip must be positive"),
+        (OptimiserConfig, {"average_decay": 1.5}, "optimiser.average_decay must be in 0..1"),
+        (ScheduleConfig, {"steps": -5}, "schedule.steps must be at least 0, got -5"),
+        (ScheduleConfig, {"max_minutes": -1}, "schedule.max_minutes must be positive"),
+        (ScheduleConfig, {"shape": "foo"}, "schedule.shape must be one of .* 'foo'"),
+        (ScheduleConfig, {"warm_up": 3.0}, "schedule.warm_up must be in 0..1"),
+        (ScheduleConfig, {"freeze_after": -1.0}, "schedule.freeze_after must be in 0..1"),
+        (PrecisionConfig, {"dtype": "float16"}, "precision.dtype must be one of .* 'float16'"),
+        (PrecisionConfig, {"compile": "always"}, "precision.compile must be one of"),
+        (CheckpointConfig, {"log_steps": 0}, "checkpoints.log_steps must be at least 1"),
+        (CheckpointConfig, {"every_steps": 0}, "checkpoints.every_steps must be at least 1"),
+        (TrainingConfig, {"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_values_out_of_range_are_named(kind, values, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
 
 
 @pytest.mark.parametrize("preset", preset_names())
