@@ -97,6 +97,7 @@ def accelerate(
         fast = _Builder(copy.deepcopy(model), report, given=len(inputs)).build()
     if isinstance(fast, _Accelerated) and not isinstance(model, _Accelerated):
         fast.__dict__["_stock"] = (copy.deepcopy(model),)  # in a tuple: its weights are not listed
+        fast.__dict__.pop("_layers", None)  # they are in there
     places = {name: index for index, (name, _) in enumerate(model.named_modules())}
     report.layers.sort(key=lambda layer: places.get(layer.name, len(places)))
     if not inputs:
@@ -1134,8 +1135,9 @@ class _Accelerated(nn.Module):
         return self.train(True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        for stock in self.__dict__.get("_stock", ()):
-            stock._apply(fn, recurse)
+        for key in ("_stock", "_layers"):
+            for kept in self.__dict__.get(key, ()):
+                kept._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def __getattr__(self, name: str) -> Any:
@@ -1150,8 +1152,25 @@ class _Accelerated(nn.Module):
             raise
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        original = type(self).__mro__[2]
+        original = type(self).__bases__[1]
         return (_empty, (original, cast(Any, type(self))._method), self.__dict__.copy())
+
+
+class _AcceleratedSequential(_Accelerated):
+    """A sequence computed as a whole; one by one, its layers are those that it was made from."""
+
+    def _one_by_one(self) -> nn.Sequential:
+        (layers,) = self.__dict__.get("_stock") or self.__dict__["_layers"]
+        return layers
+
+    def __getitem__(self, index: slice | int) -> nn.Module:
+        return self._one_by_one()[index]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._one_by_one())
+
+    def __len__(self) -> int:
+        return len(self._one_by_one())
 
 
 def _empty(original: type[nn.Module], method: str | None) -> nn.Module:
@@ -1175,7 +1194,8 @@ def _class_of(original: type[nn.Module], method: str | None) -> type[nn.Module]:
 
             computed.__doc__ = getattr(original, method).__doc__
             contents[method] = computed
-        bases = (_Accelerated, original)
+        of_layers = method is not None and issubclass(original, nn.Sequential)
+        bases = (_AcceleratedSequential if of_layers else _Accelerated, original)
         _CLASSES[key] = type(f"Accelerated{original.__name__}", bases, contents)
     return _CLASSES[key]
 
@@ -1185,6 +1205,10 @@ def _with_method(
 ) -> nn.Module:
     """The module with one method computed by ``network``; of its parts only ``rest`` stay."""
     merged = tuple(name for name in module._modules if name not in rest)
+    if isinstance(module, nn.Sequential):
+        layers = copy.copy(module)
+        layers._modules = module._modules.copy()
+        module.__dict__["_layers"] = (layers,)
     module._modules.clear()
     module._modules.update(rest)
     module.__class__ = _class_of(type(module), method)

@@ -215,6 +215,35 @@ def test_python_that_depends_on_values_stays_and_its_parts_are_replaced() -> Non
         assert relative_error(fast(x, scale=2.0), model(x, scale=2.0)) < 1e-5
 
 
+class TakesLayers(nn.Module):
+    """Its Python takes layers out of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        found = [self.layers[0](x).mean(), self.layers[2:](self.layers[:2](x) * scale).mean()]
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x.mean())
+        return torch.stack([*found, self.layers(x[:, :2]).mean(), found[0] * len(self.layers)])
+
+
+def test_layers_of_a_sequence_can_be_taken_one_by_one() -> None:
+    model, x = lively(TakesLayers()), torch.randn(1, 2, 3, 6, 6)
+    fast, _ = accelerated(model, x)
+    assert isinstance(fast.layers.get_submodule("accelerated"), nn.Module)
+    with torch.no_grad():
+        again = copy.deepcopy(fast).double()
+        assert relative_error(again(x.double()).float(), model(x)) < 1e-5
+        whole, _ = gplws.accelerate(model.layers)
+        assert len(whole) == 4
+        assert relative_error(whole[:2](x), model.layers[:2](x)) < 1e-5
+
+
 class Optional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
