@@ -183,7 +183,11 @@ def _card(
     config = state["config"]
     sources = [f"* {_described(source)}" for source in config["data"]["sources"]]
     figures = [f"| {name} | {value:.4f} |" for name, value in state["validation"].items()]
-    table = ["| validation set | mean absolute error, frames |", "|---|---|", *figures]
+    kind = "weights themselves" if state["average"] is None else "moving average of the weights"
+    step = state.get("validated")
+    when = "at the last validation" if step is None else f"at step {step:,}"
+    table = [f"Of the {kind}, {when}:", ""]
+    table += ["| validation set | mean absolute error, frames |", "|---|---|", *figures]
     arguments = json.dumps(state["model"]["arguments"])
     parameters = sum(p.numel() for p in model.parameters())
     digest = hashlib.sha256(out.read_bytes()).hexdigest()

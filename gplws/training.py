@@ -284,6 +284,7 @@ class _Run:
         self.seconds_before = 0.0
         self.started = time.monotonic()
         self.errors: dict[str, float] = {}
+        self.validated: int | None = None  # step of the errors
         self.best = math.inf
         self.waited = 0.0  # for data, since the last line of the log
 
@@ -482,6 +483,7 @@ class _Run:
             with self._autocast():
                 return predicted_index(model, sample.to(self.device)).cpu()
 
+        self.errors, self.validated = {}, self.step
         for name, samples in self.validation:
             total, count = self.processes.sum([*_error_sum(predict, samples[rank::world])])
             self.errors[name] = total / count if count else math.nan
@@ -539,6 +541,7 @@ class _Run:
                 "optimiser": self.optimiser.state_dict(),
                 "random": random_state(),
                 "validation": dict(self.errors),
+                "validated": self.validated,
                 "best": self.best,
                 "torch": str(torch.__version__),
             },
@@ -584,6 +587,7 @@ class _Run:
             ) from error
         self.step, self.seconds_before = state["step"], state["seconds"]
         self.errors, self.best = dict(state["validation"]), state["best"]
+        self.validated = state.get("validated")  # older checkpoints do not say
         if self.processes.world == 1:
             restore_random_state(state["random"])
         else:

@@ -21,6 +21,7 @@ from gplws.checkpoints import (
 )
 from gplws.models import GPLWSNet
 from gplws.training import train
+from gplws.training_config import CheckpointConfig, OptimiserConfig
 
 
 @pytest.fixture
@@ -106,7 +107,28 @@ def test_exported_weights_are_those_of_the_checkpoint_and_the_card_says_so(run, 
     card = exported.card.read_text()
     for text in ("CC-BY-4.0", "Toys.", "| toy | ", "2 steps", "widths:", "learning_rate"):
         assert text in card
-    assert ("moving average" in card) is averaged
+    assert f"| weights | {'moving average' if averaged else 'of the last step'} |" in card
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_the_card_says_of_which_weights_and_step_its_errors_are(tmp_path, decay):
+    def source(step):
+        if step == 3:
+            raise RuntimeError("no more data")
+        return ToySource()(step)
+
+    config = small_config(
+        5,
+        optimiser=OptimiserConfig(average_decay=decay),
+        checkpoints=CheckpointConfig(every_steps=1, validate_steps=2),
+    )
+    sets = [("toy", [ToySource(seed=1)(0)])]
+    with pytest.raises(RuntimeError, match="no more data"):
+        train(config, tmp_path / "run", source=source, validation=sets)
+    card = export(tmp_path / "run", tmp_path / "net.safetensors", averaged=False).card.read_text()
+    assert "3 steps" in card and "| weights | of the last step |" in card
+    kind = "moving average of the weights" if decay else "weights themselves"
+    assert f"Of the {kind}, at step 2:\n\n| validation set |" in card
 
 
 def test_existing_files_are_replaced_on_request_only(run, tmp_path):

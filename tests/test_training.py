@@ -117,6 +117,13 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(tmp_path, freeze_
     assert ours == theirs
 
 
+def test_errors_are_of_the_validation_sets_of_today(tmp_path):
+    train(small_config(1), tmp_path, source=ToySource(), validation=VALIDATION)
+    other = [("other", VALIDATION[0][1])]
+    result = train(small_config(2), tmp_path, resume=True, source=ToySource(), validation=other)
+    assert list(result.validation) == ["other"]
+
+
 def test_lines_after_the_checkpoint_are_dropped_from_the_log(tmp_path):
     config = small_config(4)
     train(replace(config, schedule=ScheduleConfig(steps=2)), tmp_path, source=ToySource())
