@@ -502,7 +502,8 @@ class StackSearch:
         self._home = torch.device("cpu") if frames is None else frames.device
         self._known: np.ndarray | None = None
         self._positions = torch.empty(stack.n_frames, device=device)
-        self.set_positions(stack.focus_positions_um)
+        self._levels = torch.empty(2, device=self._home)
+        self.set_scales(stack.focus_positions_um, stack.levels)
         self._bands = _bands(stack, engine, memory_mb)
         self._tiles: list[Tile] = []
         self._last_tiles: list[list[Tile]] = []  # of each last step
@@ -525,12 +526,15 @@ class StackSearch:
         """How often :meth:`search` and :meth:`finish` tell of their progress; once prepared."""
         return len(self._tiles) + sum(map(len, self._last_tiles))
 
-    def set_positions(self, focus_positions_um: np.ndarray | None) -> None:
-        """Focus positions (N,) of the frames, um; None: unknown."""
+    def set_scales(
+        self, focus_positions_um: np.ndarray | None, levels: tuple[float, float]
+    ) -> None:
+        """Focus positions (N,) of the frames, um, None: unknown; and their levels."""
         self._known = focus_positions_um
         count = self._stack.n_frames
         values = np.arange(count) if focus_positions_um is None else focus_positions_um
         self._positions.copy_(torch.tensor(values, dtype=torch.float32))
+        self._levels.copy_(torch.tensor(levels))
 
     @property
     def plan(self) -> int:
@@ -543,7 +547,7 @@ class StackSearch:
 
         def bands() -> Iterator[Tensor]:
             for rows in self._bands:
-                yield stack.gray(rows).to(self._device)
+                yield self._gray(rows)
                 advance()
 
         engine.prepare(bands())
@@ -554,7 +558,7 @@ class StackSearch:
         """Search all tiles."""
         found, home, engine = self._found, self._home, self._engine
         for tile in self._tiles:
-            part = engine.search(self._stack.gray(*tile.seen).to(self._device), self._positions)
+            part = engine.search(self._gray(*tile.seen), self._positions)
             inner, given = tile.inner, tile.given
             found.valid[given] = part.valid[inner].to(home)
             depth = part.depth
@@ -594,12 +598,15 @@ class StackSearch:
     def _after(self, step: _LastStep, tile: Tile, index: Tensor) -> Tensor:
         """Frame numbers of a tile after a last step, from those of the whole image (H, W)."""
         seen = tile.seen
-        frames, nearby, confidence = (
-            values.to(self._device)
-            for values in (self._stack.gray(*seen), index[seen], self._found.confidence[seen])
+        nearby, confidence = (
+            values[seen].to(self._device) for values in (index, self._found.confidence)
         )
-        changed = step.apply(frames, nearby, confidence, self._positions)
+        changed = step.apply(self._gray(*seen), nearby, confidence, self._positions)
         return changed[tile.inner].to(index.device)
+
+    def _gray(self, rows: slice, columns: slice = slice(None)) -> Tensor:
+        """Gray frames of a rectangle, where the method computes."""
+        return self._stack.gray(rows, columns, self._levels).to(self._device)
 
     def maps(self, z_direction: ZDirection) -> dict[str, Tensor]:
         """What was found, under the names of :class:`Reconstruction`; some of it is not copied."""

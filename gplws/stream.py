@@ -500,6 +500,7 @@ class _DeviceLine:
         self._search: StackSearch | None = None
         self._frames: Tensor | None = None
         self._positions: np.ndarray | None = None
+        self._levels = (0.0, 1.0)
         self._searches: dict[int, Callable[[], None]] = {}  # by their plan
         self._layout: _Layout | None = None
         self._on_device: dict[int, tuple[dict[str, Tensor], _Mark]] = {}
@@ -556,13 +557,13 @@ class _DeviceLine:
             self._frames = frames.clone(memory_format=torch.contiguous_format)
         else:
             self._frames.copy_(frames)
+        positions, levels = stack.focus_positions_um, stack.levels
         if self._search is None:
-            self._positions = stack.focus_positions_um
-            own = FocalStack(self._frames, focus_positions_um=self._positions)
+            own = FocalStack(self._frames, focus_positions_um=positions)
             self._search = StackSearch(own, self.engine, self.device, self._memory_mb)
-        elif not _same_positions(stack.focus_positions_um, self._positions):
-            self._positions = stack.focus_positions_um
-            self._search.set_positions(self._positions)
+        elif levels != self._levels or not _same_positions(positions, self._positions):
+            self._search.set_scales(positions, levels)
+        self._positions, self._levels = positions, levels
         self._search.prepare()
         if self._search.plan not in self._searches:
             self._searches[self._search.plan] = self._recorded(self._search)

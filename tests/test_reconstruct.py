@@ -88,6 +88,33 @@ def test_the_depth_of_the_source_does_not_matter(wedge, dtype):
     assert result.all_in_focus.dtype == dtype
 
 
+@pytest.mark.parametrize("method", ["rdf", "gplws"])
+@pytest.mark.parametrize("kind", ["int64", "float32", "tensor", "black is negative", "high-pass"])
+def test_counts_of_any_type_and_negative_brightness_give_the_same_surface(wedge, method, kind):
+    frames = wedge[0]
+    counts = {
+        "int64": frames.astype(np.int64),
+        "float32": frames * np.float32(16),
+        "tensor": torch.from_numpy(frames.astype(np.uint32)),
+        "black is negative": frames / np.float32(255) - np.float32(0.5),
+        "high-pass": frames - frames.mean((1, 2), keepdims=True),
+    }[kind]
+    expected = gplws.reconstruct(frames, method=method)
+    result = gplws.reconstruct(counts, method=method)
+    valid, found = np.asarray(result.valid), np.asarray(result.depth_index)
+    assert (valid == expected.valid).mean() > 0.99
+    both = valid & expected.valid
+    assert np.abs(found - expected.depth_index)[both].mean() < 0.02
+    assert result.all_in_focus.dtype == counts.dtype
+
+
+def test_noise_in_counts_is_as_invalid_as_in_shares():
+    noise = np.random.default_rng(0).normal(0.5, 0.01, (9, 64, 80)).astype(np.float32)
+    for method in ("rdf", "tft"):
+        assert gplws.reconstruct(noise, method=method).valid.mean() < 0.01
+        assert gplws.reconstruct(noise * 4095, method=method).valid.mean() < 0.01
+
+
 def test_colour_gives_a_colour_image(wedge):
     frames, height = wedge
     colour = np.stack([frames, frames // 2, 255 - frames], -1)
@@ -112,6 +139,16 @@ def test_a_tensor_comes_back_as_tensors(wedge):
     assert isinstance(result.height, torch.Tensor)
     assert np.array_equal(result.height.numpy(), expected.height, equal_nan=True)
     assert np.array_equal(result.all_in_focus.numpy(), expected.all_in_focus)
+
+
+def test_bfloat16_frames_come_back_and_are_saved_as_float32(wedge, tmp_path):
+    frames = torch.from_numpy(wedge[0] / np.float32(255)).bfloat16()
+    for number, source in enumerate((frames, FocalStack(frames), list(frames))):
+        result = gplws.reconstruct(source)
+        result.save(tmp_path / str(number))
+        image = torch.as_tensor(result.all_in_focus)
+        assert image.dtype == torch.float32 and torch.equal(image, image.bfloat16().float())
+        assert np.mean(np.asarray(result.valid)) > 0.97
 
 
 def test_tiles_do_not_change_the_result(wedge):

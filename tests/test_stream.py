@@ -313,6 +313,18 @@ def test_over_a_device_positions_may_change_from_stack_to_stack(queues):
         assert np.allclose(result.depth_index, expected.depth_index, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["rdf", "gplws"])
+def test_over_a_device_each_stack_has_its_own_levels(queues, method):
+    first, second, third = stacks(3, np.float32)
+    given = [first, second * 4095, third - 0.5]
+    for result, frames in zip(
+        gplws.reconstruct_stream(given, method=method, device="cpu"), given, strict=True
+    ):
+        expected = gplws.reconstruct(torch.from_numpy(frames), method=method)
+        assert np.array_equal(result.height, expected.height.numpy(), equal_nan=True)
+        assert result.valid.mean() > 0.9
+
+
 def test_over_a_device_buffers_are_made_once_and_used_again(queues):
     results = gplws.reconstruct_stream(
         (stacks(1)[0] for _ in range(12)), method=small_network(), in_flight=2, device="cpu"

@@ -23,6 +23,14 @@ _TENSOR_DTYPES = frozenset(
     }
 )
 
+_SIGNED = {torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+# Floats up to here are taken for shares of full scale, some overexposed; beyond, for counts.
+_LARGEST_SHARE = 2.0
+# Integers of so many bits fill their dtype; wider ones only hold what had fewer bits.
+_BITS_OF_CAMERAS = 16
+_FEWEST_BITS = 8
+
 
 @dataclass(frozen=True, eq=False)
 class FocalStack:
@@ -31,11 +39,16 @@ class FocalStack:
     Attributes:
         frames: (N, H, W) gray or (N, H, W, 3) RGB, N >= 2, H and W >= 1; numpy array or tensor on
             any device, in the dtype of the source (any integer or float, no bool), finite.
+            bfloat16, which numpy and files do not know, becomes float32.
         focus_positions_um: (N,) float64, strictly rising or falling, read-only; um. None: unknown,
             and heights are then in frames.
         pixel_size_um: side of a square pixel on the object, um; None: unknown.
         names: one name per frame, e.g. file names, used in error messages; None: no names.
         metadata: what else the source said.
+        levels: black and span of all frames: :meth:`gray` is (value - black) / span. Black is 0, or
+            the lowest value where that is negative. The span is the maximum of the dtype of 8 and
+            16-bit integers, and 1 for floats that need no more than 2. Wider integers and floats
+            beyond are counts: the least 2^k - 1 that holds the highest one, k >= 8 for integers.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -53,9 +66,12 @@ class FocalStack:
     pixel_size_um: float | None = None
     names: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    levels: tuple[float, float] = field(init=False)
 
     def __post_init__(self) -> None:
         _check_frames(self.frames)
+        if isinstance(self.frames, Tensor) and self.frames.dtype == torch.bfloat16:
+            object.__setattr__(self, "frames", self.frames.float())
         if self.names is not None:
             names = tuple(str(name) for name in self.names)
             if len(names) != self.n_frames:
@@ -70,7 +86,7 @@ class FocalStack:
             size = checked_length(self.pixel_size_um, "pixel_size_um")
             object.__setattr__(self, "pixel_size_um", size)
         object.__setattr__(self, "metadata", dict(self.metadata))
-        self._check_finite()
+        object.__setattr__(self, "levels", self._levels())
 
     @classmethod
     def from_frames(
@@ -139,15 +155,22 @@ class FocalStack:
         """Whether the frames are RGB."""
         return self.frames.ndim == 4
 
-    def gray(self, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+    def gray(
+        self,
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+        levels: Tensor | None = None,
+    ) -> Tensor:
         """Luminance of a rectangle, so that large stacks are converted tile by tile.
 
-        RGB becomes Rec. 709 luminance. Integers are divided by the maximum of their dtype; floats
-        keep their values. A pixel's value does not depend on the rectangle it is read with.
+        RGB becomes Rec. 709 luminance, and values shares of full scale by the ``levels`` of the
+        stack. A pixel's value does not depend on the rectangle it is read with.
 
         Args:
             rows: rows to convert; all of them by default.
             columns: columns to convert; all of them by default.
+            levels: (2,) float32, where the frames are, in place of those of the stack: for memory
+                that was filled with other frames since.
 
         Returns:
             (N, h, w) float32, contiguous and new; on the device of a tensor's frames, else on the
@@ -156,13 +179,14 @@ class FocalStack:
         Source: Rec. ITU-R BT.709-6, item 3.2.
         """
         part = self.frames[:, rows, columns]
+        black, span = self.levels if levels is None else levels.unbind()
         if isinstance(part, Tensor):
             gray = torch.empty(part.shape[:3], dtype=torch.float32, device=part.device)
             if self.is_color:
                 _tensor_luminance(part, gray)
             else:
                 gray.copy_(part)
-            return gray if part.dtype.is_floating_point else gray.div_(torch.iinfo(part.dtype).max)
+            return gray.sub_(black).div_(span)
         values = np.empty(part.shape[:3], np.float32)
         # Frame by frame, the work space stays in the cache. Copying into float32 takes any byte
         # order, stride and read-only memory.
@@ -171,29 +195,37 @@ class FocalStack:
                 _luminance(frame, out)
             else:
                 np.copyto(out, frame)
-            if part.dtype.kind in "iu":
-                out /= np.float32(np.iinfo(part.dtype).max)
+            out -= np.float32(black)
+            out /= np.float32(span)
         return torch.from_numpy(values)
 
     def frame_label(self, index: int) -> str:
         """Frame number, with the name where there is one, for messages."""
         return f"frame {index}" + (f" ({self.names[index]})" if self.names else "")
 
-    def _check_finite(self) -> None:
-        frames = self.frames
-        if isinstance(frames, Tensor):
-            if not frames.dtype.is_floating_point:
-                return
-            # Collected first: one synchronisation with the device instead of one per frame.
-            flags = torch.stack([torch.isfinite(frame.float()).all() for frame in frames])
-            finite = flags.cpu().numpy()
-        else:
-            if frames.dtype.kind in "iu":
-                return
-            with np.errstate(over="ignore"):
-                finite = np.array(
-                    [np.isfinite(f.astype(np.float32, copy=False)).all() for f in frames]
-                )
+    def _levels(self) -> tuple[float, float]:
+        """Black and span of the frames, which are checked on the way."""
+        limits = _limits(self.frames.dtype)
+        top = 0 if limits is None else limits.max
+        bits = top.bit_length()
+        if limits is not None and limits.min == 0 and bits <= _BITS_OF_CAMERAS:
+            return 0.0, float(top)
+        lows, highs = _extremes(self.frames)
+        if limits is None:
+            self._check_finite(lows, highs)
+        low, high = lows.min().item(), highs.max().item()
+        if limits is not None and low < limits.min:  # unsigned, seen as signed
+            low, high = 0, top
+        black = min(low, 0)
+        if limits is None and high - black <= _LARGEST_SHARE:
+            return float(black), 1.0
+        least = bits if bits <= _BITS_OF_CAMERAS else _FEWEST_BITS
+        return float(black), 2.0 ** max(math.ceil(high - black).bit_length(), least) - 1.0
+
+    def _check_finite(self, lows: np.ndarray, highs: np.ndarray) -> None:
+        """Check the lowest and highest values of all frames, (N,) each."""
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(lows.astype(np.float32)) & np.isfinite(highs.astype(np.float32))
         if not finite.all():
             bad = np.flatnonzero(~finite)
             more = f" and {bad.size - 1} more frames" if bad.size > 1 else ""
@@ -201,6 +233,29 @@ class FocalStack:
                 f"frames must be finite in float32: {self.frame_label(int(bad[0]))}{more} "
                 "has NaN or infinite pixels"
             )
+
+
+def _limits(dtype: np.dtype | torch.dtype) -> np.iinfo | torch.iinfo | None:
+    """Least and largest value of an integer dtype; None for floats."""
+    if isinstance(dtype, torch.dtype):
+        return None if dtype.is_floating_point else torch.iinfo(dtype)
+    return None if dtype.kind == "f" else np.iinfo(dtype)
+
+
+def _extremes(frames: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest value of each frame, (N,) each, NaN where a frame has NaN.
+
+    Unsigned integers of a tensor, of 32 bits and more, count as signed ones of the same bits.
+    """
+    if isinstance(frames, Tensor):
+        seen = frames.detach().view(_SIGNED.get(frames.dtype, frames.dtype))
+        # Collected first: one synchronisation with the device instead of some per frame.
+        pairs = torch.stack([torch.stack(torch.aminmax(frame)) for frame in seen])
+        lows, highs = pairs.cpu().numpy().T
+        return lows, highs
+    with np.errstate(invalid="ignore"):
+        lows, highs = np.array([(frame.min(), frame.max()) for frame in frames]).T
+    return lows, highs
 
 
 # In both functions products and sums are separate: a fused multiply-add would round the tails of

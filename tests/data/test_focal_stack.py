@@ -271,15 +271,69 @@ class TestGray:
 
     @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
     @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-    def test_floats_keep_their_values(self, dtype, convert):
-        frames = (gray_frames() - 70.5).astype(dtype)
+    def test_floats_of_up_to_2_keep_their_values(self, dtype, convert):
+        frames = (gray_frames() / 70).astype(dtype)
         gray = FocalStack(convert(frames)).gray()
         np.testing.assert_array_equal(gray.numpy(), frames.astype("f4"))
         assert gray.data_ptr() != frames.ctypes.data
 
-    def test_bfloat16_tensors_are_accepted(self):
+    @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+    @pytest.mark.parametrize(
+        ("dtype", "highest", "full"),
+        [
+            ("i8", 200, 255),
+            ("i8", 9, 255),
+            ("u8", 4095, 4095),
+            ("u4", 4096, 8191),
+            ("u4", 2**32 - 2, 2**32 - 1),
+            ("i2", 4095, 2**15 - 1),
+            ("f4", 255, 255),
+            ("f8", 65535.5, 2**17 - 1),
+            ("f4", 3, 3),
+        ],
+    )
+    def test_counts_are_divided_by_the_full_scale_that_holds_them(
+        self, dtype, highest, full, convert
+    ):
+        frames = np.zeros((3, 4, 5), dtype)
+        frames[1, 2, 3], frames[2, 0, 0] = highest, highest / 3
+        stack = FocalStack(convert(frames))
+        assert stack.levels == (0, float(full))
+        expected = torch.from_numpy((frames / full).astype("f4"))
+        torch.testing.assert_close(stack.gray(), expected, rtol=1e-6, atol=0)
+        assert torch.equal(stack.gray(slice(0, 1)), stack.gray()[:, :1])
+
+    @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+    @pytest.mark.parametrize(
+        ("dtype", "lowest", "highest", "full"),
+        [
+            ("f4", -0.5, 0.5, 1),
+            ("f4", -0.75, -0.25, 1),
+            ("f8", -2000, 40000, 65535),
+            ("i1", -100, 27, 127),
+            ("i2", -(2**15), 2**15 - 1, 65535),
+            ("i8", -(2**63), 2**63 - 1, 2**64 - 1),
+        ],
+    )
+    def test_black_is_the_lowest_of_negative_values(self, dtype, lowest, highest, full, convert):
+        frames = np.full((3, 4, 5), highest, dtype)
+        frames[1, 2, 3] = lowest
+        stack = FocalStack(convert(frames))
+        assert stack.levels == (float(lowest), float(full))
+        gray = stack.gray()
+        assert gray.min() == gray[1, 2, 3] == 0
+        assert gray.max() == pytest.approx((highest - lowest) / full)
+
+    def test_other_levels_may_be_given(self):
+        frames = torch.rand(3, 4, 5)
+        gray = FocalStack(frames).gray(levels=torch.tensor([0.5, 2.0]))
+        torch.testing.assert_close(gray, (frames - 0.5) / 2)
+
+    def test_bfloat16_tensors_become_float32(self):
         frames = torch.rand(3, 4, 5).bfloat16()
-        torch.testing.assert_close(FocalStack(frames).gray(), frames.float())
+        stack = FocalStack(frames)
+        assert stack.frames.dtype == torch.float32
+        torch.testing.assert_close(stack.gray(), frames.float())
 
     @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
     def test_color_becomes_rec_709_luminance(self, convert):
