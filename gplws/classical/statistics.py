@@ -34,6 +34,9 @@ _HIGHEST_RESPONSE = 10.0
 # A response counts as a focus peak, for the sake of measuring its width, if it rises to this many
 # times its own minimum; noise does not.
 _CLEAR_PEAK = 4.0
+# Frames whose mean is less than this many of their deviations have had a background taken off:
+# their means say nothing of the light. Of pictures with one bright pixel in a hundred it is 0.1.
+_LEAST_MEAN = 0.05
 # No lamp drifts by more than this between frames; a darker frame is broken, and stays dark.
 _GAIN_LIMIT = 8.0
 
@@ -44,14 +47,18 @@ class StackStatistics:
 
     Attributes:
         n_frames: number of frames.
+        n_pixels: pixels of a frame.
         brightness: (N,) float64, sum of each frame's pixels.
+        power: (N,) float64, sum of their squares.
         lowest: (512,) int64 histogram of each pixel's lowest response over the frames.
         flicker: (512,) int64 histogram of second differences of the response from frame to frame.
         widths: (N + 1,) int64 histogram of how many frames lie above half of each clear peak.
     """
 
     n_frames: int
+    n_pixels: int
     brightness: Tensor = field(repr=False)
+    power: Tensor = field(repr=False)
     lowest: Tensor = field(repr=False)
     flicker: Tensor = field(repr=False)
     widths: Tensor = field(repr=False)
@@ -59,10 +66,13 @@ class StackStatistics:
     def gains(self) -> Tensor:
         """(N,) float32 factors that bring all frames to the same mean brightness; their mean is 1.
 
-        Limited to a factor of 8; 1 for frames without light.
+        Limited to a factor of 8; 1 for frames without light. All are 1 where the mean of a frame is
+        not clearly positive, as that of frames without their background.
         """
+        means = self.brightness / self.n_pixels
+        deviations = (self.power / self.n_pixels - means.square()).clamp(min=0).sqrt()
         mean = self.brightness.mean()
-        if not bool(mean > 0):
+        if not bool(mean > 0) or bool((means < _LEAST_MEAN * deviations).any()):
             return torch.ones_like(self.brightness, dtype=torch.float32)
         gains = mean / self.brightness.clamp(min=1e-12)
         gains = gains.clamp(1 / _GAIN_LIMIT, _GAIN_LIMIT)
@@ -160,9 +170,12 @@ def _measure(frames: Tensor, first: int, last: int) -> StackStatistics:
     lowest, highest = seen.amin(0), seen.amax(0)
     above_half = (seen > (lowest + highest) / 2).sum(0)
     clear = (highest > _CLEAR_PEAK * lowest) & (highest > _LOWEST_RESPONSE)
+    measured = frames[:, rows]
     return StackStatistics(
         n_frames=n_frames,
-        brightness=frames[:, rows].sum((1, 2), dtype=torch.float64),
+        n_pixels=measured[0].numel(),
+        brightness=measured.sum((1, 2), dtype=torch.float64),
+        power=torch.stack([frame.double().square().sum() for frame in measured]),
         lowest=_histogram(lowest),
         flicker=flicker,
         widths=torch.bincount(above_half[clear], minlength=n_frames + 1),
@@ -195,7 +208,9 @@ def _add(total: StackStatistics | None, part: StackStatistics) -> StackStatistic
         return part
     return StackStatistics(
         part.n_frames,
+        total.n_pixels + part.n_pixels,
         total.brightness + part.brightness,
+        total.power + part.power,
         total.lowest + part.lowest,
         total.flicker + part.flicker,
         total.widths + part.widths,

@@ -52,6 +52,20 @@ def test_gains_undo_a_drifting_lamp():
     assert gains.mean() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("background", ["of each frame", "of the stack", "nearly all"])
+def test_frames_without_their_background_have_no_gains(background):
+    frames = textured_stack(n_frames=9, noise=0.01)
+    means = frames.mean((1, 2), keepdim=True)
+    taken = {"of each frame": means, "of the stack": means.mean(), "nearly all": 0.999 * means}
+    assert torch.equal(stack_statistics(frames - taken[background]).gains(), torch.ones(9))
+
+
+def test_a_dark_frame_leaves_the_others_their_gains():
+    frames = textured_stack(n_frames=4) * torch.tensor([1.0, 0.0, 0.5, 1.0]).view(-1, 1, 1)
+    gains = stack_statistics(frames).gains()
+    assert gains[2] == pytest.approx(2 * float(gains[0]), rel=0.01)
+
+
 @pytest.mark.parametrize("width", [1.5, 3.0, 6.0])
 def test_the_width_of_peaks_is_found(width):
     frames = textured_stack(n_frames=40, width=width)
