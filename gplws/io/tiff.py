@@ -356,7 +356,9 @@ def _page_pixels(path: Path, page: Page, index: int, imagej: bool) -> np.ndarray
             "save the frames with at least 8 bits"
         )
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return np.invert(pixels) if _needs_inversion(keyframe, imagej) else pixels
+    if not _needs_inversion(keyframe, imagej):
+        return pixels
+    return pixels ^ pixels.dtype.type((1 << int(keyframe.bitspersample)) - 1)
 
 
 def _decode_with_opencv(path: Path, page: Page, reason: Exception) -> np.ndarray:
@@ -375,13 +377,28 @@ def _decode_with_opencv(path: Path, page: Page, reason: Exception) -> np.ndarray
             f"{path}: page {page.index} cannot be decoded ({reason}); "
             "install imagecodecs or save the file uncompressed"
         ) from reason
-    image = np.asarray(images[0])
+    image = _as_stored(np.asarray(images[0]), page)
     if image.ndim == 3:
         order = [2, 1, 0, 3][: image.shape[2]]
         image = image[..., order]
     if page.keyframe.axes == "SYX":
         image = np.moveaxis(image, -1, 0)
     return image
+
+
+def _as_stored(image: np.ndarray, page: Page) -> np.ndarray:
+    """What OpenCV decoded, without what it does to the pixels beyond that."""
+    bits = int(page.keyframe.bitspersample)
+    if image.dtype == np.uint16 and bits < 16:  # 10, 12 and 14 bits fill 16
+        image = image >> (16 - bits)
+    if image.dtype == np.uint8 and int(page.photometric) == 0:
+        image = np.invert(image)
+    tag = page.aspage().tags.get("Orientation")
+    orientation = 1 if tag is None else int(tag.value)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    image = image[::rows, ::columns]
+    return image.swapaxes(0, 1) if orientation >= 5 else image
 
 
 def _is_imagej(file: TiffFile) -> bool:

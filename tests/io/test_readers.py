@@ -53,6 +53,19 @@ def write_tiff(path: Path, frames: np.ndarray, **options) -> Path:
     return path
 
 
+def write_packed_tiff(path: Path, frame: np.ndarray, bits: int, photometric: int) -> None:
+    """Rows of values of so many bits without gaps between them; tifffile cannot write that."""
+    places = np.arange(bits - 1, -1, -1)
+    rows = (frame[..., None] >> places & 1).astype(np.uint8).reshape(len(frame), -1)
+    pixels = np.packbits(rows, axis=1).tobytes()
+    tags = {256: frame.shape[1], 257: len(frame), 258: bits, 259: 1, 262: photometric}
+    tags |= {273: 8, 277: 1, 278: len(frame), 279: len(pixels)}
+    pixels += b"\0" * (len(pixels) % 2)
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(pixels))
+    path.write_bytes(header + pixels + struct.pack("<H", len(tags)) + directory + bytes(4))
+
+
 class TestFolders:
     @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".TIFF", ".PNG"])
     @pytest.mark.parametrize("channels", [None, 3])
@@ -408,6 +421,40 @@ class TestTiff:
         else:
             separate_pages(path, 255 - textured(), photometric="miniswhite")
         np.testing.assert_array_equal(read_stack(path).frames, textured())
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+    def test_pixels_keep_the_orientation_of_the_sensor(self, tmp_path, compression, orientation):
+        for name, frames in (("gray", textured("u2")), ("color", textured(channels=3))):
+            images = [Image.fromarray(frame) for frame in frames]
+            tags = Image.Exif()
+            tags[0x0112] = orientation
+            images[0].save(
+                tmp_path / f"{name}.tif",
+                save_all=True,
+                append_images=images[1:],
+                compression=compression,
+                tiffinfo=tags,
+            )
+            np.testing.assert_array_equal(read_stack(tmp_path / f"{name}.tif").frames, frames)
+
+    @pytest.mark.parametrize("dtype", ["u1", "u2"])
+    def test_white_that_is_0_in_lzw_files_is_inverted_once(self, tmp_path, dtype):
+        frames = textured(dtype)
+        paths = write_pictures(tmp_path, frames, ".tif", compression="tiff_lzw")
+        for path in paths:
+            with tifffile.TiffFile(path, mode="r+") as file:
+                file.pages[0].tags["PhotometricInterpretation"].overwrite(0)
+        np.testing.assert_array_equal(read_stack(tmp_path).frames, np.invert(frames))
+
+    @pytest.mark.parametrize("bits", [10, 12, 14])
+    @pytest.mark.parametrize("photometric", [0, 1])
+    def test_packed_bits_keep_their_values(self, tmp_path, bits, photometric):
+        frames = textured("u2") >> (16 - bits)
+        for index, frame in enumerate(frames):
+            write_packed_tiff(tmp_path / f"f{index}.tif", frame, bits, photometric)
+        expected = frames if photometric == 1 else 2**bits - 1 - frames
+        np.testing.assert_array_equal(read_stack(tmp_path).frames, expected)
 
     def test_a_folder_with_one_multi_page_file_is_that_stack(self, tmp_path):
         write_tiff(tmp_path / "s.tif", textured())
