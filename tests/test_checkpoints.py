@@ -63,7 +63,8 @@ def test_missing_damaged_and_foreign_checkpoints_are_named(run, tmp_path):
         load_checkpoint(tmp_path / "nowhere.pt")
     damaged = tmp_path / "damaged.pt"
     content = (run / "checkpoint.pt").read_bytes()
-    for part in (b"", b"not a checkpoint", content[: len(content) // 2]):
+    half = content[: len(content) // 2]
+    for part in (b"", b"not a checkpoint", half, b"\x80", b"\x80\x02J"):
         damaged.write_bytes(part)
         with pytest.raises(CheckpointError, match=r"damaged\.pt cannot be read"):
             load_checkpoint(damaged)

@@ -64,7 +64,8 @@ def read_topography(path: str | Path, *, level: int = 1) -> Topography:
         level: form to subtract: 0 nothing but the mean, 1 a plane, 2 a quadratic surface.
 
     Raises:
-        ValueError: not a height map, or fewer than half of its points are valid.
+        ValueError: not a height map, damaged, a pitch that is not positive, or fewer than half of
+            its points are valid; the message names the file.
         FileNotFoundError: no such file.
     """
     path = Path(path)
@@ -100,8 +101,7 @@ def read_textures(paths: Iterable[str | Path]) -> list[Tensor]:
 
     pictures = []
     for path in _files(paths, TEXTURE_SUFFIXES, "textures"):
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        picture = _decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if picture is None or picture.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"{path}: expected a picture of 8 or 16 bits")
         scale = 255 if picture.dtype == np.uint8 else 65535
@@ -205,33 +205,39 @@ def draw_part(image: Tensor, shape: Shape, draw: Draw) -> Tensor:
 
 def _read_heights(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float] | None]:
     """Heights, where they are valid, and the pitch of rows and columns."""
-    suffix = path.suffix.lower()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if suffix not in TOPOGRAPHY_SUFFIXES:
+    if path.suffix.lower() not in TOPOGRAPHY_SUFFIXES:
         raise ValueError(f"{path}: expected one of {', '.join(TOPOGRAPHY_SUFFIXES)}")
-    pitch = None
+    try:
+        arrays = _arrays(path)
+    except Exception as error:  # each library has its own kinds for damaged files
+        raise ValueError(f"{path}: no readable height map: {error}") from error
+    heights = arrays["h_um"]
+    valid = arrays.get("valid", np.ones(heights.shape, bool)).astype(bool)
+    if valid.shape != heights.shape:
+        raise ValueError(f"{path}: valid is {valid.shape}, h_um is {heights.shape}")
+    return heights, valid, _pitch(path, arrays)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of `read_topography` that a file holds; ``h_um`` is float64, and always there."""
+    suffix = path.suffix.lower()
     if suffix == ".npz":
         with np.load(path) as data:
             if "h_um" not in data:
-                raise ValueError(f"{path}: expected an array h_um, got {', '.join(data.files)}")
+                raise ValueError(f"expected an array h_um, got {', '.join(data.files)}")
             heights = data["h_um"].astype(np.float64)
-            valid = data["valid"].astype(bool) if "valid" in data else np.ones(heights.shape, bool)
-            if "dx_um" in data:
-                dx_um = float(data["dx_um"])
-                pitch = (float(data["dy_um"]) if "dy_um" in data else dx_um, dx_um)
-        if valid.shape != heights.shape:
-            raise ValueError(f"{path}: valid is {valid.shape}, h_um is {heights.shape}")
-        return heights, valid, pitch
+            others = {name: data[name] for name in ("valid", "dx_um", "dy_um") if name in data}
+        return {"h_um": heights, **others}
     if suffix == ".npy":
         heights = np.load(path)
     elif suffix == ".png":
         import cv2
 
-        decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-        if decoded is None:
-            raise ValueError(f"{path}: not a readable PNG")
-        heights = decoded
+        heights = _decoded(path, cv2.IMREAD_UNCHANGED)
+        if heights is None:
+            raise ValueError("OpenCV finds no picture in it")
     else:
         import tifffile
 
@@ -240,8 +246,28 @@ def _read_heights(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, floa
     if heights.ndim == 3 and heights.shape[-1] in (3, 4):
         # A gray picture that was saved as RGB.
         heights = heights[..., 0]
-    heights = heights.squeeze().astype(np.float64)
-    return heights, np.ones(heights.shape, bool), pitch
+    return {"h_um": heights.squeeze().astype(np.float64)}
+
+
+def _pitch(path: Path, arrays: dict[str, np.ndarray]) -> tuple[float, float] | None:
+    """Pitch of rows and columns, um; None where the file does not say."""
+    if "dx_um" not in arrays:
+        return None
+    pitch = {}
+    for name in ("dx_um", "dy_um"):
+        value = arrays.get(name, arrays["dx_um"])
+        if value.size != 1 or value.dtype.kind not in "iuf" or not 0 < value.item() < math.inf:
+            raise ValueError(f"{path}: {name}: expected one positive number, got {value}")
+        pitch[name] = float(value.item())
+    return pitch["dy_um"], pitch["dx_um"]
+
+
+def _decoded(path: Path, flags: int) -> np.ndarray | None:
+    """The picture in a file, None where there is none."""
+    import cv2
+
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    return cv2.imdecode(data, flags) if data.size else None  # OpenCV raises where there is no byte
 
 
 def _files(paths: Iterable[str | Path], suffixes: Sequence[str], what: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,9 @@ class FolderStacks(DepthDataset):
 
     def _load(self, index: int) -> DepthSample:
         folder = self._folders[index]
-        description = read_json(folder / "stack.json")
-        if "frames" in description:
-            paths = [folder / str(name) for name in description["frames"]]
-        else:
-            paths = list_frames(folder)
+        source = folder / "stack.json"
+        description = read_json(source)
+        paths = _frame_files(folder, description, source)
         stack = load_frames(paths)
         numbers = np.arange(len(paths), dtype=np.float64)
         truth = folder / "gt.npz"
@@ -77,14 +76,56 @@ class FolderStacks(DepthDataset):
             unit, positions = "frames", numbers
         else:
             unit = "um"
-            positions = np.asarray(description["focus_positions_um"], np.float64)
-            if positions.shape != numbers.shape:
-                raise DatasetError(
-                    f"{folder / 'stack.json'}: focus_positions_um: expected {len(paths)} numbers, "
-                    f"got {positions.size}"
-                )
+            positions = read_positions(description, "focus_positions_um", len(paths), source)
             depth = np.interp(depth, numbers, positions, left=np.nan, right=np.nan)
         return depth_sample(stack, depth, positions, unit=unit, name=folder.name, source=truth)
+
+
+def _frame_files(folder: Path, description: dict[str, Any], source: Path) -> list[Path]:
+    if "frames" in description:
+        names = description["frames"]
+        if not (
+            isinstance(names, list)
+            and len(names) >= 2
+            and all(isinstance(name, str) for name in names)
+        ):
+            raise DatasetError(f"{source}: frames: expected two or more file names, got {names!r}")
+        return [folder / name for name in names]
+    try:
+        return list_frames(folder)
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
+
+
+def read_positions(description: dict[str, Any], key: str, frames: int, source: Path) -> np.ndarray:
+    """Focus positions of a JSON object.
+
+    Args:
+        description: the object.
+        key: the name of the positions in it.
+        frames: how many there should be.
+        source: the file, for messages.
+
+    Returns:
+        (N,) float64, strictly monotonic.
+
+    Raises:
+        DatasetError: they are no such numbers; the message names file and key.
+    """
+    values = description.get(key)
+    if not isinstance(values, list) or not all(map(_is_number, values)):
+        raise DatasetError(f"{source}: {key}: expected a list of numbers, got {values!r}")
+    if len(values) != frames:
+        raise DatasetError(f"{source}: {key}: expected {frames} numbers, got {len(values)}")
+    positions = np.array(values, np.float64)
+    steps = np.diff(positions)
+    if not ((steps > 0).all() or (steps < 0).all()):
+        raise DatasetError(f"{source}: {key}: they do not rise or fall: {values}")
+    return positions
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .files import (
     require_file,
     subfolders,
 )
-from .folder_stacks import read_json
+from .folder_stacks import read_json, read_positions
 
 # Pictures in a scene folder that are no frames.
 _NOT_FRAMES = {"height.tif", "height.tiff", "valid.png", "source.png", "review.png"}
@@ -129,12 +129,7 @@ def _height_file(scene: Path, required: bool) -> Path | None:
 
 
 def _calibration(description: dict, source: Path, frames: int) -> tuple[str, np.ndarray]:
-    unit, positions = description.get("unit"), description.get("focus_positions")
+    unit = description.get("unit")
     if unit not in ("um", "frames"):
         raise DatasetError(f"{source}: unit: expected 'um' or 'frames', got {unit!r}")
-    values = np.asarray(positions if isinstance(positions, list) else [], np.float64)
-    if values.shape != (frames,):
-        raise DatasetError(
-            f"{source}: focus_positions: expected {frames} numbers, got {values.size}"
-        )
-    return unit, values
+    return unit, read_positions(description, "focus_positions", frames, source)

@@ -122,7 +122,19 @@ def test_pictures_are_read_in_rgb(tmp_path):
         ("a.npz", {"h_um": np.ones((9, 9)), "valid": np.ones((9, 8))}, ValueError, "valid is"),
         ("a.npz", {"h_um": np.full((9, 9), np.nan)}, ValueError, "only 0% of the heights"),
         ("a.txt", b"1 2 3", ValueError, "expected one of .npz"),
-        ("a.png", b"1 2 3", ValueError, "not a readable PNG"),
+        ("a.png", b"1 2 3", ValueError, r"a\.png: no readable height map"),
+        ("a.png", b"", ValueError, r"a\.png: no readable height map"),
+        ("a.npz", b"PK\x03\x04 and no more", ValueError, r"a\.npz: no readable height map"),
+        ("a.npy", b"\x93NUMPY", ValueError, r"a\.npy: no readable height map"),
+        ("a.npz", {"h_um": np.full((9, 9), "a")}, ValueError, r"a\.npz: no readable height map"),
+        ("a.npz", {"h_um": np.ones((9, 9)), "dx_um": 0.0}, ValueError, "dx_um: expected one pos"),
+        ("a.npz", {"h_um": np.ones((9, 9)), "dx_um": [1, 2]}, ValueError, "dx_um: expected one"),
+        (
+            "a.npz",
+            {"h_um": np.ones((9, 9)), "dx_um": 1.0, "dy_um": np.nan},
+            ValueError,
+            "dy_um: expected one positive number, got nan",
+        ),
     ],
 )
 def test_files_that_are_no_surface_are_named(name, content, error, message, tmp_path):
@@ -143,6 +155,14 @@ def test_folders_without_files_and_files_without_pictures_are_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"a\.png: expected a picture"):
         read_textures([tmp_path])
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.png: expected a picture"):
+        read_textures([tmp_path])
+
+
+def test_a_pitch_may_be_an_array_of_one_number(tmp_path):
+    np.savez(tmp_path / "a.npz", h_um=waves(), dx_um=np.array([2]), dy_um=np.array([[3.0]]))
+    assert read_topography(tmp_path / "a.npz").pixel_size_um == (3.0, 2.0)
 
 
 @pytest.mark.shared

@@ -86,6 +86,31 @@ def test_what_is_damaged_or_missing_is_named(tmp_path):
         FolderStacks(tmp_path / "empty")
 
 
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"frames": 4}, "frames: expected two or more file names, got 4"),
+        ({"frames": ["f0.png"]}, "frames: expected two or more file names"),
+        ({"frames": ["f0.png", 3]}, "frames: expected two or more file names"),
+        ({"focus_positions_um": ["a", 1, 2]}, "focus_positions_um: expected a list of numbers"),
+        ({"focus_positions_um": {"a": 1}}, "focus_positions_um: expected a list of numbers"),
+        ({"focus_positions_um": None}, "focus_positions_um: expected a list of numbers, got None"),
+        ({"focus_positions_um": [0, None, 2]}, "focus_positions_um: expected a list of numbers"),
+        ({"focus_positions_um": [0, 2, 1]}, r"do not rise or fall: \[0, 2, 1\]"),
+    ],
+)
+def test_a_description_that_is_wrong_is_named_with_its_key(tmp_path, description, message):
+    write_stack(tmp_path / "a", index=np.ones((4, 5)), description=description)
+    with pytest.raises(DatasetError, match=rf"a/stack\.json: .*{message}"):
+        FolderStacks(tmp_path)[0]
+
+
+def test_a_folder_without_frames_is_named(tmp_path):
+    write_stack(tmp_path / "a", values=(), index=np.ones((4, 5)))
+    with pytest.raises(DatasetError, match="a: the folder holds no frames"):
+        FolderStacks(tmp_path)[0]
+
+
 @pytest.mark.shared
 def test_the_shared_stacks_with_truth_are_read(shared_dir):
     stacks = FolderStacks(shared_dir / "data" / "stacks")

@@ -79,6 +79,12 @@ def test_what_is_damaged_or_missing_is_named(tmp_path):
     (tmp_path / "a" / "scene.json").write_text('{"unit": "um", "focus_positions": [1, 2]}')
     with pytest.raises(DatasetError, match="expected 12 numbers, got 2"):
         Micro3D(tmp_path)[0]
+    positions = ", ".join(['"x"', *map(str, range(11))])
+    (tmp_path / "a" / "scene.json").write_text(
+        f'{{"unit": "um", "focus_positions": [{positions}]}}'
+    )
+    with pytest.raises(DatasetError, match=r"scene\.json: focus_positions: expected a list of num"):
+        Micro3D(tmp_path)[0]
     (tmp_path / "a" / "scene.json").unlink()
     (tmp_path / "a" / "7.bmp").write_bytes((tmp_path / "a" / "7.bmp").read_bytes()[:60])
     with pytest.raises(DatasetError, match=r"7\.bmp"):
