@@ -52,7 +52,8 @@ class Reconstruction:
     """A reconstructed surface; arrays are numpy, or tensors where the stack was a tensor.
 
     Attributes:
-        height: (H, W) float32 in ``units``, up is positive; NaN where invalid.
+        height: (H, W) float32 in ``units``, up is positive; NaN where invalid. Far from 0, as with
+            absolute positions of a stage, it resolves no more than 1e-7 of its value.
         units: "um", or "frames" where the focus positions are unknown.
         depth_index: (H, W) float32, frame number in best focus, sub-frame; NaN where invalid.
         confidence: (H, W) float32 in 0..1; NaN where the method gives none.
@@ -113,9 +114,9 @@ def reconstruct(
         method: "auto", the name of a classical method ("rdf", "sml", "mdml", "tenengrad", "glv",
             "wavelet", "shearlet", "rr", "tft"; see :func:`gplws.classical.depth_from_focus`), the
             name of a network with weights ("gplws"), or a network: a module with
-            ``predict(stack, focus_positions)`` like those of :mod:`gplws.models`, or one that maps
-            (1, 1, N, H, W) in 0..1, in the dtype of its parameters, to a focus volume (1, N, H, W)
-            of logits.
+            ``predict(stack, focus_positions)`` like those of :mod:`gplws.models`, with positions
+            from that of the first frame on, or one that maps (1, 1, N, H, W) in 0..1, in the dtype
+            of its parameters, to a focus volume (1, N, H, W) of logits.
         device: "auto" (the device of a tensor; else a GPU with compiled kernels, else the CPU), or
             any torch device.
         memory_mb: working memory that the method may take, MiB; larger images are cut into tiles.
@@ -500,6 +501,8 @@ class StackSearch:
         self._memory_mb = memory_mb
         frames = stack.frames if isinstance(stack.frames, Tensor) else None
         self._home = torch.device("cpu") if frames is None else frames.device
+        # From the first frame on: float32 would not tell absolute positions of a stage apart.
+        self._start = 0.0
         self._known: np.ndarray | None = None
         self._positions = torch.empty(stack.n_frames, device=device)
         self._levels = torch.empty(2, device=self._home)
@@ -530,10 +533,13 @@ class StackSearch:
         self, focus_positions_um: np.ndarray | None, levels: tuple[float, float]
     ) -> None:
         """Focus positions (N,) of the frames, um, None: unknown; and their levels."""
-        self._known = focus_positions_um
-        count = self._stack.n_frames
-        values = np.arange(count) if focus_positions_um is None else focus_positions_um
-        self._positions.copy_(torch.tensor(values, dtype=torch.float32))
+        if focus_positions_um is None:
+            self._start, self._known = 0.0, None
+            distances = np.arange(self._stack.n_frames)
+        else:
+            self._start = float(focus_positions_um[0])
+            distances = self._known = focus_positions_um - focus_positions_um[0]
+        self._positions.copy_(torch.tensor(distances, dtype=torch.float32))
         self._levels.copy_(torch.tensor(levels))
 
     @property
@@ -611,8 +617,11 @@ class StackSearch:
     def maps(self, z_direction: ZDirection) -> dict[str, Tensor]:
         """What was found, under the names of :class:`Reconstruction`; some of it is not copied."""
         found = self._found
+        depth = found.depth
+        if self._start != 0:
+            depth = (depth.to(torch.float64) + self._start).to(torch.float32)
         return {
-            "height": (1.0 if z_direction == "up" else -1.0) * found.depth,
+            "height": (1.0 if z_direction == "up" else -1.0) * depth,
             "depth_index": _frame_number(found.depth, self._known),
             "confidence": found.confidence,
             "valid": found.valid,

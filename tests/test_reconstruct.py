@@ -88,6 +88,19 @@ def test_the_depth_of_the_source_does_not_matter(wedge, dtype):
     assert result.all_in_focus.dtype == dtype
 
 
+@pytest.mark.parametrize("method", ["rdf", "rr", "gplws"])
+def test_absolute_positions_of_a_stage_give_the_same_frames(wedge, method):
+    expected = gplws.reconstruct(wedge[0], method=method)
+    for start, step in ((250_000, 0.02), (1e6, 0.01), (1e6, -0.01)):
+        positions = start + step * np.arange(14)
+        result = gplws.reconstruct(wedge[0], focus_positions_um=positions, method=method)
+        assert np.array_equal(result.valid, expected.valid)
+        valid = result.valid
+        assert np.abs(result.depth_index - expected.depth_index)[valid].max() < 1e-3
+        height = start + step * expected.depth_index[valid].astype(np.float64)
+        assert np.abs(result.height[valid] - height).max() < 1e-7 * start
+
+
 @pytest.mark.parametrize("method", ["rdf", "gplws"])
 @pytest.mark.parametrize("kind", ["int64", "float32", "tensor", "black is negative", "high-pass"])
 def test_counts_of_any_type_and_negative_brightness_give_the_same_surface(wedge, method, kind):

@@ -302,8 +302,9 @@ def test_over_a_device_frames_keep_their_dtype_and_colour(queues, dtype, colour)
 
 
 def test_over_a_device_positions_may_change_from_stack_to_stack(queues):
-    frames = stacks(4)
+    frames = stacks(6)
     positions = [None, [0.0, 1, 2, 3, 4, 5], [0.0, 2, 4, 8, 9, 10], [5.0, 4, 3, 2, 1, 0]]
+    positions += [[1e6 + 0.01 * index for index in range(6)], None]
     given = [FocalStack(f, focus_positions_um=p) for f, p in zip(frames, positions, strict=True)]
     method = small_network()
     for result, one in zip(gplws.reconstruct_stream(given, method=method), given, strict=True):
