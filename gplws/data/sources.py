@@ -260,12 +260,24 @@ class Prefetcher(Generic[Result]):
             step = next(self._steps, None)
             if step is None:
                 break
-            self._waiting.append(self._executor.submit(self._make, step))
+            self._waiting.append(self._submitted(self._executor, step))
         if not self._waiting:
             raise StopIteration
         return self._waiting.popleft().result()
 
+    def _submitted(self, executor: Executor, step: int) -> Future[Result]:
+        if not isinstance(executor, ProcessPoolExecutor):
+            return executor.submit(self._make, step)
+        # This may start a worker, which inherits what is blocked: a signal to the whole process
+        # group must not end it before it ignores such signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            return executor.submit(self._make, step)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _worker_make: Callable[[int], Any] | None = None
 
 
@@ -273,8 +285,9 @@ def _start_worker(make: Callable[[int], Any]) -> None:
     global _worker_make
     _worker_make = make
     # Signals that reach the whole process group are for the parent, which ends its workers itself.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     torch.set_num_threads(1)  # the workers are many already
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import itertools
+import signal
 
 import pytest
 import torch
+from signalled_worker import same
 from toy_data import ToySource, double
 
 from gplws.data import DepthSample
@@ -122,6 +124,13 @@ def test_seeds_of_several_numbers_differ():
 def test_results_come_in_order_whoever_makes_them(workers, kind):
     with Prefetcher(double, iter(range(7)), workers=workers, ahead=3, kind=kind) as results:
         assert list(results) == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_signals_to_a_worker_that_still_starts_do_not_end_it():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with Prefetcher(same, iter(range(3)), workers=1, kind="process") as results:
+        assert list(results) == [0, 1, 2]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_an_error_is_raised_at_its_step_and_no_more_than_asked_for_is_made():
