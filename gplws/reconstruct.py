@@ -116,7 +116,8 @@ def reconstruct(
             name of a network with weights ("gplws"), or a network: a module with
             ``predict(stack, focus_positions)`` like those of :mod:`gplws.models`, with positions
             from that of the first frame on, or one that maps (1, 1, N, H, W) in 0..1, in the dtype
-            of its parameters, to a focus volume (1, N, H, W) of logits.
+            of its parameters, to a focus volume (1, N, H, W) of logits. A network is moved to the
+            device, where it stays, and is in eval mode meanwhile.
         device: "auto" (the device of a tensor; else a GPU with compiled kernels, else the CPU), or
             any torch device.
         memory_mb: working memory that the method may take, MiB; larger images are cut into tiles.
@@ -264,7 +265,7 @@ class Engine(Protocol):
         """The whole image (H, W) once more, now that all tiles are known; None: as it is."""
 
     def release(self) -> None:
-        """Free working memory that would stay with a model which outlives the engine."""
+        """Leave a model that outlives the engine in its former mode and without working memory."""
 
 
 class _LastStep:
@@ -376,8 +377,9 @@ class _NetworkEngine:
     ) -> None:
         self.name = name
         self.parameters: dict[str, Any] = {"network": type(model).__name__}
-        model = model.to(device).eval()
-        self._shared = model if shared else None
+        self._model = model.to(device)
+        self._modes: dict[nn.Module, bool] = {}  # of its parts, before the first stack
+        self._is_shared = shared
         # Asked of the class: what torch.compile returns passes on attributes of the module inside,
         # and with them its forward that is not compiled.
         reads_itself = callable(getattr(type(model), "predict", None))
@@ -403,6 +405,9 @@ class _NetworkEngine:
         return floats if self.plan == 1 else floats + n_frames
 
     def prepare(self, bands: Iterator[Tensor]) -> None:
+        if not self._modes:
+            self._modes = {part: part.training for part in self._model.modules()}
+        self._model.eval()
         if self.last_steps:
             statistics = stack_statistics(bands)
             for step in self.last_steps:
@@ -425,8 +430,11 @@ class _NetworkEngine:
         return None
 
     def release(self) -> None:
-        if isinstance(self._shared, GPLWSNet):
-            self._shared.release_memory()
+        for part, training in self._modes.items():
+            part.training = training
+        self._modes = {}
+        if self._is_shared and isinstance(self._model, GPLWSNet):
+            self._model.release_memory()
 
 
 @lru_cache(maxsize=4)

@@ -209,6 +209,7 @@ def _results(reader: _Reader, line: _Line) -> Iterator[Reconstruction]:
     finally:
         reader.stop()
         line.close()
+        line.engine.release()
 
 
 def _result(item: _Item, maps: dict[str, Tensor], line: _Line) -> Reconstruction:

@@ -207,7 +207,7 @@ def test_a_compiled_network_runs_compiled(wedge):
 def test_a_peer_network_is_a_method(wedge, network, tmp_path):
     frames, _ = wedge
     frames = frames[:10, :40, :50]
-    model = network()
+    model = network().eval()
     positions = np.cumsum(np.arange(1.0, 11.0))
     result = gplws.reconstruct(frames, method=model, focus_positions_um=positions)
     assert result.metadata["method"] == network.__name__ and result.valid.all()
@@ -369,6 +369,27 @@ def test_a_saved_reconstruction_says_how_it_was_made(wedge, tmp_path):
 def test_a_wrong_argument_is_named(options, error, message):
     with pytest.raises(error, match=message):
         gplws.reconstruct(np.zeros((3, 8, 9), np.uint8), **options)
+
+
+def half_frozen_network():
+    """A network in training but for its last part; its output tells the mode."""
+    network = torch.nn.Sequential(
+        torch.nn.Dropout3d(0.5), torch.nn.Flatten(1, 2), torch.nn.Identity()
+    )
+    network[2].eval()
+    return network
+
+
+def test_a_network_is_computed_in_eval_mode_and_left_in_its_own(wedge):
+    network = half_frozen_network()
+    result = gplws.reconstruct(wedge[0], method=network)
+    assert [part.training for part in network.modules()] == [True, True, True, False]
+    again = gplws.reconstruct(wedge[0], method=network.eval())
+    assert np.array_equal(result.height, again.height)
+    failing = torch.nn.Sequential(torch.nn.Identity())
+    with pytest.raises(ValueError, match="must return a focus volume"):
+        gplws.reconstruct(wedge[0], method=failing)
+    assert failing.training and failing[0].training
 
 
 def test_a_module_that_returns_something_else_is_named():

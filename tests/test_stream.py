@@ -216,6 +216,16 @@ def test_a_wrong_argument_is_named_at_once(options, error, message):
         gplws.reconstruct_stream(given.pop("stacks"), **given)
 
 
+def test_a_network_is_in_eval_mode_until_the_stream_ends():
+    network = nn.Sequential(nn.Identity(), nn.Flatten(1, 2))
+    network[1].eval()
+    results = gplws.reconstruct_stream(stacks(3), method=network, device="cpu")
+    next(results)
+    assert not network.training
+    results.close()
+    assert [part.training for part in network.modules()] == [True, True, False]
+
+
 class Done:
     """A place in a queue that is always reached."""
 
