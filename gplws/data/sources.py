@@ -89,8 +89,9 @@ class DatasetSource:
     """Random batches of data sets, each sample once an epoch; a batch is of one data set.
 
     Samples of a batch are cut to a common size: a random part of at most ``crop`` pixels, at most
-    ``frames[1]`` successive frames. Where a data set does not fill its last batch, other samples of
-    it do.
+    ``frames[1]`` successive frames. Where their units differ depth is in frames, where gray is
+    beside RGB it has three equal channels. Where a data set does not fill its last batch, other
+    samples of it do.
 
     Args:
         datasets: samples that are not batched; none of them empty.
@@ -139,7 +140,7 @@ class DatasetSource:
             len(dataset), generator=generator_of(self._seed, 1, epoch, number)
         ).tolist()
         chosen = itertools.islice(itertools.cycle(members), first, first + self._batch_size)
-        samples = [dataset[index] for index in chosen]
+        samples = _alike([dataset[index] for index in chosen])
         generator = generator_of(self._seed, 2, step)
         least, most = self._frames
         wanted = int(torch.randint(least, most + 1, (), generator=generator))
@@ -294,6 +295,35 @@ def _start_worker(make: Callable[[int], Any]) -> None:
 def _make_in_worker(step: int) -> Any:
     assert _worker_make is not None
     return _worker_make(step)
+
+
+def _alike(samples: list[DepthSample]) -> list[DepthSample]:
+    """The samples in one unit and with equally many channels."""
+    if len({sample.unit for sample in samples}) > 1:
+        samples = [_in_frames(sample) for sample in samples]
+    channels = max(sample.stack.shape[0] for sample in samples)
+    return [_spread(sample, channels) for sample in samples]
+
+
+def _in_frames(sample: DepthSample) -> DepthSample:
+    index = sample.depth_index()
+    return replace(
+        sample,
+        focus_positions=torch.arange(sample.stack.shape[-3], dtype=torch.float32),
+        depth=index,
+        valid=sample.valid & index.isfinite(),
+        unit="frames",
+    )
+
+
+def _spread(sample: DepthSample, channels: int) -> DepthSample:
+    """The sample with its gray values in each of so many channels; RGB stays as it is."""
+    image = sample.all_in_focus
+    return replace(
+        sample,
+        stack=sample.stack.expand(channels, -1, -1, -1),
+        all_in_focus=None if image is None else image.expand(channels, -1, -1),
+    )
 
 
 def _part(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,28 @@ def test_batches_are_filled_and_of_one_data_set():
     for step in range(6):
         batch = source(step)
         assert batch.stack.shape[0] == 2 and batch.stack.shape[-1] in (20, 21, 30)
+
+
+def test_units_and_channels_that_differ_within_a_data_set_are_made_alike():
+    class Mixed(Numbered):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            positions = 2 * sample.focus_positions
+            if index == 1:  # in um, falling, RGB
+                colour = sample.stack * torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1, 1)
+                return replace(sample, stack=colour, focus_positions=positions.flip(0))
+            return replace(sample, unit="frames", all_in_focus=sample.stack[:, 0])
+
+    source = DatasetSource([Mixed(2)], batch_size=2, crop=16, frames=(6, 6))
+    batch = source(0)
+    assert batch.unit == "frames" and batch.stack.shape == (2, 3, 6, 16, 16)
+    assert batch.focus_positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    colour = int(batch.stack[:, 0].flatten(1).amax(1).argmax())
+    assert batch.depth[colour].unique().tolist() == [4.5]  # 1 um, between 2 um and 0
+    assert batch.depth[1 - colour].unique().tolist() == [1.0]
+    assert batch.stack[colour, :, 0, 0, 0].tolist() == pytest.approx([0.01, 0.005, 0])
+    uniform = DatasetSource([Numbered(2)], batch_size=2, crop=16, frames=(6, 6))(0)
+    assert uniform.unit == "um" and uniform.stack.shape[1] == 1
 
 
 def test_an_empty_data_set_is_named():
