@@ -115,7 +115,8 @@ def frame_files(scene: Path) -> list[Path]:
 
 
 def _is_frame(path: Path) -> bool:
-    return path.stem.isdecimal() and path.suffix.lower() in (".bmp", ".png", ".tif", ".jpg")
+    suffixes = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+    return path.stem.isdecimal() and path.suffix.lower() in suffixes
 
 
 def _height_file(scene: Path, required: bool) -> Path | None:

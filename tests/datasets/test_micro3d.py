@@ -72,6 +72,13 @@ def test_a_folder_of_frames_is_one_scene_like_the_published_sample(tmp_path):
     assert not scenes[0].valid.any()
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "tif", "tiff"])
+def test_one_scene_may_have_frames_of_any_format(tmp_path, suffix):
+    write_scene(tmp_path / "a", height=heights(), suffix=suffix)
+    scenes = Micro3D(tmp_path / "a")
+    assert scenes.names == ("a",) and scenes[0].stack.shape[1] == 12
+
+
 def test_what_is_damaged_or_missing_is_named(tmp_path):
     write_scene(tmp_path / "a", height=heights(), description=dict(unit="mm"))
     with pytest.raises(DatasetError, match=r"scene\.json.*unit"):
