@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,8 @@ class SourceConfig:
             (with a method ``batch``), a data set (with a length and indices) or a sequence of them,
             or a source (a function of the step); see :mod:`gplws.data.sources`.
         arguments: of the factory; ``{factory: ..., arguments: {...}}`` as a value is called as
-            well, and its result is the argument.
+            well, and its result is the argument. A generator that takes a ``seed`` and is given
+            none gets one that depends on the run's seed and on its place among the sources.
         weight: share of the steps that use it.
         name: in messages and tables; default: the name of the factory, numbered where several
             sources have it.
@@ -271,7 +273,7 @@ class TrainingConfig:
         schedule: how long.
         precision: how the network is computed.
         checkpoints: how often things are written.
-        seed: of weights, data and augmentation.
+        seed: of weights, of augmentation, and of data whose sources are given no seed of their own.
 
     Raises:
         ValueError: ``seed`` is negative.
@@ -411,8 +413,9 @@ def build_source(config: DataConfig, seed: int = 0) -> Source:
         raise ValueError("data.sources: expected at least one source of samples")
     sources = []
     for number, entry in enumerate(config.sources):
-        made = _make(entry, f"data.sources[{number}]")
-        sources.append(_as_source(made, entry, config, seed_of(seed, number)))
+        own = seed_of(seed, number)
+        made = _make(entry, f"data.sources[{number}]", own)
+        sources.append(_as_source(made, entry, config, own))
     if len(sources) == 1:
         return sources[0]
     return MixedSource(sources, [entry.weight for entry in config.sources], seed)
@@ -473,7 +476,7 @@ def samples_of(entry: SourceConfig, config: DataConfig, seed: int = 0) -> Iterat
     Raises:
         ValueError: the source cannot be made.
     """
-    made = _make(entry, entry.name or "data")
+    made = _make(entry, entry.name or "data", seed)
     if _is_dataset(made):
         count = len(made) if entry.count is None else min(entry.count, len(made))
         return (_batched(made[index]) for index in range(count))
@@ -481,20 +484,23 @@ def samples_of(entry: SourceConfig, config: DataConfig, seed: int = 0) -> Iterat
     return (source(step) for step in range(8 if entry.count is None else entry.count))
 
 
-def _make(entry: SourceConfig, what: str) -> Any:
+def _make(entry: SourceConfig, what: str, seed: int) -> Any:
     """Call the factory of a source."""
     try:
-        return _called(entry.factory, entry.arguments)
+        return _called(entry.factory, entry.arguments, seed)
     except (ImportError, AttributeError, ValueError, TypeError, OSError) as error:
         raise ValueError(f"{what}: {entry.factory} cannot be used: {error}") from error
 
 
-def _called(factory: str, arguments: dict[str, Any]) -> Any:
-    """Call what ``factory`` names; arguments that are factories themselves are made first."""
+def _called(factory: str, arguments: dict[str, Any], seed: int | None = None) -> Any:
+    """Call what ``factory`` names; arguments that are factories themselves are made first.
+
+    A class of generators that takes a seed and is given none gets ``seed``.
+    """
     module, colon, name = factory.partition(":")
     if not colon:
         raise ValueError(f"factory: expected package.module:name, got {factory!r}")
-    called = importlib.import_module(module)
+    called: Any = importlib.import_module(module)
     for part in name.split("."):
         called = getattr(called, part)
     values = {
@@ -503,7 +509,10 @@ def _called(factory: str, arguments: dict[str, Any]) -> Any:
         else value
         for key, value in arguments.items()
     }
-    return called(**values)  # type: ignore[operator]
+    takes_seed = hasattr(called, "batch") and "seed" in inspect.signature(called).parameters
+    if takes_seed and seed is not None:
+        values.setdefault("seed", seed)
+    return called(**values)
 
 
 def _as_source(made: Any, entry: SourceConfig, config: DataConfig, seed: int) -> Source:

@@ -519,6 +519,31 @@ def test_data_sets_generators_and_functions_become_sources(as_module):
     assert all(mixed(step).stack.shape == (3, 1, 4, 16, 16) for step in range(6))
 
 
+def test_generators_without_a_seed_have_one_of_the_run_and_of_their_own(tmp_path):
+    factory = "gplws.data.generator:StackGenerator"
+    bare = SourceConfig(factory)
+    seeded = SourceConfig(factory, arguments={"seed": 3})
+
+    def stacks(seed, *entries):
+        """The first batch of each entry as the only source used, and of the validation set."""
+        found = []
+        for number in range(len(entries)):
+            sources = [
+                replace(e, weight=1.0 if i == number else 1e-9) for i, e in enumerate(entries)
+            ]
+            data = DataConfig(sources=sources, batch_size=1, frames=(3, 3), crop=8)
+            found.append(build_source(data, seed)(0).stack)
+        data = replace(data, validation=[replace(bare, count=1)])
+        return [*found, build_validation(data, seed)[0][1][0].stack]
+
+    first, second, fixed, validation = stacks(0, bare, bare, seeded)
+    assert not torch.equal(first, second) and not torch.equal(first, validation)
+    again, _, fixed_again, other = stacks(1, bare, bare, seeded)
+    assert not torch.equal(again, first) and not torch.equal(other, validation)
+    assert torch.equal(fixed, fixed_again)
+    assert torch.equal(stacks(0, bare)[0], first)
+
+
 def test_validation_sets_are_fixed_and_whole(as_module):
     config = DataConfig(
         batch_size=2,
