@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+
+    from gplws.data import FocalStack
 
 _logger = logging.getLogger("gplws")
 
@@ -515,26 +518,41 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
     given = [source for source in (options.path, options.stack) if source is not None]
     if len(given) + options.demo != 1:
         parser.error("give either the path of a stack or --demo")
-    if options.demo:
-        return _demo(options)
 
+    from gplws.io.writers import mesh_kinds
     from gplws.reconstruct import reconstruct
 
-    stack = Path(given[0])
-    out = Path(options.out or f"{stack.resolve().stem}_gplws")
+    kinds = mesh_kinds(options.mesh)
+    if options.demo:
+        return _demo(options)
+    path = Path(given[0])
+    out = Path(options.out or f"{_name_of(path.resolve())}_gplws")
     _refuse_existing(out, options)
-    result = reconstruct(
-        stack,
-        z_step_um=options.z_step_um,
-        focus_positions_um=options.focus_positions_um,
-        pixel_size_um=options.pixel_size_um,
-        axes=options.axes,
-        z_direction=options.z_direction,
-        **_common(options),
-    )
+    stack: Path | FocalStack = path
+    scales = {
+        name: options[name]
+        for name in ("z_step_um", "focus_positions_um", "pixel_size_um", "axes")
+        if options[name] is not None
+    }
+    has_positions = "z_step_um" in scales or "focus_positions_um" in scales
+    if kinds and not (has_positions and "pixel_size_um" in scales):
+        # The file has to say the rest; without it all the work would be in vain.
+        stack, scales = _read_calibrated(path, scales, options), {}
+    result = reconstruct(stack, z_direction=options.z_direction, **scales, **_common(options))
     result.save(out, overwrite=options.overwrite, mesh=options.mesh)
     _report(out)
     return 0
+
+
+def _read_calibrated(path: Path, scales: dict[str, Any], options: Namespace) -> FocalStack:
+    """The stack, if a mesh can be made of its surface."""
+    from gplws.io import read_stack
+    from gplws.io.meshes import require_calibration
+
+    stack = read_stack(path, **scales, progress=not options.quiet)
+    units = "frames" if stack.focus_positions_um is None else "um"
+    require_calibration(units, stack.pixel_size_um)
+    return stack
 
 
 def _demo(options: Namespace) -> int:
@@ -581,6 +599,13 @@ def _demo(options: Namespace) -> int:
         f"{error_um.mean() / step_um:.2f} frames)"
     )
     return 0
+
+
+def _name_of(stack: Path) -> str:
+    """Name of a folder or file without the suffix that says its format."""
+    if stack.is_dir():
+        return stack.name
+    return re.sub(r"(\.ome)?\.(tiff?|npy|npz)$", "", stack.name, flags=re.IGNORECASE)
 
 
 def _common(options: Namespace) -> dict[str, Any]:

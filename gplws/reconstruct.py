@@ -212,6 +212,9 @@ def metadata_of(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """What info.json says of how a result was made."""
+    path = str(source) if isinstance(source, str | Path) else type(source).__name__
+    if isinstance(source, FocalStack):
+        path = stack.metadata.get("source", path)
     return {
         "method": engine.name,
         "parameters": {
@@ -222,7 +225,7 @@ def metadata_of(
             **engine.parameters,
         },
         "source": {
-            "path": str(source) if isinstance(source, str | Path) else type(source).__name__,
+            "path": path,
             **stack.metadata,
         },
         "seconds": seconds,

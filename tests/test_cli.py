@@ -11,6 +11,7 @@ import tifffile
 import yaml
 
 from gplws.cli import main
+from gplws.io import read_stack
 
 
 @pytest.fixture
@@ -68,6 +69,61 @@ def test_the_default_folder_is_named_after_the_stack(folder, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert run("reconstruct", folder, "--quiet") == 0
     assert (tmp_path / "frames_gplws" / "height.tif").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("scan_2.5um", "scan_2.5um_gplws"),
+        ("scan.tif", "scan.tif_gplws"),
+        ("a.b.OME.TIF", "a.b_gplws"),
+        ("1.5um.npy", "1.5um_gplws"),
+    ],
+)
+def test_the_default_folder_has_the_full_name_of_the_stack(
+    folder, tmp_path, monkeypatch, name, expected
+):
+    monkeypatch.chdir(tmp_path)
+    stack = tmp_path / name
+    if name.endswith(".TIF"):
+        tifffile.imwrite(stack, read_stack(folder).frames, metadata={"axes": "ZYX"})
+    elif name.endswith(".npy"):
+        np.save(stack, read_stack(folder).frames)
+    else:
+        folder.rename(stack)
+    assert run("reconstruct", name, "--quiet") == 0
+    assert (tmp_path / expected / "height.tif").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mesh", "obj"], "mesh must be among"),
+        (["--mesh", "stl"], "pass z_step_um"),
+        (["--mesh", "stl", "--z-step", 2], "pass pixel_size_um"),
+        (["--mesh", "[ply, obj]", "--z-step", 2, "--pixel-size", 1], "got 'obj'"),
+    ],
+)
+def test_a_mesh_that_cannot_be_made_is_refused_before_the_work(
+    folder, tmp_path, monkeypatch, capsys, words, message
+):
+    def never(*given, **options):
+        raise AssertionError("nothing may be computed")
+
+    monkeypatch.setattr(sys.modules["gplws.reconstruct"], "reconstructed", never)
+    assert run("reconstruct", folder, "-o", tmp_path / "out", *words) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_mesh_takes_its_calibration_from_the_file(folder, tmp_path):
+    path = tmp_path / "stack.tif"
+    frames = read_stack(folder).frames
+    metadata = {"axes": "ZYX", "spacing": 2.0, "unit": "um"}
+    tifffile.imwrite(path, frames, imagej=True, resolution=(2, 2), metadata=metadata)
+    out = tmp_path / "out"
+    assert run("reconstruct", path, "-o", out, "--mesh", "stl", "--quiet") == 0
+    info = json.loads((out / "info.json").read_text())
+    assert "mesh.stl" in info["files"] and info["source"]["path"] == str(path)
 
 
 def test_existing_results_are_refused_before_the_work_and_replaced_on_request(

@@ -110,7 +110,7 @@ def save_reconstruction(
         OSError: the disk is full or not writable; what was there before is unchanged.
         ValueError: a mesh is asked for without calibration, or arrays do not fit together.
     """
-    kinds = _mesh_kinds(mesh)
+    kinds = mesh_kinds(mesh)
     units, pixel_size_um = result.units, result.pixel_size_um
     if units not in ("um", "frames"):
         raise ValueError(f"result.units must be 'um' or 'frames', got {units!r}")
@@ -324,6 +324,20 @@ def encode_all_in_focus(image: np.ndarray, pixel_size_um: float | None) -> tuple
     return "all_in_focus.tif", _encode_tiff(image, pixel_size_um, "all in focus")
 
 
+def mesh_kinds(mesh: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Formats of meshes, each once: "ply", "stl", "glb".
+
+    Raises:
+        ValueError: another format.
+    """
+    kinds = () if mesh is None else (mesh,) if isinstance(mesh, str) else tuple(mesh)
+    normalized = tuple(dict.fromkeys(str(kind).lower().removeprefix(".") for kind in kinds))
+    unknown = [kind for kind in normalized if kind not in MESH_FORMATS]
+    if unknown:
+        raise ValueError(f"mesh must be among {', '.join(MESH_FORMATS)}, got {unknown[0]!r}")
+    return normalized
+
+
 def height_statistics(height: np.ndarray, valid: np.ndarray) -> dict[str, float | int | None]:
     """Share of valid pixels, and minimum, maximum, mean and deviation of their heights.
 
@@ -409,15 +423,6 @@ def _encode_stack(frames: np.ndarray, pixel_size_um: float, z_step_um: float) ->
         photometric="minisblack",
     )
     return buffer.getvalue()
-
-
-def _mesh_kinds(mesh: str | Sequence[str] | None) -> tuple[str, ...]:
-    kinds = () if mesh is None else (mesh,) if isinstance(mesh, str) else tuple(mesh)
-    normalized = tuple(dict.fromkeys(str(kind).lower().removeprefix(".") for kind in kinds))
-    unknown = [kind for kind in normalized if kind not in MESH_FORMATS]
-    if unknown:
-        raise ValueError(f"mesh must be among {', '.join(MESH_FORMATS)}, got {unknown[0]!r}")
-    return normalized
 
 
 def _as_numpy(array: np.ndarray | Tensor) -> np.ndarray:
