@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,14 @@ from gplws.models.focus_features import FEATURES, features_reach, focus_features
 from gplws.models.frame_bins import FrameBins
 from gplws.models.frame_bins import bin_size as bin_size_of
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
-from gplws.nn.fused import FusedGroupParallel3d
+from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
 from gplws.nn.readout import (
     batch_positions,
     confidence_of,
     is_known,
     median_and_deviation,
 )
+from gplws.nn.stock import has_hooks, is_stock
 from gplws.nn.symmetry import make_symmetric
 from gplws.nn.workspace import MemoryPlan, Recorder, Runner, WorkspacePool
 from gplws.ops.focus_search import focus_search
@@ -246,36 +247,36 @@ class GPLWSNet(nn.Module):
         margins = (0, -width % self.coarsest, 0, -height % self.coarsest, 0, 0)
         x = F.pad(stack, margins, "replicate") if any(margins) else stack
         x = x.expand(-1, self.in_channels, -1, -1, -1)
-        first, *others = self.encoders[0].children()
+        levels = iter(self.encoders)
         if x.device.type == "cuda" and x.dtype != torch.float32:
-            x = self._channels_last(first, x)
+            x = self._channels_last(next(levels), x)
         else:
-            x = run(first, run.dense(x))
-        x = run.all(others, x)
+            x = run.chain(next(levels), run.dense(x))
         skips = []
-        for level, down in enumerate(self.downs):
-            x = run.chain(self.encoders[level], x) if level else x
+        for down, level in zip(self.downs, levels, strict=True):
             skips.append(x)
-            x = run(down, x, keep=True)
-        x = run.chain(self.middle, run.chain(self.encoders[-1], x))
+            x = run.chain(level, run(down, x, keep=True))
+        x = run.chain(self.middle, x)
         for up, decoder in zip(self.ups, self.decoders, strict=True):
             x = run.chain(decoder, run(up, x, skips.pop()))
         return run.last(self.head, x)
 
-    def _channels_last(self, first: nn.Module, x: Tensor) -> Tensor:
-        """``first(x)`` with channels side by side, as the kernels on tensor cores read and write.
+    def _channels_last(self, level: nn.Module, x: Tensor) -> Tensor:
+        """``level(x)`` with channels side by side, as the kernels on tensor cores read and write.
 
         What follows keeps that layout.
         """
         plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        if plain and isinstance(first, FusedGroupParallel3d):
-            # The kernel reads planes of channels as they lie; no need to lay them out anew.
-            shape = first.output_shape(x)
-            y = torch.empty(
-                shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d
-            )
-            return first(x, out=y)
-        return first(x.contiguous(memory_format=torch.channels_last_3d))
+        if plain and _is_plain_sequence(level):
+            first, *others = level
+            if isinstance(first, FusedGroupParallel3d) and _is_fused(first):
+                # The kernel reads planes of channels as they lie; no need to lay them out anew.
+                shape = first.output_shape(x)
+                y = torch.empty(
+                    shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d
+                )
+                return Runner(None).all(others, first(x, out=y))
+        return level(x.contiguous(memory_format=torch.channels_last_3d))
 
     def _plan(self, stack: Tensor) -> MemoryPlan:
         """Where the activations of a pass over ``stack`` go."""
@@ -284,17 +285,20 @@ class GPLWSNet(nn.Module):
         return recorder.plan()
 
     def _is_planned(self) -> bool:
-        """Whether all modules can write into given memory."""
-        return isinstance(self.head, FusedGroupParallel3d) and self.config["skip"] == "add"
+        """Whether all modules can write into given memory, and nobody looks at what they give."""
+        levels = [*self.encoders, self.middle, *self.decoders]
+        return all(
+            _is_plain_sequence(level) and all(map(_is_fused, level)) for level in levels
+        ) and all(map(_is_fused, (*self.downs, *self.ups, self.head)))
 
     def _may_reuse_memory(self, x: Tensor) -> bool:
         """Whether activations can go to memory of earlier passes: fused, and nobody keeps them."""
         return (
-            self._is_planned()
+            not torch.compiler.is_compiling()
             and x.device.type == "cpu"
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)
-            and not torch.compiler.is_compiling()
+            and self._is_planned()
         )
 
     def release_memory(self) -> None:
@@ -389,6 +393,16 @@ class GPLWSNet(nn.Module):
     def fuse(self) -> nn.Module:
         """See :func:`gplws.nn.fuse`."""
         return gnn.fuse(self)
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """Whether a module is one kernel call, and nobody looks at what it gives."""
+    fused = (FusedConv3d, FusedGroupParallel3d, FusedUpConv3d)
+    return is_stock(module, fused) and not has_hooks(module)
+
+
+def _is_plain_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    return is_stock(module, (nn.Sequential,)) and not has_hooks(module)
 
 
 class UpConcat3d(nn.Module):

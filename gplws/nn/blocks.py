@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
+from gplws.nn.stock import any_hooks, has_hooks, is_stock
 from gplws.ops import reference
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
 from gplws.ops.up_conv3d import up_conv3d
@@ -295,6 +296,7 @@ def reparameterise(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in which each :class:`RepConv3d` is one conv, still on stock ops.
 
     This is the inference form whose parameters the paper counts: the BN after the 1x1x1 conv stays.
+    A conv of a derived class, with a hook or with other layers inside stays as it is.
 
     Args:
         model: any module; it is not changed.
@@ -302,14 +304,17 @@ def reparameterise(model: nn.Module) -> nn.Module:
     Returns:
         The copy, in eval mode, on the same device.
     """
-    return _replaced(model, lambda m: m.fuse() if isinstance(m, RepConv3d) else None)
+    return _replaced(
+        model, lambda m: m.fuse() if isinstance(m, RepConv3d) and not why_not_fused(m) else None
+    )
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """A copy of ``model`` for inference, on the kernels, equal in eval mode to rounding.
 
     Each :class:`GroupParallel3d` becomes one kernel call with all BN folded, and so does each 3x3x3
-    ``nn.Conv3d`` with padding 1 and stride 1 or (1, 2, 2). Other modules stay as they are.
+    ``nn.Conv3d`` with padding 1 and stride 1 or (1, 2, 2). Other modules stay as they are, among
+    them those with a ``forward`` of their own, with hooks or with other layers inside.
 
     Args:
         model: any module; it is not changed.
@@ -319,12 +324,14 @@ def fuse(model: nn.Module) -> nn.Module:
     """
 
     def fused(module: nn.Module) -> nn.Module | None:
-        if isinstance(module, GroupParallel3d):
-            return module.fuse()
-        if isinstance(module, UpConv3d):
-            return module.fuse()
-        if isinstance(module, RepConv3d | ConvBN3d):
+        if isinstance(module, GroupParallel3d | UpConv3d | RepConv3d | ConvBN3d):
+            if why_not_fused(module):
+                return None
+            if isinstance(module, GroupParallel3d | UpConv3d):
+                return module.fuse()
             module = module.fuse()
+        if not is_stock(module, (nn.Conv3d, DownConv3d)) or has_hooks(module):
+            return None
         if isinstance(module, nn.Conv3d) and _fits_kernel(module):
             return FusedConv3d(
                 module.weight.detach().clone(),
@@ -336,6 +343,28 @@ def fuse(model: nn.Module) -> nn.Module:
         return None
 
     return _replaced(model, fused)
+
+
+def why_not_fused(block: nn.Module) -> str:
+    """Why a block cannot give way to what its ``fuse()`` returns; empty: it can.
+
+    Args:
+        block: :class:`GroupParallel3d`, :class:`UpConv3d`, :class:`RepConv3d` or
+            :class:`ConvBN3d`.
+    """
+    if not is_stock(block, (GroupParallel3d, UpConv3d, RepConv3d, ConvBN3d)):
+        return "a class of its own"
+    if any_hooks(block):
+        return "a hook is attached"
+    for name, part in block.named_children():
+        if isinstance(part, RepConv3d | ConvBN3d):
+            if why := why_not_fused(part):
+                return why
+        elif not is_stock(part, (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d)):
+            return f"its {name} is a {type(part).__name__}"
+        elif isinstance(part, nn.BatchNorm3d) and part.running_mean is None:
+            return f"its {name} keeps no statistics"
+    return ""
 
 
 def _fits_kernel(conv: nn.Conv3d) -> bool:

@@ -1,4 +1,7 @@
-"""Inference forms: one kernel call each. Made by ``fuse()``, not by hand."""
+"""Inference forms: one kernel call each, or stock ops in dtypes that the kernels do not have.
+
+Made by ``fuse()``, not by hand.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gplws.ops import reference
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weights
 from gplws.ops.up_conv3d import up_conv3d
 
@@ -54,6 +58,17 @@ class _PackedWeights:
         return self._packed
 
 
+def _has_kernels(weight: Tensor) -> bool:
+    """Whether the kernels have the dtype of a weight on its device; stock ops do the others."""
+    if weight.dtype == torch.float16:
+        return weight.device.type != "cpu"
+    return weight.dtype in (torch.float32, torch.bfloat16)
+
+
+def _given(y: Tensor, out: Tensor | None) -> Tensor:
+    return y if out is None else out.copy_(y)
+
+
 class FusedConv3d(nn.Module):
     """3x3x3 conv, stride 1 or 2 in H and W, zero padding 1, optional ReLU, on the kernels.
 
@@ -76,6 +91,11 @@ class FusedConv3d(nn.Module):
 
     def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         """(B, C, N, H, W) -> (B, M, N, ceil(H / stride), ceil(W / stride)), into ``out``."""
+        if not _has_kernels(self.weight):
+            y = reference.group_pointwise_conv3d(
+                x, self.weight, self.bias, groups=self.groups, stride=self.stride, relu=self.relu
+            )
+            return _given(y, out)
         packed = self._packed.get(
             x, self.weight, self.bias, None, None, groups=self.groups, stride=self.stride
         )
@@ -130,6 +150,11 @@ class FusedGroupParallel3d(nn.Module):
     def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         """(B, C, N, H, W) -> (B, K, N, H, W), into ``out`` where it is given."""
         tensors = (self.weight, self.bias, self.pointwise_weight, self.pointwise_bias)
+        if not _has_kernels(self.weight):
+            y = reference.group_pointwise_conv3d(
+                x, *tensors, groups=self.groups, pointwise_relu=self.pointwise_relu
+            )
+            return _given(y, out)
         packed = self._packed.get(x, *tensors, groups=self.groups, stride=1)
         return group_pointwise_conv3d(
             x,
@@ -167,6 +192,9 @@ class FusedUpConv3d(nn.Module):
         self, x: Tensor, skip: Tensor | None = None, *, out: Tensor | None = None
     ) -> Tensor:
         """(B, C, N, H, W) -> (B, groups, N, 2 H, 2 W) plus ``skip``, into ``out``."""
+        if not _has_kernels(self.weight):
+            y = reference.up_conv3d(x, self.weight, self.bias, skip, groups=self.groups)
+            return _given(y, out)
         return up_conv3d(x, self.weight, self.bias, skip, groups=self.groups, out=out)
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:

@@ -184,8 +184,11 @@ class Runner:
         return y.copy_(x) if self._workspace.computes else y
 
     def chain(self, modules: nn.Module, x: Tensor) -> Tensor:
-        """The children of ``modules`` in turn."""
-        return self.all(modules.children(), x)
+        """``modules(x)``; with a workspace an ``nn.Sequential``, its modules in turn."""
+        if self._workspace is None:
+            return modules(x)
+        assert isinstance(modules, nn.Sequential)
+        return self.all(modules, x)
 
     def all(self, modules: Iterable[nn.Module], x: Tensor) -> Tensor:
         """``modules`` in turn."""

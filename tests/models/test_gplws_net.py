@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from networks import randomise_bn, relative_error
+from torch import nn
 
+import gplws
 from gplws.models import GPLWSNet
 
 
@@ -105,6 +107,51 @@ def test_the_fused_network_compiles_and_exports():
         program = torch.export.export(model, (stack,))
         torch.testing.assert_close(program.module()(stack), expected)
     assert "gplws.group_pointwise_conv3d" in str(program.graph)
+
+
+HOOKED = ("encoders.0", "encoders.0.0", "encoders.1", "downs.0", "middle", "decoders.0.0", "ups.0")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@torch.no_grad()
+def test_hooks_see_what_modules_give_without_gradients_as_well(fused):
+    model = randomise_bn(GPLWSNet(widths=(4, 8, 16), depths=(2, 1, 1), decoder_depths=(1, 1)))
+    model = model.fuse() if fused else model
+    seen = {}
+    for name in HOOKED:
+        model.get_submodule(name).register_forward_hook(
+            lambda module, given, result, name=name: seen.update({name: result})
+        )
+    stack = torch.rand(1, 3, 3, 16, 20)
+    model(stack)
+    without = dict(seen)
+    assert without.keys() == set(HOOKED)
+    with torch.enable_grad():
+        model(stack)
+    assert all(relative_error(without[name], seen[name]) < 1e-6 for name in HOOKED)
+
+
+@torch.no_grad()
+def test_fused_networks_work_with_other_modules_in_place_of_their_own():
+    stack = torch.rand(1, 3, 3, 16, 20)
+    model = randomise_bn(GPLWSNet())
+    model.middle[1] = nn.Identity()
+    model.decoders[0] = nn.Identity()
+    model.downs[0] = nn.Conv3d(12, 24, 3, (1, 2, 2), 1, padding_mode="replicate")
+    expected = model(stack)
+    for fast in (model.fuse(), gplws.accelerate(model)[0]):
+        assert relative_error(fast(stack), expected) < 1e-5
+        assert fast.floats_per_voxel > 0
+
+
+@torch.no_grad()
+def test_a_fused_network_computes_in_float64():
+    model = randomise_bn(GPLWSNet())
+    stack = torch.rand(1, 3, 3, 16, 20)
+    expected = model(stack)
+    got = model.fuse().double()(stack.double())
+    assert got.dtype == torch.float64
+    assert relative_error(got.float(), expected) < 1e-5
 
 
 def test_wrong_arguments_are_named():

@@ -84,6 +84,95 @@ def test_fuse_replaces_what_fits_and_keeps_the_rest():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+class ScalesItself(nn.Conv3d):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class ScalesModule(gnn.GroupParallel3d):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def _with_hook(module):
+    module.register_forward_hook(lambda module, given, result: 3 * result)
+    return module
+
+
+def _with_hook_inside(module):
+    for child in module.children():
+        _with_hook(child)
+    return module
+
+
+def _with_old_weight_norm():
+    conv = nn.utils.weight_norm(nn.Conv3d(4, 4, 3, padding=1))
+    with torch.no_grad():
+        conv(torch.randn(1, 4, 1, 1, 1))  # else it cannot be copied
+    conv.weight_g.data.mul_(3)  # the weight follows in the next forward pass
+    return conv
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ScalesItself(4, 4, 3, padding=1),
+        _with_hook(nn.Conv3d(4, 4, 3, padding=1)),
+        _with_old_weight_norm(),
+        ScalesModule(4, 4),
+        _with_hook(gnn.GroupParallel3d(4, 4)),
+        _with_hook_inside(gnn.GroupParallel3d(4, 4)),
+        _with_hook(gnn.UpConv3d(4, 2)),
+        _with_hook_inside(gnn.UpConv3d(4, 2)),
+        _with_hook(gnn.RepConv3d(4, 2)),
+        _with_hook_inside(gnn.ConvBN3d(4, 2)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_fuse_keeps_what_does_more_than_its_class_says(module):
+    model = randomise_bn(nn.Sequential(module))
+    x = torch.randn(1, 4, 3, 6, 6)
+    with torch.no_grad():
+        assert relative_error(gnn.fuse(model)(x), model(x)) < 1e-5
+        assert relative_error(gnn.reparameterise(model)(x), model(x)) < 1e-5
+
+
+def test_fuse_keeps_modules_with_other_layers_inside():
+    block, norm = gnn.GroupParallel3d(4, 4), gnn.GroupParallel3d(4, 4)
+    block.bn = nn.InstanceNorm3d(4)
+    norm.bn = nn.BatchNorm3d(4, track_running_stats=False)
+    model = randomise_bn(nn.Sequential(block)), nn.Sequential(norm).eval()
+    for one in model:
+        assert type(gnn.fuse(one)[0]) is gnn.GroupParallel3d
+        assert type(gnn.fuse(one)[0].grouped) is gnn.FusedConv3d
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@torch.no_grad()
+def test_fused_modules_compute_in_dtypes_that_the_kernels_do_not_have(dtype):
+    model = nn.Sequential(
+        nn.Conv3d(4, 8, 3, stride=(1, 2, 2), padding=1),
+        gnn.GroupParallel3d(8, 8),
+        gnn.UpConv3d(8, 4),
+    )
+    randomise_bn(model)
+    x = torch.randn(1, 4, 3, 6, 8)
+    expected = model(x)
+    tolerance = 1e-5 if dtype == torch.float64 else 0.01
+    fused = gnn.fuse(model).to(dtype)
+    for network in (fused, gnn.fuse(model.to(dtype))):
+        assert not any(isinstance(m, nn.Conv3d | nn.ConvTranspose3d) for m in network.modules())
+        got = network(x.to(dtype))
+        assert got.dtype == dtype
+        assert relative_error(got.float(), expected) < tolerance
+    for module, channels in zip(fused, (4, 8, 8), strict=True):
+        x = torch.randn(1, channels, 3, 6, 8, dtype=dtype)
+        y = module(x)
+        out = torch.empty_like(y)
+        assert module(x, out=out) is out and torch.equal(out, y)
+
+
 def test_the_training_form_learns_in_every_branch():
     block = gnn.GroupParallel3d(8, 8)
     block(torch.randn(2, 8, 3, 5, 6)).square().mean().backward()
