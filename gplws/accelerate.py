@@ -14,7 +14,7 @@ import operator
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from gplws.models.gplws_net import GPLWSNet
-from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, UpConv3d, fold_bn
+from gplws.nn.blocks import (
+    ConvBN3d,
+    GroupParallel3d,
+    RepConv3d,
+    UpConv3d,
+    fold_bn,
+    why_not_fused,
+)
 from gplws.nn.inference import (
     DTYPES,
     FoldedConv,
@@ -31,8 +38,10 @@ from gplws.nn.inference import (
     Framewise,
     JoinedUpConv3d,
     UpsampledConv2d,
+    stock_layout,
 )
 from gplws.nn.layer_report import LayerReport, ModelReport
+from gplws.nn.stock import has_hooks, is_stock
 
 TOLERANCE = 1e-4
 """Largest difference that :func:`accelerate` accepts on an example, of the largest value; for
@@ -123,16 +132,20 @@ def _inputs(example: Tensor | Sequence[Any] | None) -> tuple[Any, ...]:
 
 
 def _fused_gplws(model: GPLWSNet, report: ModelReport) -> nn.Module:
-    for name, module in model.named_modules():
-        if isinstance(module, _BLOCKS) and not _hooks(module):
-            report.add(name, module, "kernel", swapped=True)
-    if not report.layers:
+    modules = dict(model.named_modules())
+    blocks = {name: module for name, module in modules.items() if isinstance(module, _BLOCKS)}
+    if not blocks:
         report.add("", model, "is on the kernels already", swapped=False)
         return copy.deepcopy(model)
-    hooked = [name for name, module in model.named_modules() if _hooks(module)]
-    if hooked:
-        report.layers.clear()
-        report.add("", model, f"hooks on {hooked[0] or 'itself'}", swapped=False)
+    for name, module in modules.items():
+        if has_hooks(module) or module.training:
+            why = "hooks on" if has_hooks(module) else "training mode of"
+            report.add("", model, f"{why} {name or 'itself'}", swapped=False)
+            return copy.deepcopy(model)
+    for name, module in blocks.items():
+        why = _why_not_block(module)
+        report.add(name, module, why or "kernel", swapped=not why)
+    if not report.swapped:
         return copy.deepcopy(model)
     fast = model.fuse()
     fast.__class__ = _class_of(type(fast), None)
@@ -144,12 +157,22 @@ def _tried(
     model: nn.Module, fast: nn.Module, inputs: tuple[Any, ...], report: ModelReport
 ) -> nn.Module:
     """``fast`` tuned for the inputs; a copy of ``model`` where it is not better."""
+
+    def given_back(why: str) -> nn.Module:
+        report.layers = [
+            LayerReport(layer.name, layer.kind, False, why if layer.swapped else layer.note)
+            for layer in report.layers
+        ]
+        return copy.deepcopy(model)
+
     expected = model(*inputs)
     convs = [module for module in fast.modules() if isinstance(module, FoldedConv)]
     for conv in convs:
         conv.tuning = True
     try:
         got = fast(*inputs)
+    except Exception as error:  # such as of Python that asks for strides
+        return given_back(f"fails on the example: {_first_line(error)}")
     finally:
         for conv in convs:
             conv.tuning = False
@@ -165,12 +188,15 @@ def _tried(
     wrong = not report.error <= (BFLOAT16_TOLERANCE if narrow else TOLERANCE)
     if not wrong and seconds[1] <= seconds[0]:
         return fast
-    why = f"results differ by {report.error:.1e}" if wrong else "no faster on the example"
-    report.layers = [
-        LayerReport(layer.name, layer.kind, False, why if layer.swapped else layer.note)
-        for layer in report.layers
-    ]
-    return copy.deepcopy(model)
+    return given_back(
+        f"results differ by {report.error:.1e}" if wrong else "no faster on the example"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:80]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -193,22 +219,6 @@ def _difference(got: Any, expected: Any) -> float:
         a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
         worst = max(worst, ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item())
     return worst
-
-
-def _hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to a module, or changes what it does, beside its ``forward``."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind, None) for kind in kinds) or "forward" in vars(module)
-
-
-def _is_stock(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
-    """Whether a module is one of the kinds, with their own ``forward``."""
-    return any(
-        isinstance(module, kind)
-        and type(module).forward is kind.forward
-        and getattr(type(module), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
-        for kind in kinds
-    )
 
 
 def _is_of(module: nn.Module, packages: str | tuple[str, ...]) -> bool:
@@ -337,8 +347,7 @@ def _trace(
         if tracer.refused is not None:
             raise tracer.refused
     except Exception as error:  # tracing runs foreign code on values that are none
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"its Python depends on values: {lines[0][:80]}"
+        return f"its Python depends on values: {_first_line(error)}"
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
         return "it draws random numbers"
@@ -386,10 +395,10 @@ class _Graph:
         if node is None or not node.args or node.args[0] is not value:
             return None
         layer = self.layer(node)
-        if layer is not None and not _hooks(layer):
-            if _is_stock(layer, (nn.ReLU,)):
+        if layer is not None and not has_hooks(layer):
+            if is_stock(layer, (nn.ReLU,)):
                 return 0.0
-            if _is_stock(layer, (nn.LeakyReLU,)):
+            if is_stock(layer, (nn.LeakyReLU,)):
                 return float(cast(nn.LeakyReLU, layer).negative_slope)
         if node.op == "call_function" and node.target in _RELU_FUNCTIONS:
             return 0.0
@@ -432,6 +441,35 @@ class _Graph:
             return in_place or (name.startswith("i") and node.target in _IN_PLACE_OPERATORS)
         return False
 
+    def origin(self, node: fx.Node) -> fx.Node:
+        """What a value may share its memory with: the result of a layer, or something given."""
+        while node.all_input_nodes and not _asks_sizes(node):
+            if isinstance(self.layer(node), _NEW_MEMORY):
+                break
+            node = node.all_input_nodes[0]
+        return node
+
+    def may_copy(self, view: fx.Node) -> bool:
+        """Whether a view may be a copy: no change in place is seen from the one to the other."""
+        origin = self.origin(view)
+        alike = [node for node in self.graph.nodes if self.origin(node) is origin]
+        ours = {view}
+        ours.update(n for n in alike if n.all_input_nodes and n.all_input_nodes[0] in ours)
+        others = set(alike) - ours
+        for node in self.graph.nodes:
+            if self.position[node] <= self.position[view] or not self.changes(node):
+                continue
+            changed = node.all_input_nodes
+            if node.op != "call_module" and node.kwargs.get("out") is None:
+                changed = changed[:1]
+            for side, other in ((ours, others), (others, ours)):
+                readers = (u for n in other for u in n.users if not _asks_sizes(u))
+                if not side.isdisjoint(changed) and any(
+                    self.position[reader] > self.position[node] for reader in readers
+                ):
+                    return False
+        return True
+
     def may_join(self, nodes: Sequence[fx.Node]) -> bool:
         """Whether the first of some nodes may be computed where the last one is."""
         first, last = self.position[nodes[0]], self.position[nodes[-1]]
@@ -439,12 +477,15 @@ class _Graph:
         return not any(self.changes(node) for node in between if node not in nodes)
 
 
+_NEW_MEMORY = (*_CONVS, FoldedConv, JoinedUpConv3d, UpsampledConv2d, FoldedMaxPool3d)
+
+
 def _may_change(module: nn.Module) -> bool:
     """Whether a layer, or one inside of it, may change a tensor in place."""
     if isinstance(module, fx.GraphModule):
         found = _Graph(module)
         return any(found.changes(node) for node in module.graph.nodes)
-    if not _is_of(module, ("torch.nn", "gplws.nn")) or _hooks(module):
+    if not _is_of(module, ("torch.nn", "gplws.nn")) or has_hooks(module):
         return True
     return bool(getattr(module, "inplace", False)) or any(map(_may_change, module.children()))
 
@@ -472,6 +513,13 @@ def _is_tensor(node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target not in (getattr, operator.getitem)
     return not (node.op == "call_method" and node.target in ("size", "dim", "item", "numel"))
+
+
+def _asks_sizes(node: fx.Node) -> bool:
+    """Whether a node reads of a tensor what its values say nothing about."""
+    if node.op == "call_function":
+        return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+    return node.op == "call_method" and node.target in ("size", "dim", "numel")
 
 
 # ---- parts of a 2-D network that see one frame at a time
@@ -516,7 +564,7 @@ def _is_framewise(graph: fx.Graph, module: nn.Module, leaves: set[int]) -> bool:
             convs += isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
             if id(layer) in leaves:
                 continue
-            if not _is_stock(layer, _FRAME_LAYERS) or _hooks(layer) or layer.training:
+            if not is_stock(layer, _FRAME_LAYERS) or has_hooks(layer) or layer.training:
                 return False
             if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
                 return False  # it takes the statistics of all images
@@ -589,9 +637,9 @@ class _Builder:
     def _with_merged_branches(self, model: nn.Module) -> nn.Module:
         """``model`` with one conv for the branches of each re-parameterisable conv."""
         for name, module in list(model.named_modules()):
-            inner = isinstance(module, GroupParallel3d)  # its own fuse() does all
+            inner = is_stock(module, (GroupParallel3d,))  # its own fuse() does all
             for child_name, child in [] if inner else list(module.named_children()):
-                if isinstance(child, RepConv3d | ConvBN3d) and not _any_hooks(child):
+                if isinstance(child, RepConv3d | ConvBN3d) and not _why_not_block(child):
                     setattr(module, child_name, child.fuse().eval())
                     path = f"{name}.{child_name}" if name else child_name
                     self._report.add(path, child, "one conv", swapped=True)
@@ -609,8 +657,8 @@ class _Builder:
         if module.training:
             self._closed[key] = self._leaves[key] = "it is in training mode"
             return
-        if isinstance(module, _BLOCKS):
-            self._leaves[key] = "a hook is attached" if _any_hooks(module) else ""
+        if is_stock(module, _BLOCKS):
+            self._leaves[key] = _why_not_block(module)
             return
         for child in module.children():
             self._survey(child)
@@ -619,7 +667,7 @@ class _Builder:
             if isinstance(module, nn.ModuleList | nn.ModuleDict):
                 self._leaves[key] = ""
             return
-        if _hooks(module) and module is not self._probe:
+        if has_hooks(module) and module is not self._probe:
             self._leaves[key] = "a hook is attached"
             return
         root = module is self._probe
@@ -662,7 +710,7 @@ class _Builder:
         if key in self._closed:
             self._report.add(path, module, note, swapped=False)
             return module
-        if isinstance(module, _BLOCKS):
+        if is_stock(module, _BLOCKS):
             if note:
                 self._report.add(path, module, note, swapped=False)
                 return module
@@ -726,10 +774,6 @@ def _calls_into(graph: fx.Graph, module: nn.Module, leaves: Mapping[int, str]) -
     return False
 
 
-def _any_hooks(module: nn.Module) -> bool:
-    return any(_hooks(m) for m in module.modules())
-
-
 def _is_stock_layer(module: nn.Module) -> bool:
     return _is_of(module, "torch.nn") and not isinstance(
         module, nn.Sequential | nn.ModuleList | nn.ModuleDict | torch.jit.ScriptModule
@@ -741,22 +785,36 @@ def _replace(module: nn.Module, target: str, new: nn.Module) -> None:
     module.get_submodule(parent)._modules[name] = new
 
 
+def _why_not_block(block: nn.Module) -> str:
+    """Why a block of this package has to stay; empty: it need not."""
+    if any(module.training for module in block.modules()):
+        return "it is in training mode"
+    weight = next(block.parameters())
+    # Elsewhere than on the CPU there are kernels for float16 as well.
+    known = (*DTYPES, torch.float16) if weight.device.type != "cpu" else DTYPES
+    return why_not_fused(block) or _why_not_dtype(weight, known)
+
+
+def _why_not_dtype(weight: Tensor, known: Sequence[torch.dtype] = DTYPES) -> str:
+    if weight.dtype in known:
+        return ""
+    return f"weights of {str(weight.dtype).removeprefix('torch.')}"
+
+
 def _why_not(conv: nn.Module) -> str:
     """Why a conv has to stay; empty: it need not."""
-    if not _is_stock(conv, _CONVS):
+    if not is_stock(conv, _CONVS):
         return "a class of its own"
-    if _hooks(conv):
+    if has_hooks(conv):
         return "a hook is attached"
     if conv.training:
         return "it is in training mode"
     weight, mode = cast(Tensor, conv.weight), cast(str, conv.padding_mode)
     if isinstance(weight, nn.parameter.UninitializedParameter):
         return "its shape is not known yet"
-    if weight.dtype not in DTYPES:
-        return f"weights of {str(weight.dtype).removeprefix('torch.')}"
     if mode != "zeros":
         return f"padding_mode {mode}"
-    return ""
+    return _why_not_dtype(weight)
 
 
 def _describe(conv: FoldedConv, folded: Sequence[str]) -> str:
@@ -808,6 +866,8 @@ class _Passes:
         self._upsampled()
         self._pools()
         self._choose_layout()
+        self._free_views()
+        self._restore_layouts()
         for node in self._of.graph.nodes:
             layer = self._of.layer(node)
             if isinstance(layer, _NORMS):
@@ -840,8 +900,8 @@ class _Passes:
         dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
         for node in list(self._of.graph.nodes):
             layer = self._of.layer(node)
-            nothing = layer is not None and _is_stock(layer, dropouts) and not layer.training
-            nothing = nothing and layer is not None and not _hooks(layer)
+            nothing = layer is not None and is_stock(layer, dropouts) and not layer.training
+            nothing = nothing and layer is not None and not has_hooks(layer)
             if node.op == "call_function" and node.target is F.dropout:
                 training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
                 nothing = training is False
@@ -983,9 +1043,9 @@ class _Passes:
     def _doubles(self, node: Any) -> bool:
         """Whether a node doubles the pixels of a map in H and W."""
         layer = self._of.layer(node)
-        if isinstance(layer, nn.Upsample) and _is_stock(layer, (nn.Upsample,)):
+        if isinstance(layer, nn.Upsample) and is_stock(layer, (nn.Upsample,)):
             scale, mode, size = layer.scale_factor, layer.mode, layer.size
-            if _hooks(layer):
+            if has_hooks(layer):
                 return False
         elif node.op == "call_function" and node.target is F.interpolate and len(node.args) == 1:
             scale, mode = node.kwargs.get("scale_factor"), node.kwargs.get("mode", "nearest")
@@ -999,8 +1059,8 @@ class _Passes:
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
         for node in list(of.graph.nodes):
             layer = of.layer(node)
-            if isinstance(layer, nn.MaxPool3d) and _is_stock(layer, (nn.MaxPool3d,)):
-                if _hooks(layer):
+            if isinstance(layer, nn.MaxPool3d) and is_stock(layer, (nn.MaxPool3d,)):
+                if has_hooks(layer):
                     continue
                 found = {name: getattr(layer, name) for name in names}
             elif node.op == "call_function" and node.target in _MAX_POOLS:
@@ -1055,6 +1115,35 @@ class _Passes:
         for conv in convs:
             conv.planar = 2 * for_kernels >= len(convs)
 
+    def _free_views(self) -> None:
+        """Views of results that fast layers may lay out in other ways become reshapes."""
+        for node in self._of.graph.nodes:
+            if node.op == "call_method" and node.target == "view" and not node.kwargs:
+                sizes = node.args[1:]
+                if not any(_is_dtype(size) for size in sizes) and self._of.may_copy(node):
+                    node.target = "reshape"
+
+    def _restore_layouts(self) -> None:
+        """Python that is not traced is given tensors as stock layers lay them out."""
+        graph = self._of.graph
+        given = tuple(node for node in graph.nodes if node.op == "placeholder")
+        for node in list(graph.nodes):
+            if node.op == "call_module" and not _is_of(
+                self._of.layer(node), ("torch.nn", "gplws.nn")
+            ):
+                for value in node.all_input_nodes:
+                    if value not in given:
+                        with graph.inserting_before(node):
+                            laid = graph.call_function(stock_layout, (value, given))
+                        node.replace_input_with(value, laid)
+
+
+def _is_dtype(value: object) -> bool:
+    """Whether an argument of a view is no size."""
+    if isinstance(value, fx.Node):
+        return value.target is getattr and value.args[1] == "dtype"
+    return isinstance(value, torch.dtype)
+
 
 _NO_EXPECTATION = "there is no kernel for it; it takes little time beside the convs"
 
@@ -1085,7 +1174,7 @@ def _fits(conv: nn.Module) -> bool:
 
 def _folds(norm: nn.Module | None, conv: Any) -> bool:
     """Whether a layer is a batch norm over what a conv gives, with fixed statistics."""
-    if norm is None or not _is_stock(norm, _NORMS) or _hooks(norm) or norm.training:
+    if norm is None or not is_stock(norm, _NORMS) or has_hooks(norm) or norm.training:
         return False
     found = cast(nn.BatchNorm3d, norm)
     return (
@@ -1190,7 +1279,7 @@ def _class_of(original: type[nn.Module], method: str | None) -> type[nn.Module]:
         if method is not None:
 
             def computed(self: Any, *args: Any, **kwargs: Any) -> Any:
-                return self.accelerated(*args, **kwargs)
+                return stock_layout(self.accelerated(*args, **kwargs), (args, kwargs))
 
             computed.__doc__ = getattr(original, method).__doc__
             contents[method] = computed

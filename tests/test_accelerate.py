@@ -509,6 +509,87 @@ def test_2d_parts_run_few_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert note(report, "encoder").startswith("+ few frames")
 
 
+class Views(nn.Module):
+    """Sizes are given by ``view``, which works for contiguous tensors only."""
+
+    def __init__(self, kernel: int = 5) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, kernel, padding=kernel // 2)
+        self.frames = nn.Conv2d(4 * 5, 2, 3, padding=1)
+        self.last = nn.Linear(2 * 6 * 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        y = self.frames(y.view(y.size(0), -1, y.size(3), y.size(4)))
+        return self.last(y.view(x.shape[0], -1))
+
+
+class ViewsOfTypes(Views):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x) if isinstance(x, Tensor) else x
+        return self.frames(y.view(y.size(0), -1, y.size(3), y.size(4)))
+
+
+class ViewsOfBlocks(nn.Module):
+    """Views what parts give: a sequence, and, traced, one that asks for types."""
+
+    def __init__(self, *, asks: bool) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.inner = ViewsOfTypes()
+        self.asks = asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.asks:
+            assert isinstance(x, Tensor)
+        y = self.block(x.transpose(1, 2).flatten(0, 1))
+        y = y.view(x.shape[0], x.shape[2], -1).view(x.shape[0], 5, 4, 6, 8)
+        return self.inner(y[:, :, :3].transpose(1, 2).contiguous()).view(x.shape[0], -1)
+
+
+@pytest.mark.parametrize(
+    "model", [Views(), Views(1), ViewsOfBlocks(asks=True), ViewsOfBlocks(asks=False)]
+)
+def test_views_that_worked_on_stock_layers_work(model: nn.Module) -> None:
+    accelerated(lively(model), torch.randn(2, 3, 5, 6, 8))
+
+
+class ChangesViews(nn.Module):
+    def __init__(self, *, of_view: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 4, (1, 3, 3), padding=(0, 1, 1))
+        self.of_view = of_view
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = y.view(y.shape[0], -1)
+        changed = z[:, 3:] if self.of_view else y
+        changed.mul_(2)
+        return y.sum() + z.square().sum()
+
+
+@pytest.mark.parametrize("of_view", [False, True])
+def test_views_that_are_changed_in_place_stay_views(*, of_view: bool) -> None:
+    model, x = lively(ChangesViews(of_view=of_view)), torch.randn(1, 2, 3, 6, 6)
+    fast, _ = gplws.accelerate(model)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="view"):
+        fast(x)
+    fast, report = gplws.accelerate(model, x)
+    assert note(report, "conv").startswith("fails on the example: view size")
+    assert torch.equal(fast(x), model(x))
+
+
+def test_results_are_laid_out_as_those_of_stock_layers() -> None:
+    for model, x, last in (
+        (nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 8), torch.channels_last),
+        (nn.Conv3d(3, 4, (1, 3, 3)), torch.randn(2, 3, 5, 6, 8), torch.channels_last_3d),
+    ):
+        fast, _ = accelerated(lively(nn.Sequential(model, nn.ReLU())), x)
+        with torch.no_grad():
+            assert fast(x).is_contiguous()
+            assert fast(x.to(memory_format=last)).is_contiguous(memory_format=last)
+
+
 def test_2d_parts_that_take_statistics_of_all_images_are_not_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -678,6 +759,48 @@ def test_other_dtypes_are_left_alone() -> None:
     fast, report = accelerated(model, torch.randn(1, 3, 4, 8, 10, dtype=torch.float64))
     assert note(report, "first") == "weights of float64"
     assert not any(isinstance(m, FoldedConv) for m in fast.modules())
+
+
+class InBlocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.up = gplws.nn.GroupParallel3d(4, 4), gplws.nn.UpConv3d(4, 2)
+        self.conv = gplws.nn.RepConv3d(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.up(self.block(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_blocks_in_other_dtypes_are_left_alone(dtype: torch.dtype) -> None:
+    for model, channels, names in (
+        (InBlocks(), 4, ("block", "up", "conv")),
+        (small_gplws(), 3, ("encoders.0.0", "head")),
+    ):
+        x = torch.randn(1, channels, 3, 8, 8, dtype=dtype)
+        fast, report = accelerated(lively(model).to(dtype), x)
+        assert not report.swapped
+        kept = f"weights of {str(dtype).removeprefix('torch.')}"
+        assert {note(report, name) for name in names} == {kept}
+        assert isinstance(fast, type(model))
+
+
+def test_blocks_that_were_derived_from_are_taken_apart() -> None:
+    class Twice(gplws.nn.GroupParallel3d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = nn.Sequential(Twice(4, 4), gplws.nn.GroupParallel3d(4, 4))
+    x = torch.randn(2, 4, 3, 6, 6)
+    fast, report = gplws.accelerate(lively(model[:1]))
+    with torch.no_grad():
+        assert relative_error(fast(x), model[:1](x)) < 1e-5
+    assert report.swapped
+    model.eval()[1].bn.train()
+    fast, report = gplws.accelerate(model)
+    assert note(report, "1") == "it is in training mode"
+    with torch.no_grad():
+        assert relative_error(fast(x), copy.deepcopy(model)(x)) < 1e-5
 
 
 def test_scripted_parts_are_left_alone() -> None:

@@ -53,6 +53,30 @@ def takes_shortcuts(*tensors: Tensor | None) -> bool:
     )
 
 
+def stock_layout(results: Any, inputs: Any) -> Any:
+    """Results as stock layers lay them out: contiguous, unless inputs are not.
+
+    Args:
+        results: tree of tensors and anything else.
+        inputs: tree of what they were computed from.
+
+    Returns:
+        The tree, with contiguous copies of tensors where those are not contiguous.
+    """
+    if not all(map(_is_in_order, _pytree.tree_leaves(inputs))):
+        return results
+    return _pytree.tree_map(lambda x: x if _is_in_order(x) else x.contiguous(), results)
+
+
+def _is_in_order(x: Any) -> bool:
+    """Whether a value is contiguous, or none of which that can be said."""
+    if not isinstance(x, Tensor) or x.layout is not torch.strided:
+        return True
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    return x.is_contiguous() or 0 in x.stride()  # expanded ones have no layout
+
+
 def activated(x: Tensor, slope: float, *, own: bool) -> Tensor:
     """Leaky ReLU (ReLU for slope 0, nothing for 1), in place where ``x`` is nobody else's."""
     if slope == _NONE:
