@@ -186,7 +186,9 @@ class FocalStack:
                 _tensor_luminance(part, gray)
             else:
                 gray.copy_(part)
-            return gray.sub_(black).div_(span)
+            if part.dtype.is_signed:
+                gray.sub_(black)
+            return gray.div_(span)
         values = np.empty(part.shape[:3], np.float32)
         # Frame by frame, the work space stays in the cache. Copying into float32 takes any byte
         # order, stride and read-only memory.
@@ -195,7 +197,8 @@ class FocalStack:
                 _luminance(frame, out)
             else:
                 np.copyto(out, frame)
-            out -= np.float32(black)
+            if part.dtype.kind != "u":
+                out -= np.float32(black)
             out /= np.float32(span)
         return torch.from_numpy(values)
 
