@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -167,8 +168,8 @@ def check_options(z_direction: str, memory_mb: float) -> None:
     """Raise ValueError for what no stack could fit."""
     if z_direction not in ("up", "down"):
         raise ValueError(f"z_direction must be 'up' or 'down', got {z_direction!r}")
-    if not memory_mb > 0:
-        raise ValueError(f"memory_mb must be positive, got {memory_mb}")
+    if not 0 < memory_mb < math.inf:
+        raise ValueError(f"memory_mb must be positive and finite, got {memory_mb}")
 
 
 def reconstructed(

@@ -109,7 +109,7 @@ def test_counts_of_any_type_and_negative_brightness_give_the_same_surface(wedge,
         "int64": frames.astype(np.int64),
         "float32": frames * np.float32(16),
         "tensor": torch.from_numpy(frames.astype(np.uint32)),
-        "black is negative": frames / np.float32(255) - np.float32(0.5),
+        "black is negative": frames / np.float32(255) - np.float32(1),
         "high-pass": frames - frames.mean((1, 2), keepdims=True),
     }[kind]
     expected = gplws.reconstruct(frames, method=method)
@@ -364,6 +364,7 @@ def test_a_saved_reconstruction_says_how_it_was_made(wedge, tmp_path):
         ({"device": "warp"}, ValueError, "device 'warp' cannot be used"),
         ({"z_direction": "left"}, ValueError, "z_direction must be"),
         ({"memory_mb": 0}, ValueError, "memory_mb must be positive"),
+        ({"memory_mb": float("inf")}, ValueError, "memory_mb must be positive and finite"),
     ],
 )
 def test_a_wrong_argument_is_named(options, error, message):
