@@ -175,7 +175,7 @@ def _measure(frames: Tensor, first: int, last: int) -> StackStatistics:
         n_frames=n_frames,
         n_pixels=measured[0].numel(),
         brightness=measured.sum((1, 2), dtype=torch.float64),
-        power=torch.stack([frame.double().square().sum() for frame in measured]),
+        power=torch.stack([frame.square().sum(dtype=torch.float64) for frame in measured]),
         lowest=_histogram(lowest),
         flicker=flicker,
         widths=torch.bincount(above_half[clear], minlength=n_frames + 1),
