@@ -14,6 +14,7 @@ import operator
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ from gplws.nn.inference import (
     Framewise,
     JoinedUpConv3d,
     UpsampledConv2d,
+    in_place,
     stock_layout,
 )
 from gplws.nn.layer_report import LayerReport, ModelReport
@@ -250,21 +252,57 @@ class _Value(fx.Proxy):
         return _Value
 
 
+_IN_PLACE_OPERATORS = tuple(
+    f"i{name}"
+    for name in (
+        *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"),
+        *("and", "or", "xor", "matmul"),
+    )
+)
+
+
+def _recorded_in_place(name: str) -> Any:
+    def change(self: fx.Proxy, other: Any) -> fx.Proxy:
+        changed = self.tracer.create_proxy("call_function", in_place, (name, self, other), {})
+        changed.node.meta.update(_WHOLE)
+        return changed
+
+    return change
+
+
+_WHOLE = {"is_wrapped": True}  # torch.fx looks into functions without it when a file is read
+for _operator in _IN_PLACE_OPERATORS:  # torch.fx would record x += y as x + y
+    setattr(_Value, f"__{_operator}__", _recorded_in_place(_operator))
+
 _TYPE_QUESTIONS = {"isinstance", "__class__"}
 _ASKS_TYPES = "its Python asks for the type of a value"
 
 
-def _asks_types(function: Any) -> bool:
-    """Whether the code of a method names ``type`` or ``hasattr``, which see what is recorded."""
+_ASKS_MODES = "its Python asks for the gradient or autocast mode"
+_MODE_QUESTIONS = {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled"}
+
+
+def _why_not_recorded(function: Any) -> str:
+    """Why the code of a method has to see values or modes themselves; empty: it need not.
+
+    ``type`` and ``hasattr`` see what is recorded instead.
+    """
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is not None and any(
+    if code is None:
+        return ""
+    if not _MODE_QUESTIONS.isdisjoint(code.co_names):
+        return _ASKS_MODES
+    names_types = any(
         step.opname == "LOAD_GLOBAL" and step.argval in ("type", "hasattr")
         for step in dis.get_instructions(code)
     )
+    return _ASKS_TYPES if names_types else ""
 
 
 class _Tracer(fx.Tracer):
     """Records a module, inner modules included, down to ``leaves`` and the layers of torch.nn."""
+
+    proxy_buffer_attributes = True
 
     def __init__(self, leaves: Mapping[int, str]) -> None:
         super().__init__()
@@ -302,8 +340,9 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
-        if not self.is_leaf_module(m, "") and _asks_types(type(m).forward):
-            raise self.refusal(_ASKS_TYPES)
+        why = "" if self.is_leaf_module(m, "") else _why_not_recorded(type(m).forward)
+        if why:
+            raise self.refusal(why)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -331,14 +370,14 @@ def _trace(
     signature = list(inspect.signature(function).parameters.values())
     if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in signature):
         return "its arguments are of any number"
-    if _asks_types(function):
-        return _ASKS_TYPES
+    if why := _why_not_recorded(function):
+        return why
     optional = {p.name: p.default for p in signature if p.default is not p.empty}
     if optional and given is None:
         return f"its argument {next(iter(optional))} is optional"
     fixed = {p.name: p.default for p in signature[given or 0 :] if p.name in optional}
     before = torch.get_rng_state()
-    state = {id(m): dict(vars(m)) for m in module.modules()}
+    state = [list(_contents(vars(m))) for m in module.modules()]
     tracer = _Tracer(leaves)
     tracer.traced_func_name = method
     try:
@@ -351,10 +390,11 @@ def _trace(
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
         return "it draws random numbers"
-    for m in module.modules():
-        if any(vars(m).get(key) is not value for key, value in state[id(m)].items()) or (
-            vars(m).keys() != state[id(m)].keys()
-        ):
+    if any(key.startswith("_tensor_constant") for key in vars(module)):  # torch.fx keeps them there
+        return "it makes tensors of its own"
+    for m, before_it in zip(module.modules(), state, strict=True):
+        after_it = list(_contents(vars(m)))
+        if len(after_it) != len(before_it) or any(map(operator.is_not, after_it, before_it)):
             return "it keeps results in attributes"
     for node in graph.nodes:
         node.type = None  # annotations that are strings could not be written to a file
@@ -362,10 +402,22 @@ def _trace(
     return graph
 
 
+def _contents(value: object, outer: tuple[int, ...] = ()) -> Iterator[object]:
+    """What a value holds, through dicts, lists, tuples, sets and deques."""
+    kind = type(value)  # not isinstance(): recorded values refuse that
+    if id(value) in outer or not issubclass(kind, dict | list | tuple | set | deque):
+        yield value
+        return
+    entries = cast(Any, value)
+    for entry in (*entries.keys(), *entries.values()) if issubclass(kind, dict) else entries:
+        yield from _contents(entry, (*outer, id(value)))
+
+
 # ---- nodes
 
 _RELU_FUNCTIONS = (F.relu, torch.relu, torch.relu_, F.relu_)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_ADDITIONS_IN_PLACE: tuple[object, ...] = (in_place, operator.iadd, "add_")
 
 
 class _Graph:
@@ -410,21 +462,24 @@ class _Graph:
         return None
 
     def addend(self, node: fx.Node | None, value: fx.Node) -> fx.Node | None:
-        """What is added to ``value``; None: the node is something else."""
-        if node is None or len(node.args) != 2 or node.kwargs:
+        """What is added to ``value``, a tensor or a number; None: the node is something else."""
+        if node is None:
             return None
+        added = node.args[1:] if node.target is in_place else node.args
         by_function = node.op == "call_function" and node.target in _ADDITIONS
         by_method = node.op == "call_method" and node.target in ("add", "add_")
-        if not by_function and not by_method:
+        if node.args[:1] != ("iadd",) and not by_function and not by_method:
             return None
-        left, right = node.args
+        if len(added) != 2 or node.kwargs:
+            return None
+        left, right = added
         if left is value and right is not value:
             other = right
         elif right is value and left is not value and not self.changes(node):
             other = left
         else:
             return None
-        return other if isinstance(other, fx.Node) and _is_tensor(other) else None
+        return other if isinstance(other, fx.Node) and _may_be_tensor(other) else None
 
     def changes(self, node: fx.Node) -> bool:
         """Whether a node may change a tensor in place."""
@@ -436,9 +491,9 @@ class _Graph:
             return str(node.target).endswith("_") or node.target == "__setitem__"
         if node.op == "call_function":
             name = getattr(node.target, "__name__", "")
-            in_place = name.endswith("_") and not name.endswith("__")
-            in_place |= node.target is operator.setitem or any(a is True for a in node.args)
-            return in_place or (name.startswith("i") and node.target in _IN_PLACE_OPERATORS)
+            changes = name.endswith("_") and not name.endswith("__")
+            changes |= node.target in (in_place, operator.setitem)
+            return changes or name in _IN_PLACE_OPERATORS or any(a is True for a in node.args)
         return False
 
     def origin(self, node: fx.Node) -> fx.Node:
@@ -490,26 +545,8 @@ def _may_change(module: nn.Module) -> bool:
     return bool(getattr(module, "inplace", False)) or any(map(_may_change, module.children()))
 
 
-_IN_PLACE_OPERATORS = {
-    getattr(operator, f"i{name}")
-    for name in (
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "and",
-        "or",
-        "xor",
-        "matmul",
-    )
-}
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    """Whether a value can only be a tensor, and no size."""
+def _may_be_tensor(node: fx.Node) -> bool:
+    """Whether a value is a tensor, or one that is not known to be a size."""
     if node.op == "call_function":
         return node.target not in (getattr, operator.getitem)
     return not (node.op == "call_method" and node.target in ("size", "dim", "item", "numel"))
@@ -550,6 +587,7 @@ _FRAME_FUNCTIONS = {
     *(torch.sub, torch.mul, torch.div, torch.sigmoid, torch.tanh, torch.zeros_like),
     *(F.leaky_relu, F.sigmoid, F.tanh, F.gelu, F.silu, F.dropout, F.interpolate),
     *(F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d),
+    in_place,
 }
 _FRAME_METHODS = {"relu", "relu_", "add", "add_", "sub", "mul", "div", "sigmoid", "tanh"}
 
@@ -938,6 +976,7 @@ class _Passes:
             folded.append("batch norm")
         slopes = [1.0, 1.0]
         residual: fx.Node | None = None
+        keeps_dtype = False
         follower = of.user(chain[-1])
         slope = of.slope(follower, chain[-1])
         if follower is not None and slope is not None and of.may_join([*chain, follower]):
@@ -949,6 +988,7 @@ class _Passes:
         if follower is not None and addend is not None and of.may_join([*chain, follower]):
             chain.append(follower)
             residual = addend
+            keeps_dtype = follower.target in _ADDITIONS_IN_PLACE
             folded.append("residual")
             follower = of.user(chain[-1])
             slope = of.slope(follower, chain[-1])
@@ -964,7 +1004,14 @@ class _Passes:
         if conv.weight.device.type != "cpu" and "batch norm" not in folded:
             self._note(node.target, conv, f"on {conv.weight.device.type}", swapped=False)
             return
-        layer = FoldedConv(conv, weight, bias, slope=slopes[0], residual_slope=slopes[1])
+        layer = FoldedConv(
+            conv,
+            weight,
+            bias,
+            slope=slopes[0],
+            residual_slope=slopes[1],
+            keeps_dtype=keeps_dtype,
+        )
         args = (node.args[0],) if residual is None else (node.args[0], residual)
         self._note(node.target, conv, _describe(layer, folded), swapped=True)
         target = node.target
@@ -1135,6 +1182,7 @@ class _Passes:
                     if value not in given:
                         with graph.inserting_before(node):
                             laid = graph.call_function(stock_layout, (value, given))
+                        laid.meta.update(_WHOLE)
                         node.replace_input_with(value, laid)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import operator
 import sys
 import threading
 import warnings
@@ -155,6 +156,44 @@ class ChangesInBetween(nn.Module):
 
 def test_changes_in_place_are_seen_when_they_were_before() -> None:
     accelerated(lively(ChangesInBetween()), torch.randn(1, 4, 3, 6, 6))
+
+
+class AddsInPlace(nn.Module):
+    """Sums in place reach other names of the same tensor, not those of the same number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = same = self.conv(x)
+        frames = more = x.shape[2]
+        more += 1
+        first += 1
+        first *= more
+        x += self.conv(first)
+        return x.clone().mul_(frames) + same
+
+
+def test_operators_in_place_are_recorded_as_such() -> None:
+    model, x = lively(AddsInPlace()), torch.randn(1, 4, 3, 6, 6)
+    fast, report = accelerated(model, x)
+    assert note(report, "conv").startswith("+ ")
+    changed, expected = x.clone(), x.clone()
+    with torch.no_grad():
+        model(expected)
+        copy.deepcopy(fast)(changed)
+    assert relative_error(changed, expected) < 1e-5
+    with torch.no_grad():
+        assert torch.equal(from_file(fast)(x.clone()), fast(x.clone()))
+
+
+def from_file(module: nn.Module) -> nn.Module:
+    """A module after it was written to a file."""
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
 class ActivatesItsInput(nn.Module):
@@ -308,6 +347,26 @@ class KeepsResults(AsksForTypes):
         return self.last.relu()
 
 
+class KeepsResultsInLists(AsksForTypes):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, list[Tensor]] = {"results": []}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept["results"].append(self.conv(x))
+        return self.kept["results"][-1].relu()
+
+
+class AsksForModes(AsksForTypes):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if torch.is_grad_enabled() else -self.conv(x)
+
+
+class MakesTensors(AsksForTypes):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * torch.arange(1, 7)
+
+
 class ChangesAutocast(AsksForTypes):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -324,6 +383,9 @@ class ChangesAutocast(AsksForTypes):
         (CatchesErrors, "asks for the type"),
         (DrawsNumbers, "random"),
         (KeepsResults, "keeps results"),
+        (KeepsResultsInLists, "keeps results"),
+        (AsksForModes, "asks for the gradient"),
+        (MakesTensors, "tensors of its own"),
         (ChangesAutocast, "autocast"),
     ],
 )
@@ -336,8 +398,34 @@ def test_what_a_recording_would_get_wrong_is_not_recorded(kind: type, reason: st
     expected = model(x)
     torch.manual_seed(5)
     assert relative_error(fast(x), expected) < 1e-2  # autocast rounds to bfloat16
+    with torch.no_grad():
+        assert relative_error(fast(x), model(x)) < 1e-2 or kind is DrawsNumbers
     if kind is KeepsResults:
         assert isinstance(fast.last, Tensor)
+    if kind is KeepsResultsInLists:
+        assert all(isinstance(result, Tensor) for result in fast.kept["results"])
+        assert len(fast.kept["results"]) == 2
+
+
+class Normalises(nn.Module):
+    """Views its buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 2, 3, padding=1)
+        self.register_buffer("mean", torch.rand(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x - self.mean.view(1, 3, 1, 1, 1)).relu()
+
+
+def test_buffers_are_recorded() -> None:
+    x = torch.randn(1, 3, 3, 6, 6)
+    fast, report = accelerated(lively(Normalises()), x)
+    assert note(report, "conv").endswith("relu")
+    assert not report.kept
+    with torch.no_grad():
+        assert relative_error(copy.deepcopy(fast).double()(x.double()).float(), fast(x)) < 1e-5
 
 
 class LooksAside(nn.Module):
@@ -346,16 +434,16 @@ class LooksAside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv3d(2, 2, 3, padding=1)
-        self.found: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        other = threading.Thread(target=lambda: self.found.append(OTHER(torch.ones(1, 2))))
+        other = threading.Thread(target=lambda: FOUND.append(OTHER(torch.ones(1, 2))))
         other.start()
         other.join()
         return self.conv(x)
 
 
 OTHER = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+FOUND: list[Tensor] = []
 
 
 def test_networks_in_other_threads_work_while_one_is_recorded() -> None:
@@ -364,9 +452,10 @@ def test_networks_in_other_threads_work_while_one_is_recorded() -> None:
     fast(torch.ones(1, 2, 2, 4, 4))
     model = lively(LooksAside())
     module = sys.modules["gplws.accelerate"]
+    FOUND.clear()
     assert not isinstance(module._trace(model, {}, "forward", given=None), str)
-    assert all(torch.equal(found, OTHER(torch.ones(1, 2))) for found in model.found)
-    assert model.found
+    assert all(torch.equal(found, OTHER(torch.ones(1, 2))) for found in FOUND)
+    assert FOUND
 
 
 class Decoder(nn.Module):
@@ -551,7 +640,10 @@ class ViewsOfBlocks(nn.Module):
     "model", [Views(), Views(1), ViewsOfBlocks(asks=True), ViewsOfBlocks(asks=False)]
 )
 def test_views_that_worked_on_stock_layers_work(model: nn.Module) -> None:
-    accelerated(lively(model), torch.randn(2, 3, 5, 6, 8))
+    x = torch.randn(2, 3, 5, 6, 8)
+    fast, _ = accelerated(lively(model), x)
+    with torch.no_grad():
+        assert torch.equal(from_file(fast)(x), fast(x))
 
 
 class ChangesViews(nn.Module):
@@ -686,6 +778,54 @@ def test_bfloat16_networks_stay_in_bfloat16() -> None:
         got = fast(x)
         assert got.dtype == torch.bfloat16
         assert relative_error(got.float(), model(x).float()) < 0.05
+
+
+class Adds(nn.Module):
+    def __init__(self, add: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 2, 3, padding=1)
+        self.add = add
+
+    def forward(self, x: Tensor, offset: float) -> Tensor:
+        return self.add(self.conv(x), x, offset).relu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_are_added_as_residuals_are(dtype: torch.dtype) -> None:
+    x = torch.randn(1, 2, 3, 6, 6, dtype=dtype)
+    for add in (
+        lambda y, x, offset: y + offset,
+        lambda y, x, offset: y.add_(offset),
+        lambda y, x, offset: offset + y,
+        lambda y, x, offset: y + x.shape[2] * 2,
+    ):
+        model = lively(Adds(add)).to(dtype)
+        fast, report = gplws.accelerate(model)
+        assert "residual" in note(report, "conv")
+        with torch.no_grad():
+            for offset in (0.5, 1, True):
+                got, expected = fast(x, offset), model(x, offset)
+                assert got.dtype == dtype
+                assert relative_error(got, expected) < (1e-5 if dtype == torch.float32 else 0.02)
+        x.requires_grad_()
+        assert relative_error(fast(x, 2).detach(), model(x, 2).detach()) < 0.02
+        x.requires_grad_(False)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_sums_have_the_dtype_of_stock_ones(*, grad: bool) -> None:
+    x = torch.randn(1, 2, 3, 6, 6, dtype=torch.bfloat16, requires_grad=grad)
+    for add, dtype in (
+        (lambda y, x, _: operator.iadd(y, x.float()), torch.bfloat16),
+        (lambda y, x, _: y.add_(x.float()), torch.bfloat16),
+        (lambda y, x, _: y + x.float(), torch.float32),
+    ):
+        model = lively(Adds(add)).bfloat16()
+        fast, report = gplws.accelerate(model)
+        assert "residual" in note(report, "conv")
+        got, expected = fast(x, 0), model(x, 0)
+        assert got.dtype == expected.dtype == dtype
+        assert relative_error(got.detach().float(), expected.detach().float()) < 0.02
 
 
 def test_autocast_and_a_later_change_of_dtype_work() -> None:
@@ -902,10 +1042,7 @@ def test_copies_and_files_of_the_result_compute_the_same() -> None:
     with torch.no_grad():
         expected = fast.focus_volume(x)
         assert torch.equal(copy.deepcopy(fast).focus_volume(x), expected)
-        file = io.BytesIO()
-        torch.save(fast, file)
-        file.seek(0)
-        assert torch.equal(torch.load(file, weights_only=False).focus_volume(x), expected)
+        assert torch.equal(from_file(fast).focus_volume(x), expected)
     with pytest.raises(AttributeError, match="merged into the accelerated"):
         _ = fast.conv3d_1a
     again, report = gplws.accelerate(fast)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -35,7 +36,7 @@ _NARROW = 4  # channels out
 _NONE, _RELU = 1.0, 0.0  # slopes below zero: all activations that are fused
 
 
-def takes_shortcuts(*tensors: Tensor | None) -> bool:
+def takes_shortcuts(*tensors: Tensor | float | None) -> bool:
     """Whether tensors are changed in place, and ops used that neither compilers nor autograd know.
 
     They are where all tensors lie on the CPU in one of ``DTYPES``, and nothing looks at the graph.
@@ -49,7 +50,7 @@ def takes_shortcuts(*tensors: Tensor | None) -> bool:
         and not (tensor.requires_grad and torch.is_grad_enabled())
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         for tensor in tensors
-        if tensor is not None
+        if isinstance(tensor, Tensor)
     )
 
 
@@ -77,6 +78,11 @@ def _is_in_order(x: Any) -> bool:
     return x.is_contiguous() or 0 in x.stride()  # expanded ones have no layout
 
 
+def in_place(name: str, value: Any, other: Any) -> Any:
+    """``value += other`` and the like by the name of the operator; changes tensors, not numbers."""
+    return getattr(operator, name)(value, other)
+
+
 def activated(x: Tensor, slope: float, *, own: bool) -> Tensor:
     """Leaky ReLU (ReLU for slope 0, nothing for 1), in place where ``x`` is nobody else's."""
     if slope == _NONE:
@@ -102,6 +108,8 @@ class FoldedConv(nn.Module):
         bias: its bias, batch norm folded in, or None.
         slope: of the activation after the conv.
         residual_slope: of the activation after the sum.
+        keeps_dtype: the sum has the dtype of the conv, as one in place, also where that of the
+            residual is wider.
 
     Attributes:
         planar: 3-D results are contiguous, else channels_last_3d; those of 2-D convs are always
@@ -118,6 +126,7 @@ class FoldedConv(nn.Module):
         *,
         slope: float = _NONE,
         residual_slope: float = _NONE,
+        keeps_dtype: bool = False,
     ) -> None:
         super().__init__()
         assert isinstance(conv, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d)
@@ -130,7 +139,7 @@ class FoldedConv(nn.Module):
         self.padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
         self.output_padding = tuple(conv.output_padding)
         self.transposed, self.groups = conv.transposed, conv.groups
-        self.slope, self.residual_slope = slope, residual_slope
+        self.slope, self.residual_slope, self.keeps_dtype = slope, residual_slope, keeps_dtype
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         if self.axes == 2 and not self.transposed:
             self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
@@ -146,6 +155,7 @@ class FoldedConv(nn.Module):
         """Put a conv of one tap behind what was there; its activations become the last ones."""
         self.middle_slope = self.slope
         self.slope, self.residual_slope = pointwise.slope, pointwise.residual_slope
+        self.keeps_dtype = pointwise.keeps_dtype
         self.pointwise_weight, self.pointwise_bias = pointwise.weight, pointwise.bias
 
     @property
@@ -192,8 +202,11 @@ class FoldedConv(nn.Module):
             return ["matmul", "onednn"]
         return ["onednn"]
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(B, C, ...) -> (B, K, ...), ``residual`` added; anything that the stock conv takes."""
+    def forward(self, x: Tensor, residual: Tensor | float | None = None) -> Tensor:
+        """(B, C, ...) -> (B, K, ...), ``residual`` added: a tensor or a number.
+
+        ``x`` is anything that the stock conv takes.
+        """
         if not takes_shortcuts(x, residual):
             plain = x.device.type == "cpu" and x.dtype in DTYPES and x.dim() == 5
             plain = plain and not torch.is_autocast_enabled("cpu") and x.dtype == self.weight.dtype
@@ -204,7 +217,7 @@ class FoldedConv(nn.Module):
             self.chosen[shape] = self._fastest(engines, x, residual)
         return self._compute(self.chosen.get(shape, engines[0]), x, residual)
 
-    def _fastest(self, engines: list[Engine], x: Tensor, residual: Tensor | None) -> Engine:
+    def _fastest(self, engines: list[Engine], x: Tensor, residual: Tensor | float | None) -> Engine:
         """The choice of the rule, unless another one is faster by more than chance."""
         seconds = dict.fromkeys(engines, math.inf)
         for trial in range(1 + _TRIALS):
@@ -216,7 +229,7 @@ class FoldedConv(nn.Module):
         best = min(engines, key=seconds.__getitem__)
         return best if seconds[best] < 0.95 * seconds[engines[0]] else engines[0]
 
-    def _compute(self, engine: Engine, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _compute(self, engine: Engine, x: Tensor, residual: Tensor | float | None) -> Tensor:
         own = takes_shortcuts(x, residual)
         if own and x.dim() == self.axes + 2:
             x = x.contiguous(memory_format=self._format)
@@ -269,12 +282,12 @@ class FoldedConv(nn.Module):
             self.dilation,
         )
 
-    def _by_kernel(self, x: Tensor, residual: Tensor | None, *, own: bool) -> Tensor:
+    def _by_kernel(self, x: Tensor, residual: Tensor | float | None, *, own: bool) -> Tensor:
         shape = self._output_shape(x)
         slopes = (self.slope, self.residual_slope)
         # The kernels know ReLU and residuals of their own shape and dtype; the rest is done after.
-        taken = residual
-        if residual is not None and (tuple(residual.shape) != shape or residual.dtype != x.dtype):
+        taken = residual if isinstance(residual, Tensor) else None
+        if taken is not None and (tuple(taken.shape) != shape or taken.dtype != x.dtype):
             taken = None
         if self.transposed:
             taken = taken if self.slope == _NONE else None
@@ -309,11 +322,14 @@ class FoldedConv(nn.Module):
         step = self.stride[1]
         return (batch, weight.shape[0], frames, -(-height // step), -(-width // step))
 
-    def _finish(self, y: Tensor, residual: Tensor | None, *, own: bool) -> Tensor:
+    def _finish(self, y: Tensor, residual: Tensor | float | None, *, own: bool) -> Tensor:
         y = activated(y, self.slope, own=own)
         if residual is not None:
-            in_place = own and residual.shape == y.shape and residual.dtype == y.dtype
-            y = y.add_(residual) if in_place else y + residual
+            alike = isinstance(residual, Tensor) and (
+                residual.shape == y.shape and residual.dtype == y.dtype
+            )
+            total = y.add_(residual) if own and alike else y + residual
+            y = total.to(y.dtype) if self.keeps_dtype else total
         return activated(y, self.residual_slope, own=own)
 
     def extra_repr(self) -> str:
@@ -440,7 +456,7 @@ class JoinedUpConv3d(nn.Module):
             bias[2] += conv.bias.detach().double()
         return weight, bias.flatten()
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | float | None = None) -> Tensor:
         """(B, C, N, H, W) -> (B, K, N, 2 H, 2 W), ``residual`` added."""
         if not takes_shortcuts(x, residual) or x.dim() != 5 or x.numel() == 0:
             return self.conv(self.up(x), residual)
