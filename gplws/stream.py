@@ -155,6 +155,9 @@ class _Line(Protocol):
     limit: int
     """Stacks that may be launched at a time."""
 
+    def after_caller(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, a thread sees frames on the device as the present one does."""
+
     def accept(self, item: _Item) -> None:
         """Begin to move a stack to where it is computed; called by the reading thread."""
 
@@ -247,11 +250,13 @@ class _Reader:
         self._room = threading.Semaphore(in_flight)
         self._stopped = False
         self._first: FocalStack | None = None
+        self._after_caller: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         # A camera may let its next stack wait for ever; that must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="gplws stream", daemon=True)
 
     def start(self) -> None:
         """Begin to ask for stacks."""
+        self._after_caller = self._line.after_caller()
         self._thread.start()
 
     def one_done(self) -> None:
@@ -266,18 +271,19 @@ class _Reader:
     def _run(self) -> None:
         failure: BaseException | None = None
         try:
-            iterator = iter(self._stacks)
-            number = 0
-            while self._has_room():
-                try:
-                    source = next(iterator)
-                except StopIteration:
-                    break
-                if self._stopped:
-                    break
-                self.items.put(self._item(number, source))
-                number += 1
-                del source
+            with self._after_caller:  # frames on the device are looked at
+                iterator = iter(self._stacks)
+                number = 0
+                while self._has_room():
+                    try:
+                        source = next(iterator)
+                    except StopIteration:
+                        break
+                    if self._stopped:
+                        break
+                    self.items.put(self._item(number, source))
+                    number += 1
+                    del source
         except BaseException as error:  # raised again in the thread that takes the results
             failure = error
         self.items.put(_End(failure))
@@ -338,6 +344,9 @@ class _HostLine:
         self._memory_mb = memory_mb
         self._maps: dict[str, Tensor] = {}
 
+    def after_caller(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
     def accept(self, item: _Item) -> None:
         pass
 
@@ -368,6 +377,9 @@ class _Queues(Protocol):
 
     def hand_over(self, tensor: Tensor) -> None:
         """Let the queue of the caller use a tensor that is made on another one."""
+
+    def after_caller(self) -> contextlib.AbstractContextManager[Any]:
+        """What a thread begins inside goes to the queue of the one that calls this."""
 
     def on(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """What is begun inside goes to the queue "upload", "compute" or "download"."""
@@ -418,6 +430,9 @@ class _CudaQueues:
 
     def hand_over(self, tensor: Tensor) -> None:
         tensor.record_stream(torch.cuda.current_stream(self.device))
+
+    def after_caller(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.cuda.stream(torch.cuda.current_stream(self.device))
 
     @contextlib.contextmanager
     def on(self, name: str) -> Iterator[None]:
@@ -506,6 +521,9 @@ class _DeviceLine:
         self._layout: _Layout | None = None
         self._on_device: dict[int, tuple[dict[str, Tensor], _Mark]] = {}
         self._marks: dict[int, _Mark] = {}
+
+    def after_caller(self) -> contextlib.AbstractContextManager[Any]:
+        return self._queues.after_caller()
 
     def accept(self, item: _Item) -> None:
         frames = item.stack.frames

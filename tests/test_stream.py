@@ -244,6 +244,7 @@ class QueuesOnTheHost:
     def __init__(self, records: bool = True) -> None:
         self.allocated: list[int] = []
         self.used: list[str] = []
+        self.followed: list[str] = []
         self.records = records
 
     def pinned(self, size: int) -> Tensor:
@@ -256,6 +257,11 @@ class QueuesOnTheHost:
 
     def hand_over(self, tensor: Tensor) -> None:
         pass
+
+    @contextlib.contextmanager
+    def after_caller(self):
+        self.followed.append(threading.current_thread().name)
+        yield
 
     @contextlib.contextmanager
     def on(self, name: str):
@@ -361,6 +367,11 @@ def test_a_network_that_cannot_be_recorded_runs_without(monkeypatch, queues, cap
     assert len(caplog.records) == 1
     for result, frames in zip(found, given, strict=True):
         assert np.array_equal(result.height, gplws.reconstruct(frames, method=method).height)
+
+
+def test_over_a_device_the_reading_thread_follows_the_queue_of_the_caller(queues):
+    list(gplws.reconstruct_stream(stacks(2), device="cpu"))
+    assert queues.followed == ["gplws stream"]
 
 
 def test_a_tensor_comes_back_as_tensors_that_can_be_changed(queues):
