@@ -167,12 +167,15 @@ def _tried(
         ]
         return copy.deepcopy(model)
 
-    expected = model(*inputs)
+    def given() -> tuple[Any, ...]:  # networks may change what they are given
+        return cast(tuple[Any, ...], _pytree.tree_map_only(Tensor, torch.clone, inputs))
+
+    expected = model(*given())
     convs = [module for module in fast.modules() if isinstance(module, FoldedConv)]
     for conv in convs:
         conv.tuning = True
     try:
-        got = fast(*inputs)
+        got = fast(*given())
     except Exception as error:  # such as of Python that asks for strides
         return given_back(f"fails on the example: {_first_line(error)}")
     finally:
@@ -182,8 +185,9 @@ def _tried(
     seconds = [math.inf, math.inf]
     for _ in range(3):
         for index, candidate in enumerate((model, fast)):
+            arguments = given()
             start = time.perf_counter()
-            candidate(*inputs)
+            candidate(*arguments)
             seconds[index] = min(seconds[index], time.perf_counter() - start)
     report.seconds = (seconds[0], seconds[1])
     narrow = any(t.dtype == torch.bfloat16 for t in _tensors((inputs, expected)))
@@ -376,6 +380,9 @@ def _trace(
     if optional and given is None:
         return f"its argument {next(iter(optional))} is optional"
     fixed = {p.name: p.default for p in signature[given or 0 :] if p.name in optional}
+    for name, default in fixed.items():
+        if isinstance(default, tuple | list | dict):  # torch.fx takes them apart
+            return f"its argument {name} is optional, of several values"
     before = torch.get_rng_state()
     state = [list(_contents(vars(m))) for m in module.modules()]
     tracer = _Tracer(leaves)
@@ -700,7 +707,7 @@ class _Builder:
             return
         for child in module.children():
             self._survey(child)
-        method = getattr(type(module), "core", "forward")
+        method = _method_of(module)
         if _is_of(module, "torch.nn") and not isinstance(module, nn.Sequential):
             if isinstance(module, nn.ModuleList | nn.ModuleDict):
                 self._leaves[key] = ""
@@ -772,7 +779,7 @@ class _Builder:
         if key in self._framewise:
             self._report.add(path, module, "few frames at a time, channels_last", swapped=True)
             network = Framewise(network)
-        method = getattr(type(module), "core", "forward")
+        method = _method_of(module)
         if method == "forward" and path and not seen:
             return network
         if method != "forward":
@@ -797,6 +804,12 @@ class _Builder:
             if fast is not child:
                 module._modules[name] = fast
         return module
+
+
+def _method_of(module: nn.Module) -> str:
+    """The method that becomes fast: ``forward``, or what the class names as ``core``."""
+    core = getattr(type(module), "core", None)
+    return core if isinstance(core, str) else "forward"
 
 
 def _calls_into(graph: fx.Graph, module: nn.Module, leaves: Mapping[int, str]) -> bool:
@@ -872,7 +885,9 @@ def _fast_layer(module: nn.Module, path: str, report: ModelReport) -> nn.Module:
     """A single layer of torch.nn in its fast form."""
     if isinstance(module, _CONVS):
         why = _why_not(module)
-        if not why and (module.weight.device.type != "cpu" or isinstance(module, _CONVS[::2])):
+        if not why and isinstance(module, nn.ConvTranspose3d):
+            why = "it may be called with an output size"
+        if not why and (module.weight.device.type != "cpu" or not isinstance(module, nn.Conv3d)):
             why = "nothing to fuse it with"
         if why:
             report.add(path, module, why, swapped=False)
@@ -1250,6 +1265,10 @@ def _folded(
 # ---- the new model
 
 
+class _MergedError(AttributeError):
+    """Somebody asks for a part that is no more."""
+
+
 class _Accelerated(nn.Module):
     """What accelerated networks have beside their own class."""
 
@@ -1260,7 +1279,10 @@ class _Accelerated(nn.Module):
         was then. After training, ``accelerate`` makes a fast copy of it again.
         """
         if not mode:
-            return super().train(False)
+            try:
+                return super().train(False)
+            except _MergedError:  # a train() of its class looks for parts
+                return nn.Module.train(self, False)
         if "_stock" not in self.__dict__:
             raise RuntimeError(
                 "a part of an accelerated network is for inference: call train() of the whole"
@@ -1282,14 +1304,23 @@ class _Accelerated(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             if name in self.__dict__.get("_merged", ()):
-                raise AttributeError(
+                raise _MergedError(
                     f"{name!r} was merged into the accelerated network; the one that it was made "
                     "from has it"
                 ) from None
             raise
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # As for any module; that of torch.fx.GraphModule would build its graph anew.
+        new = _empty(type(self).__bases__[1], cast(Any, type(self))._method)
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         original = type(self).__bases__[1]
+        if issubclass(original, fx.GraphModule):
+            original = fx.GraphModule  # each of them has a class that files cannot name
         return (_empty, (original, cast(Any, type(self))._method), self.__dict__.copy())
 
 
@@ -1313,7 +1344,7 @@ class _AcceleratedSequential(_Accelerated):
 def _empty(original: type[nn.Module], method: str | None) -> nn.Module:
     """An instance without contents, for copying and unpickling."""
     found = _class_of(original, method)
-    return found.__new__(found)
+    return object.__new__(found)
 
 
 _CLASSES: dict[tuple[type[nn.Module], str | None], type[nn.Module]] = {}
@@ -1330,6 +1361,8 @@ def _class_of(original: type[nn.Module], method: str | None) -> type[nn.Module]:
                 return stock_layout(self.accelerated(*args, **kwargs), (args, kwargs))
 
             computed.__doc__ = getattr(original, method).__doc__
+            signature = inspect.signature(getattr(original, method))
+            cast(Any, computed).__signature__ = signature
             contents[method] = computed
         of_layers = method is not None and issubclass(original, nn.Sequential)
         bases = (_AcceleratedSequential if of_layers else _Accelerated, original)
@@ -1348,6 +1381,7 @@ def _with_method(
         module.__dict__["_layers"] = (layers,)
     module._modules.clear()
     module._modules.update(rest)
+    module.__dict__.pop("_graph", None)  # of a torch.fx.GraphModule, whose parts are no more
     module.__class__ = _class_of(type(module), method)
     module.__dict__["_merged"] = merged
     module.add_module("accelerated", network)

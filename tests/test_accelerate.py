@@ -283,6 +283,61 @@ def test_layers_of_a_sequence_can_be_taken_one_by_one() -> None:
         assert relative_error(whole[:2](x), model.layers[:2](x)) < 1e-5
 
 
+class ReadsConvs(nn.Module):
+    """Python that is not traced uses what convs have beside ``forward(x)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv3d(2, 4, 3, (1, 2, 2), 1)
+        self.up = nn.ConvTranspose3d(4, 2, 3, (1, 2, 2), 1)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        assert self.down.padding_mode == "zeros"
+        assert self.down.in_channels == x.shape[1]
+        y = self.down(x).unflatten(1, (self.down.out_channels, 1)).flatten(1, 2)
+        return self.up(y, output_size=x.shape[2:]) + self.up(y, x.shape[2:]) * scale
+
+
+def test_convs_in_python_that_is_not_traced_are_used_as_before() -> None:
+    fast, report = accelerated(lively(ReadsConvs()), torch.randn(1, 2, 3, 8, 8))
+    assert isinstance(fast.down, FoldedConv)
+    assert "output size" in note(report, "up")
+
+
+class NamesCore(nn.Module):
+    """Its ``core`` is a method, and names no other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(2, 2, 3, padding=1)
+
+    def core(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x).relu()
+
+
+def test_a_method_called_core_is_none_of_ours() -> None:
+    _, report = accelerated(lively(NamesCore()), torch.randn(1, 2, 3, 6, 6))
+    assert note(report, "conv").endswith("relu")
+
+
+def test_graph_modules_are_networks_like_others() -> None:
+    x = torch.randn(1, 3, 3, 6, 8)
+    graph = torch.fx.symbolic_trace(lively(Branches())).eval()
+    for node in graph.graph.nodes:
+        node.type = None  # annotations that are strings cannot be written to a file
+    graph.recompile()
+    for model in (graph, nn.Sequential(graph, nn.Conv3d(6, 2, 1)).eval()):
+        fast, report = accelerated(model, x)
+        assert any("residual" in layer.note for layer in report.swapped)
+        with torch.no_grad():
+            assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+            assert torch.equal(from_file(fast)(x), fast(x))
+            assert relative_error(fast.train().eval()(x), model(x)) < 1e-5
+
+
 class Optional(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -299,6 +354,54 @@ def test_optional_arguments_keep_their_meaning() -> None:
     assert "optional" in note(report, "")
     with torch.no_grad():
         assert relative_error(fast(x, mask), model(x, mask)) < 1e-5
+
+
+class HasSeveral(Optional):
+    def forward(self, x: Tensor, size: tuple[int, ...] = (1, 2)) -> Tensor:
+        return F.max_pool3d(self.conv(x), (1, *size))
+
+
+def test_defaults_of_several_values_are_not_fixed() -> None:
+    model, x = lively(HasSeveral()), torch.randn(1, 2, 3, 6, 6)
+    fast, _ = gplws.accelerate(model, x)
+    with torch.no_grad():
+        assert relative_error(fast(x), model(x)) < 1e-5
+        assert relative_error(fast(x, (2, 3)), model(x, (2, 3))) < 1e-5
+
+
+class ChangesInput(Optional):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.sub_(0.5).div_(0.25))
+
+
+def test_an_example_is_not_changed() -> None:
+    x = torch.rand(1, 2, 3, 6, 6)
+    before = x.clone()
+    _, report = gplws.accelerate(lively(ChangesInput()), x)
+    assert torch.equal(x, before)
+    assert report.error is not None and report.error < 1e-5
+
+
+class FreezesItself(nn.Module):
+    """Its ``train()`` looks for a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1), nn.BatchNorm3d(2))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.part.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+def test_eval_works_where_the_class_looks_for_parts() -> None:
+    fast, _ = gplws.accelerate(lively(FreezesItself()))
+    assert not fast.eval().training
+    assert not fast.train().part.training
 
 
 class AsksForTypes(nn.Module):
@@ -679,6 +782,7 @@ def test_results_are_laid_out_as_those_of_stock_layers() -> None:
         fast, _ = accelerated(lively(nn.Sequential(model, nn.ReLU())), x)
         with torch.no_grad():
             assert fast(x).is_contiguous()
+            assert fast(x.repeat(1, 2, *[1] * (x.dim() - 2))[:, :3]).is_contiguous()
             assert fast(x.to(memory_format=last)).is_contiguous(memory_format=last)
 
 
@@ -691,6 +795,38 @@ def test_2d_parts_that_take_statistics_of_all_images_are_not_cut(
     x = torch.randn(4, 3, 8, 8) * torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1)
     fast, _ = accelerated(lively(model), x)
     assert not any(isinstance(m, Framewise) for m in fast.modules())
+
+
+class NamedEncoder(nn.Module):
+    """Called by the name of its argument; not all that it returns are tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, images: Tensor) -> dict[str, object]:
+        return {"map": self.conv(images).relu(), "stride": 1, "more": None}
+
+
+class CallsByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = NamedEncoder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.encoder(images=x.transpose(1, 2).flatten(0, 1))
+        return found["map"] * found["stride"]
+
+
+def test_2d_parts_have_named_arguments_and_constant_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gplws.nn.inference.PIXELS_AT_ONCE", 3 * 8 * 8)
+    fast, report = accelerated(lively(CallsByName()), torch.randn(2, 3, 4, 8, 8))
+    assert note(report, "encoder").startswith("+ few frames")
+    fast, _ = gplws.accelerate(lively(NamedEncoder()))
+    found = fast(images=torch.randn(5, 3, 8, 8))
+    assert (found["map"].shape, found["stride"], found["more"]) == ((5, 4, 8, 8), 1, None)
 
 
 @pytest.mark.parametrize("side", [1, 2, 7])
@@ -1064,6 +1200,48 @@ def test_results_can_be_exported(name: str) -> None:
     with torch.no_grad():
         got, expected = first_tensor(program.module()(x)), first_tensor(model(x))
         assert relative_error(got, expected) < 1e-4
+
+
+def test_arguments_keep_their_names() -> None:
+    model, x = lively(Branches()), torch.rand(2, 3, 4, 16, 16)
+    fast, _ = gplws.accelerate(model)
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = {"x": {0: dynamic, 2: dynamic, 3: dynamic, 4: dynamic}}
+    program = torch.export.export(fast, (x,), dynamic_shapes=shapes)
+    y = torch.rand(3, 3, 5, 12, 20)
+    with torch.no_grad():
+        assert relative_error(program.module()(y), model(y)) < 1e-5
+
+
+class Shrinks(nn.Module):
+    """Pools, doubled pixels and frames, of which each takes a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder()
+        self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
+        self.up = nn.ConvTranspose3d(9, 9, (3, 4, 4), (1, 2, 2), 1)
+        self.head = nn.Conv3d(9, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.encoder(x.transpose(1, 2).flatten(0, 1))
+        joined = torch.cat([found["up"], found["side"]], 1)
+        y = joined.unflatten(0, (-1, x.shape[2])).transpose(1, 2)
+        return self.head(self.up(self.pool(y)))
+
+
+@pytest.mark.parametrize("kind", [Shrinks, small_gplws])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_results_can_be_traced_for_other_sizes(
+    kind: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gplws.nn.inference.PIXELS_AT_ONCE", 2 * 16 * 16)
+    model = lively(kind())
+    fast, _ = gplws.accelerate(model)
+    x = torch.rand(1, 3, 6, 24, 20)
+    with torch.no_grad():
+        traced = torch.jit.trace(fast, torch.rand(1, 3, 4, 16, 16))
+        assert relative_error(traced(x), model(x)) < 1e-5
 
 
 @pytest.mark.parametrize("name", PORTABLE)

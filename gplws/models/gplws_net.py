@@ -294,7 +294,7 @@ class GPLWSNet(nn.Module):
     def _may_reuse_memory(self, x: Tensor) -> bool:
         """Whether activations can go to memory of earlier passes: fused, and nobody keeps them."""
         return (
-            not torch.compiler.is_compiling()
+            not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             and x.device.type == "cpu"
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)

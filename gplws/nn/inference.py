@@ -41,7 +41,9 @@ def takes_shortcuts(*tensors: Tensor | float | None) -> bool:
 
     They are where all tensors lie on the CPU in one of ``DTYPES``, and nothing looks at the graph.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch.is_autocast_enabled("cpu"):
         return False
     return all(
         type(tensor) in (Tensor, nn.Parameter)
@@ -55,7 +57,7 @@ def takes_shortcuts(*tensors: Tensor | float | None) -> bool:
 
 
 def stock_layout(results: Any, inputs: Any) -> Any:
-    """Results as stock layers lay them out: contiguous, unless inputs are not.
+    """Results as stock layers lay them out: contiguous, unless an input is channels_last.
 
     Args:
         results: tree of tensors and anything else.
@@ -64,18 +66,25 @@ def stock_layout(results: Any, inputs: Any) -> Any:
     Returns:
         The tree, with contiguous copies of tensors where those are not contiguous.
     """
-    if not all(map(_is_in_order, _pytree.tree_leaves(inputs))):
+    if any(map(_is_channels_last, _pytree.tree_leaves(inputs))):
         return results
-    return _pytree.tree_map(lambda x: x if _is_in_order(x) else x.contiguous(), results)
+    return _pytree.tree_map(lambda x: x.contiguous() if _is_scattered(x) else x, results)
 
 
-def _is_in_order(x: Any) -> bool:
-    """Whether a value is contiguous, or none of which that can be said."""
+def _is_scattered(x: Any) -> bool:
+    """Whether a value is a tensor that is not contiguous. Expanded ones are left out."""
     if not isinstance(x, Tensor) or x.layout is not torch.strided:
-        return True
+        return False
     if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return True
-    return x.is_contiguous() or 0 in x.stride()  # expanded ones have no layout
+        return False
+    return not x.is_contiguous() and 0 not in x.stride()
+
+
+def _is_channels_last(x: Any) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return _is_scattered(x) and (
+        x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
+    )
 
 
 def in_place(name: str, value: Any, other: Any) -> Any:
@@ -139,6 +148,9 @@ class FoldedConv(nn.Module):
         self.padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
         self.output_padding = tuple(conv.output_padding)
         self.transposed, self.groups = conv.transposed, conv.groups
+        # Nothing here reads these three; the Python of a network may.
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.padding_mode = conv.padding_mode
         self.slope, self.residual_slope, self.keeps_dtype = slope, residual_slope, keeps_dtype
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         if self.axes == 2 and not self.transposed:
@@ -543,23 +555,28 @@ class Framewise(nn.Module):
     """A 2-D network that computes few frames at a time, so that its maps stay in cache.
 
     Args:
-        network: maps (B, C, H, W) to tensors whose first axis is B, each from one image alone.
+        network: maps (B, C, H, W) to tensors whose first axis is B, each from one image alone, and
+            to constants.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Any:
-        """What the network gives for all of ``x``."""
+    def forward(self, *given: Tensor, **named: Tensor) -> Any:
+        """What the network gives for its one argument, by place or by name."""
+        (x,) = (*given, *named.values())
         if not takes_shortcuts(x) or x.dim() != 4 or x.numel() == 0:
-            return self.network(x)
+            return self.network(*given, **named)
         count = max(1, PIXELS_AT_ONCE // (x.shape[2] * x.shape[3]))
         parts = -(-x.shape[0] // count)
         if parts == 1:
-            return self.network(x)
+            return self.network(*given, **named)
         results = [_pytree.tree_flatten(self.network(part)) for part in x.tensor_split(parts)]
-        leaves = [torch.cat(tensors) for tensors in zip(*(r[0] for r in results), strict=True)]
+        leaves = [
+            torch.cat(entries) if isinstance(entries[0], Tensor) else entries[0]
+            for entries in zip(*(r[0] for r in results), strict=True)
+        ]
         return _pytree.tree_unflatten(leaves, results[0][1])
 
 
