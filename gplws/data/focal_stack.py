@@ -23,13 +23,15 @@ _TENSOR_DTYPES = frozenset(
     }
 )
 
-_SIGNED = {torch.uint32: torch.int32, torch.uint64: torch.int64}
-
 # Floats up to here are taken for shares of full scale, some overexposed; beyond, for counts.
 _LARGEST_SHARE = 2.0
 # Integers of so many bits fill their dtype; wider ones only hold what had fewer bits.
 _BITS_OF_CAMERAS = 16
 _FEWEST_BITS = 8
+# The range of a stack is that of a sample of its values, without the highest and the lowest of
+# them: a hot pixel, or a division by a flat field that is nearly 0 there, says nothing of it.
+_SAMPLE = 2**20
+_OUTLIERS = 0.0005
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,8 @@ class FocalStack:
             the lowest value where that is negative. The span is the maximum of the dtype of 8 and
             16-bit integers, and 1 for floats that need no more than 2. Wider integers and floats
             beyond are counts: the least 2^k - 1 that holds the highest one, k >= 8 for integers.
+            Highest and lowest leave out one value in 2000 each; what is below black counts as
+            black.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -187,7 +191,7 @@ class FocalStack:
             else:
                 gray.copy_(part)
             if part.dtype.is_signed:
-                gray.sub_(black)
+                gray.sub_(black).clamp_(min=0)
             return gray.div_(span)
         values = np.empty(part.shape[:3], np.float32)
         # Frame by frame, the work space stays in the cache. Copying into float32 takes any byte
@@ -199,6 +203,7 @@ class FocalStack:
                 np.copyto(out, frame)
             if part.dtype.kind != "u":
                 out -= np.float32(black)
+                np.maximum(out, 0, out=out)
             out /= np.float32(span)
         return torch.from_numpy(values)
 
@@ -213,20 +218,17 @@ class FocalStack:
         bits = top.bit_length()
         if limits is not None and limits.min == 0 and bits <= _BITS_OF_CAMERAS:
             return 0.0, float(top)
-        lows, highs = _extremes(self.frames)
         if limits is None:
-            self._check_finite(lows, highs)
-        low, high = lows.min().item(), highs.max().item()
-        if limits is not None and low < limits.min:  # unsigned, seen as signed
-            low, high = 0, top
+            self._check_finite()
+        low, high = _usual_range(self.frames)
         black = min(low, 0)
         if limits is None and high - black <= _LARGEST_SHARE:
             return float(black), 1.0
         least = bits if bits <= _BITS_OF_CAMERAS else _FEWEST_BITS
         return float(black), 2.0 ** max(math.ceil(high - black).bit_length(), least) - 1.0
 
-    def _check_finite(self, lows: np.ndarray, highs: np.ndarray) -> None:
-        """Check the lowest and highest values of all frames, (N,) each."""
+    def _check_finite(self) -> None:
+        lows, highs = _extremes(self.frames)
         with np.errstate(over="ignore"):
             finite = np.isfinite(lows.astype(np.float32)) & np.isfinite(highs.astype(np.float32))
         if not finite.all():
@@ -246,19 +248,25 @@ def _limits(dtype: np.dtype | torch.dtype) -> np.iinfo | torch.iinfo | None:
 
 
 def _extremes(frames: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest value of each frame, (N,) each, NaN where a frame has NaN.
-
-    Unsigned integers of a tensor, of 32 bits and more, count as signed ones of the same bits.
-    """
+    """Lowest and highest value of each frame of floats, (N,) each, NaN where a frame has NaN."""
     if isinstance(frames, Tensor):
-        seen = frames.detach().view(_SIGNED.get(frames.dtype, frames.dtype))
         # Collected first: one synchronisation with the device instead of some per frame.
-        pairs = torch.stack([torch.stack(torch.aminmax(frame)) for frame in seen])
+        pairs = torch.stack([torch.stack(torch.aminmax(frame)) for frame in frames.detach()])
         lows, highs = pairs.cpu().numpy().T
         return lows, highs
     with np.errstate(invalid="ignore"):
         lows, highs = np.array([(frame.min(), frame.max()) for frame in frames]).T
     return lows, highs
+
+
+def _usual_range(frames: np.ndarray | Tensor) -> tuple[float, float]:
+    """Lowest and highest value without the outliers."""
+    step = max(1, math.ceil(math.sqrt(math.prod(frames.shape) / _SAMPLE)))
+    sample = frames[:, ::step, ::step]
+    values = np.ravel(sample.detach().cpu().numpy() if isinstance(sample, Tensor) else sample)
+    outliers = int(_OUTLIERS * values.size)
+    ordered = np.partition(values, (outliers, values.size - 1 - outliers))
+    return ordered[outliers].item(), ordered[-1 - outliers].item()
 
 
 # In both functions products and sums are separate: a fused multiply-add would round the tails of

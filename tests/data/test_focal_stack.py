@@ -324,10 +324,17 @@ class TestGray:
         assert gray.min() == gray[1, 2, 3] == 0
         assert gray.max() == pytest.approx((highest - lowest) / full)
 
+    @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+    @pytest.mark.parametrize(("dtype", "full"), [("f4", 1), ("i8", 255)])
+    def test_a_hot_pixel_and_a_dead_one_do_not_change_the_scale(self, dtype, full, convert):
+        frames = np.linspace(0, full, 6 * 40 * 50).reshape(6, 40, 50).astype(dtype)
+        frames[:, 7, 8], frames[:, 30, 2] = 100_000, -100_000
+        assert FocalStack(convert(frames)).levels == (0, full)
+
     def test_other_levels_may_be_given(self):
         frames = torch.rand(3, 4, 5)
         gray = FocalStack(frames).gray(levels=torch.tensor([0.5, 2.0]))
-        torch.testing.assert_close(gray, (frames - 0.5) / 2)
+        torch.testing.assert_close(gray, ((frames - 0.5) / 2).clamp(min=0))
 
     def test_bfloat16_tensors_become_float32(self):
         frames = torch.rand(3, 4, 5).bfloat16()
