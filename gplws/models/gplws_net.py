@@ -267,7 +267,11 @@ class GPLWSNet(nn.Module):
 
         What follows keeps that layout.
         """
-        plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        plain = not (
+            torch.is_grad_enabled()
+            or torch.is_autocast_enabled(x.device.type)
+            or torch.compiler.is_compiling()
+        )
         if plain and isinstance(first, FusedGroupParallel3d):
             # The kernel reads planes of channels as they lie; no need to lay them out anew.
             shape = first.output_shape(x)
