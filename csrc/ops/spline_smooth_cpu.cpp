@@ -9,11 +9,14 @@ namespace gplws {
 namespace {
 
 constexpr const char* kOp = "spline_smooth";
+constexpr int64_t kMostSpacing = int64_t{1}
+                                 << 30;  // so that sizes of scratch memory do not overflow
 
 void check_images(const Tensor& images, int64_t spacing) {
   check(images.scalar_type() == ScalarType::Float, kOp, ": images must be float32");
   check(images.dim() == 3, kOp, ": images must be (C, H, W)");
-  check(spacing >= 1, kOp, ": spacing must be at least 1, got ", spacing);
+  check(spacing >= 1 && spacing <= kMostSpacing, kOp, ": spacing must be 1 to ", kMostSpacing,
+        ", got ", spacing);
 }
 
 void smooth(const Tensor& images, int64_t spacing, Tensor& result) {
