@@ -9,8 +9,8 @@ namespace gplws {
 namespace {
 
 constexpr const char* kOp = "spline_smooth";
-constexpr int64_t kMostSpacing = int64_t{1}
-                                 << 30;  // so that sizes of scratch memory do not overflow
+// Far beyond it sizes of scratch memory would overflow.
+constexpr int64_t kMostSpacing = 1 << 30;
 
 void check_images(const Tensor& images, int64_t spacing) {
   check(images.scalar_type() == ScalarType::Float, kOp, ": images must be float32");
