@@ -318,6 +318,10 @@ def test_the_half_way_up_agrees_with_the_reference(
     # In this layout the sums run in another order.
     dense = up_conv3d(tensors[0].contiguous(), *tensors[1:], groups=groups)
     assert_conv_close(dense, expected, HALF_RELATIVE[dtype])
+    for layout in FORMATS:
+        out = not_yet(got, layout)
+        assert up_conv3d(*tensors, groups=groups, out=out) is out
+        assert_conv_close(out, expected, HALF_RELATIVE[dtype])
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

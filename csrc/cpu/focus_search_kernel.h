@@ -134,7 +134,8 @@ GPLWS_INLINE Vec look_up(const float* table, IntVec frame, [[maybe_unused]] int6
 }
 
 // Depth by the parabola through three frames, which meets them exactly. With y = 0 at the winner
-// and y <= 0 beside it, its vertex divides the two gaps as the weighted responses do.
+// and y <= 0 beside it, its vertex divides the two gaps as the weighted responses do. Where their
+// sum exceeds a float, depth stays at the winner.
 GPLWS_INLINE Vec fit_three_frames(const FocusSearchParams& p, const float* tables, const Walk& w) {
   const Vec zero = broadcast(0.0f), one = broadcast(1.0f), lowest = broadcast(-INFINITY);
   const Vec z0 = look_up(tables, w.frame, p.frames);
@@ -143,7 +144,7 @@ GPLWS_INLINE Vec fit_three_frames(const FocusSearchParams& p, const float* table
   const IntVec whole = (w.left > lowest) & (w.right > lowest) & (w.peak < broadcast(INFINITY));
   const Vec left = ratio * relative(w.left, w.peak, p.refinement);
   const Vec sum = left + relative(w.right, w.peak, p.refinement);
-  const IntVec bends = whole & (sum < zero);
+  const IntVec bends = whole & (sum < zero) & (sum > lowest);  // -inf: too steep for a float
   const Vec vertex = left / (bends ? sum : one) * (ratio + one) - one;
   return z0 + (bends ? half_gap * vertex : zero);
 }

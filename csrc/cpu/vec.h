@@ -14,6 +14,9 @@
 
 typedef float Vec __attribute__((vector_size(GPLWS_VEC_BYTES)));
 typedef int32_t IntVec __attribute__((vector_size(GPLWS_VEC_BYTES)));
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+#define __builtin_shufflevector(a, b, ...) __builtin_shuffle(a, b, IntVec{__VA_ARGS__})
+#endif
 typedef float UnalignedVec __attribute__((vector_size(GPLWS_VEC_BYTES), aligned(4), may_alias));
 
 constexpr int kLanes = GPLWS_VEC_BYTES / 4;

@@ -60,7 +60,8 @@ __device__ inline float from_float<float>(float value) {
 }
 template <>
 __device__ inline Bfloat16 from_float<Bfloat16>(float value) {
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+  // __bfloat16_as_ushort() has no code for devices before 8.0 in CUDA 12.0 and 12.1.
+  return {static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(value)).x};
 }
 template <>
 __device__ inline Float16 from_float<Float16>(float value) {
@@ -289,6 +290,23 @@ template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,
                    cudaStream_t stream, const Parameters&... arguments) {
   return launch(kernel, grid, threads, shared_bytes, stream, false, arguments...);
+}
+
+// 10 * major + minor of the architecture that the code of `kernel` on the current device was
+// written for. It is older than the device where that runs machine code of another minor version,
+// or PTX.
+template <class Kernel>
+cudaError_t code_capability(Kernel kernel, int* capability) {
+#ifndef GPLWS_CUDA_EMULATION
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) *capability = attributes.ptxVersion;
+  return error;
+#else
+  static_cast<void>(kernel);
+  static_cast<void>(capability);
+  return cudaSuccess;
+#endif
 }
 
 // Whether `kernel`, as it was compiled for the current device, waits for the kernel before by

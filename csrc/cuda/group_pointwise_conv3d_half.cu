@@ -1,6 +1,7 @@
 // How group_pointwise_conv3d is cut into blocks, warps and matrix products for tensor cores.
 #include "cuda/group_pointwise_conv3d_half.h"
 
+#include <algorithm>
 #include <climits>
 
 #include "cuda/device.h"
@@ -193,6 +194,9 @@ bool plan_blocks(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& li
   return plan.blocks <= INT_MAX;
 }
 
+// Stands for all kernels, which are compiled for the same architectures.
+__global__ void any_kernel() {}
+
 }  // namespace
 
 bool plan_group_pointwise_conv3d_half(const GroupPointwiseConv3dHalfParams& p,
@@ -204,9 +208,8 @@ bool plan_group_pointwise_conv3d_half(const GroupPointwiseConv3dHalfParams& p,
 }
 
 cudaError_t device_limits(DeviceLimits* limits) {
-  int device = 0;
+  int device = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&device);
-  int major = 0, minor = 0;
   const auto ask = [&](int* value, cudaDeviceAttr attribute) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
   };
@@ -215,7 +218,9 @@ cudaError_t device_limits(DeviceLimits* limits) {
   ask(&limits->processors, cudaDevAttrMultiProcessorCount);
   ask(&limits->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   ask(&limits->shared_memory, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  limits->capability = 10 * major + minor;
+  int code = 10 * major + minor;
+  if (error == cudaSuccess) error = code_capability(any_kernel, &code);
+  limits->capability = std::min(10 * major + minor, code);
   return error;
 }
 

@@ -27,7 +27,7 @@ struct GroupPointwiseConv3dHalfParams {
 
 // What the plan needs to know about a device.
 struct DeviceLimits {
-  int capability;     // 10 * major + minor
+  int capability;     // 10 * major + minor, of the device or of the code, whichever is older
   int processors;     // multiprocessors
   int shared_bytes;   // of one block, at most
   int shared_memory;  // of one multiprocessor

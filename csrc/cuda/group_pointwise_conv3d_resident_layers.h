@@ -14,7 +14,7 @@
 
 namespace gplws::cuda {
 
-// 10 * major + minor of a device.
+// The capability as in DeviceLimits.
 constexpr bool serves_capability(int capability) {
   return capability == 80 || (capability >= 90 && capability < 120);
 }

@@ -9,11 +9,14 @@ namespace gplws {
 namespace {
 
 constexpr const char* kOp = "spline_smooth";
+// Far beyond it sizes of scratch memory would overflow.
+constexpr int64_t kMostSpacing = 1 << 30;
 
 void check_images(const Tensor& images, int64_t spacing) {
   check(images.scalar_type() == ScalarType::Float, kOp, ": images must be float32");
   check(images.dim() == 3, kOp, ": images must be (C, H, W)");
-  check(spacing >= 1, kOp, ": spacing must be at least 1, got ", spacing);
+  check(spacing >= 1 && spacing <= kMostSpacing, kOp, ": spacing must be 1 to ", kMostSpacing,
+        ", got ", spacing);
 }
 
 void smooth(const Tensor& images, int64_t spacing, Tensor& result) {

@@ -8,13 +8,10 @@
 namespace gplws {
 namespace {
 
-Tensor up_conv3d_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                      const OptionalTensor& residual, int64_t groups) {
-  const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
+void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+             const OptionalTensor& residual, const UpConv3dSizes& s, Tensor& y) {
+  if (y.numel() == 0) return;
   const CudaStream stream(x);
-  Tensor y = empty_on_device_of(x, s.output(), x.scalar_type(), followed_format(x));
-  if (y.numel() == 0) return y;
-
   // The weights are small: made dense. x and residual are read where they lie.
   const Tensor dense_weight = torch::stable::contiguous(weight);
   const OptionalTensor dense_bias = contiguous_or_none(bias);
@@ -35,11 +32,28 @@ Tensor up_conv3d_cuda(const Tensor& x, const Tensor& weight, const OptionalTenso
   p.width = s.width;
   p.type = float_type_of(x);
   STD_CUDA_CHECK(cuda::launch_up_conv3d(p, stream.get()));
+}
+
+Tensor up_conv3d_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& residual, int64_t groups) {
+  const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
+  Tensor y = empty_on_device_of(x, s.output(), x.scalar_type(), followed_format(x));
+  compute(x, weight, bias, residual, s, y);
   return y;
+}
+
+void up_conv3d_out_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& residual, int64_t groups, Tensor out) {
+  const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
+  check_out_in_any_format("up_conv3d", out, x, s.output());
+  compute(x, weight, bias, residual, s, out);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(gplws, CUDA, m) { m.impl("up_conv3d", TORCH_BOX(&up_conv3d_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(gplws, CUDA, m) {
+  m.impl("up_conv3d", TORCH_BOX(&up_conv3d_cuda));
+  m.impl("up_conv3d.out", TORCH_BOX(&up_conv3d_out_cuda));
+}
 
 }  // namespace gplws

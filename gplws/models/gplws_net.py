@@ -266,7 +266,11 @@ class GPLWSNet(nn.Module):
 
         What follows keeps that layout.
         """
-        plain = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        plain = not (
+            torch.is_grad_enabled()
+            or torch.is_autocast_enabled(x.device.type)
+            or torch.compiler.is_compiling()
+        )
         if plain and _is_plain_sequence(level):
             first, *others = level
             if isinstance(first, FusedGroupParallel3d) and _is_fused(first):

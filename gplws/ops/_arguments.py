@@ -12,13 +12,18 @@ from torch import Tensor
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def require_float32(op: str, *, half_on_cuda: bool = False, **tensors: Tensor | None) -> None:
-    """Raise TypeError for the first tensor that is not float32; under autocast all are cast.
+def require_float32(
+    op: str, *, half_on_cuda: bool = False, has_autocast: bool = False, **tensors: Tensor | None
+) -> None:
+    """Raise TypeError for the first tensor that is not float32.
 
-    With ``half_on_cuda``, CUDA tensors may also be bfloat16 or float16.
+    With ``half_on_cuda``, CUDA tensors may also be bfloat16 or float16; with ``has_autocast`` other
+    tensors as well under autocast, which casts them.
     """
     for name, tensor in tensors.items():
-        if tensor is None or tensor.dtype == torch.float32 or _will_be_cast(tensor):
+        if tensor is None or tensor.dtype == torch.float32:
+            continue
+        if has_autocast and _is_cast(tensor):
             continue
         if half_on_cuda and tensor.device.type == "cuda":
             if tensor.dtype in _HALF:
@@ -29,24 +34,27 @@ def require_float32(op: str, *, half_on_cuda: bool = False, **tensors: Tensor | 
         raise TypeError(f"{op}: {name} must be float32, got {tensor.dtype}")
 
 
-def require_float(op: str, *, x: Tensor, **others: Tensor | None) -> None:
+def require_float(op: str, *, has_autocast: bool, x: Tensor, **others: Tensor | None) -> None:
     """Raise TypeError unless ``x`` has a dtype of the kernels and the others have the same.
 
-    These are float32 and bfloat16, on CUDA also float16.
+    These are float32 and bfloat16, on CUDA also float16. With ``has_autocast`` dtypes may differ
+    under autocast, which casts them.
     """
     on_cuda = x.device.type == "cuda"
     dtypes = (torch.float32, *(_HALF if on_cuda else (torch.bfloat16,)))
-    if x.dtype not in dtypes and not _will_be_cast(x):
+    if x.dtype not in dtypes and not (has_autocast and _is_cast(x)):
         expected = "float32, bfloat16 or float16" if on_cuda else "float32 or bfloat16"
         raise TypeError(f"{op}: x must be {expected}, got {x.dtype}")
     for name, tensor in others.items():
-        if tensor is None or tensor.dtype == x.dtype or _will_be_cast(tensor):
+        if tensor is None or tensor.dtype == x.dtype or (has_autocast and _is_cast(tensor)):
             continue
         raise TypeError(f"{op}: {name} must be {x.dtype} as x, got {tensor.dtype}")
 
 
-def _will_be_cast(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
+def _is_cast(tensor: Tensor) -> bool:
+    """Whether autocast is on and casts this tensor: it leaves float64 as it is."""
+    is_float = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return is_float and torch.is_autocast_enabled(tensor.device.type)
 
 
 def require_one_device(op: str, **tensors: Tensor | None) -> None:

@@ -74,7 +74,7 @@ def focus_search(
         4.3
     """
     op = "focus_search"
-    require_float32(op, half_on_cuda=True, volume=volume)
+    require_float32(op, half_on_cuda=True, has_autocast=out is None, volume=volume)
     if out is not None:
         results = {f"out.{name}": result for name, result in out._asdict().items()}
         require_one_device(op, volume=volume, **results)

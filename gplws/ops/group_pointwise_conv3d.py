@@ -100,7 +100,7 @@ def group_pointwise_conv3d(
         "pointwise_bias": pointwise_bias,
         "residual": residual,
     }
-    require_float(op, x=x, **others)
+    require_float(op, has_autocast=out is None and packed is None, x=x, **others)
     require_one_device(op, x=x, **others, out=out)
     if x.dim() != 5:
         raise ValueError(f"{op}: x must be (B, C, N, H, W), got shape {tuple(x.shape)}")

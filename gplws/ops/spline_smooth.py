@@ -19,6 +19,7 @@ from gplws.ops._arguments import (
 
 _NAME = "gplws::spline_smooth"
 _OP = torch.ops.gplws.spline_smooth
+_MOST_SPACING = 2**30
 
 
 def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None) -> Tensor:
@@ -31,7 +32,7 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
     Args:
         images: (C, H, W) float32. Beyond the borders they are mirrored, without repeating the edge.
             Contiguous is fastest.
-        spacing: distance of neighbouring taps, px, >= 1.
+        spacing: distance of neighbouring taps, px, 1 to 2^30.
         out: contiguous tensor of the result's shape to write into, apart from ``images``; not
             differentiable.
 
@@ -52,8 +53,8 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
     require_one_device(op, images=images, out=out)
     if images.dim() != 3:
         raise ValueError(f"{op}: images must be (C, H, W), got shape {tuple(images.shape)}")
-    if spacing < 1:
-        raise ValueError(f"{op}: spacing must be at least 1, got {spacing}")
+    if not 1 <= spacing <= _MOST_SPACING:
+        raise ValueError(f"{op}: spacing must be 1 to {_MOST_SPACING}, got {spacing}")
     if out is None:
         return _OP.default(images, spacing)
     require_out(op, out, tuple(images.shape), images.dtype)

@@ -46,7 +46,8 @@ def up_conv3d(
         bias: (groups,), dtype of ``x``.
         residual: shape and dtype of the result; added to it.
         groups: channels of the result; divides C.
-        out: contiguous tensor of the result's shape and dtype to write into; not differentiable.
+        out: tensor of the result's shape and dtype to write into, contiguous or, on CUDA,
+            channels_last_3d; not differentiable.
 
     Returns:
         (B, groups, N, 2 H, 2 W), dtype of ``x``, channels_last_3d if ``x`` is, else contiguous;
@@ -57,8 +58,9 @@ def up_conv3d(
         TypeError: a dtype does not fit.
     """
     op = "up_conv3d"
-    require_float(op, x=x, weight=weight, bias=bias, residual=residual)
-    require_one_device(op, x=x, weight=weight, bias=bias, residual=residual, out=out)
+    others = {"weight": weight, "bias": bias, "residual": residual}
+    require_float(op, has_autocast=out is None, x=x, **others)
+    require_one_device(op, x=x, **others, out=out)
     if x.dim() != 5:
         raise ValueError(f"{op}: x must be (B, C, N, H, W), got shape {tuple(x.shape)}")
     channels = x.shape[1]
@@ -72,7 +74,7 @@ def up_conv3d(
         require_shape(op, "residual", residual, shape, "the shape of the result")
     if out is None:
         return _OP.default(x, weight, bias, residual, groups)
-    require_out(op, out, shape, x.dtype)
+    require_out(op, out, shape, x.dtype, channels_last=out.is_cuda)
     _OP.out(x, weight, bias, residual, groups, out)
     return out
 

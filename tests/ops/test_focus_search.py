@@ -49,6 +49,27 @@ def test_it_agrees_with_the_float64_reference(kind, refinement, log_scale):
         )
 
 
+MASKED = torch.finfo(torch.float32).min  # what masked frames are often filled with
+
+
+@pytest.mark.parametrize(
+    "responses",
+    [
+        [MASKED, MASKED, 1, MASKED, MASKED],
+        [0, MASKED, 1, MASKED, 0],
+        [MASKED, 1, MASKED, MASKED, MASKED],
+        [-3e38, -3e38, 3e38, -3e38, -1e38],
+    ],
+)
+def test_responses_whose_differences_exceed_a_float_leave_depth_at_the_frame(responses):
+    volume = torch.tensor(responses).view(1, 5, 1, 1).expand(-1, -1, 3, 21)
+    for positions in (torch.arange(5.0), torch.tensor([0.0, 1, 3, 4, 5])):
+        found = focus_search(volume, positions, radius=1)
+        expected = positions[torch.tensor(responses).argmax()]
+        assert torch.equal(found.depth, expected.expand(1, 3, 21))
+        assert torch.equal(found.depth, reference.focus_search(volume, positions, radius=1).depth)
+
+
 def test_the_index_equals_argmax_for_any_number_of_groups():
     volume = random_volume("ties", (2, 23, 9, 31), 0)
     expected = np.argmax(volume.numpy(), axis=1)  # the first of equals
@@ -264,6 +285,15 @@ def test_autocast_computes_in_float32():
         got = focus_search(volume)
     assert got.depth.dtype == torch.float32
     assert torch.equal(got.depth, focus_search(volume.float()).depth)
+
+
+def test_results_to_write_into_are_not_cast_by_autocast():
+    out = focus_search(torch.rand(1, 6, 5, 7))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(TypeError, match=r"volume must be float32, got torch\.bfloat16"):
+            focus_search(torch.rand(1, 6, 5, 7).bfloat16(), out=out)
+        with pytest.raises(TypeError, match=r"volume must be float32, got torch\.float64"):
+            focus_search(torch.rand(1, 6, 5, 7).double())
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (2, None), (0, 0), (None, 0)])

@@ -242,6 +242,16 @@ def test_autocast_computes_in_bfloat16():
     assert torch.equal(got, expected)
 
 
+def test_under_autocast_dtypes_must_fit_where_nothing_is_cast():
+    x, *others = SMALL.tensors()
+    half = group_pointwise_conv3d(x, *others, **SMALL.options).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(TypeError, match=r"weight must be torch\.bfloat16 as x"):
+            group_pointwise_conv3d(x.bfloat16(), *others, **SMALL.options, out=half)
+        with pytest.raises(TypeError, match=r"x must be float32 or bfloat16, got torch\.float64"):
+            group_pointwise_conv3d(x.double(), *others, **SMALL.options)
+
+
 @pytest.mark.parametrize("in_dims", [(0, None), (1, None), (None, 0), (0, 0), (2, 1)])
 def test_vmap_equals_a_loop(in_dims):
     x, weight = torch.rand(3, 1, 4, 2, 5, 6), torch.rand(3, 4, 2, 3, 3, 3)

@@ -122,7 +122,8 @@ def test_every_instruction_set_gives_the_same_bits():
     [
         ({"images": torch.ones(4, 4)}, ValueError, r"images must be \(C, H, W\)"),
         ({"images": torch.ones(1, 4, 4).double()}, TypeError, "images must be float32"),
-        ({"spacing": 0}, ValueError, "spacing must be at least 1, got 0"),
+        ({"spacing": 0}, ValueError, "spacing must be 1 to 1073741824, got 0"),
+        ({"spacing": 2**61}, ValueError, "spacing must be 1 to 1073741824, got 230584"),
         ({"out": torch.ones(1, 4, 5)}, ValueError, "out must be"),
         ({"out": torch.ones(1, 4, 4).double()}, TypeError, "out must be"),
     ],
