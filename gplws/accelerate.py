@@ -699,6 +699,9 @@ class _Builder:
         if isinstance(module, torch.jit.ScriptModule):
             self._closed[key] = self._leaves[key] = "it is scripted"
             return
+        if isinstance(module, _Accelerated):
+            self._closed[key] = self._leaves[key] = "is accelerated already"
+            return
         if module.training:
             self._closed[key] = self._leaves[key] = "it is in training mode"
             return

@@ -1079,6 +1079,14 @@ def test_blocks_that_were_derived_from_are_taken_apart() -> None:
         assert relative_error(fast(x), copy.deepcopy(model)(x)) < 1e-5
 
 
+def test_accelerated_parts_are_left_alone() -> None:
+    inner, _ = gplws.accelerate(lively(Branches()))
+    model = nn.Sequential(inner, nn.Conv3d(6, 2, 3, padding=1)).eval()
+    _, report = accelerated(model, torch.randn(1, 3, 3, 6, 8))
+    assert note(report, "0") == "is accelerated already"
+    assert [layer.name for layer in report.layers] == ["0", "1"]
+
+
 def test_scripted_parts_are_left_alone() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
