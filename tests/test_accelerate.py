@@ -747,6 +747,8 @@ def test_views_that_worked_on_stock_layers_work(model: nn.Module) -> None:
     fast, _ = accelerated(lively(model), x)
     with torch.no_grad():
         assert torch.equal(from_file(fast)(x), fast(x))
+        several = torch.func.vmap(fast)(torch.stack([x, 2 * x]))
+        assert relative_error(several[1], model(2 * x)) < 1e-5
 
 
 class ChangesViews(nn.Module):

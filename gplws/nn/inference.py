@@ -75,16 +75,16 @@ def _is_scattered(x: Any) -> bool:
     """Whether a value is a tensor that is not contiguous. Expanded ones are left out."""
     if not isinstance(x, Tensor) or x.layout is not torch.strided:
         return False
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return False
     return not x.is_contiguous() and 0 not in x.stride()
 
 
 def _is_channels_last(x: Any) -> bool:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return _is_scattered(x) and (
-        x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
-    )
+    if not _is_scattered(x) or x.dim() not in formats:
+        return False
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False  # vmap cannot say
+    return x.is_contiguous(memory_format=formats[x.dim()])
 
 
 def in_place(name: str, value: Any, other: Any) -> Any:
