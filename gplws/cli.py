@@ -148,7 +148,7 @@ def _reconstruct_parser() -> ArgumentParser:
         type=list[float] | None,
         default=None,
         metavar="[UM, ...]",
-        help="focus position of each frame, um, instead of --z-step",
+        help="height of the plane in focus in each frame, um, instead of --z-step",
     )
     add(
         "--pixel-size-um",

@@ -107,10 +107,14 @@ def reconstruct(
             :class:`~gplws.data.FocalStack`; see :func:`gplws.io.read_stack`.
         z_step_um: distance from frame to frame, um, > 0. Without it, without
             ``focus_positions_um`` and without metadata that says it, heights are in frames.
-        focus_positions_um: (N,) focus positions, um, strictly monotonic; excludes ``z_step_um``.
+        focus_positions_um: (N,) heights of the plane in focus, um, strictly monotonic; excludes
+            ``z_step_um``.
         pixel_size_um: side of a pixel on the object, um, > 0; default: from the metadata.
-        z_direction: "up" if the plane in focus rises with growing focus position, "down" if it
-            sinks (the first frame shows the top in focus). Up is positive in the height map.
+        z_direction: "up" if the plane in focus rises from frame to frame, "down" if it sinks (the
+            first frame shows the top in focus). Up is positive in the height map. The order of
+            focus positions, given or from the metadata, says it already: with "up" they are
+            heights, rising or falling; with "down" they are readings that grow as the plane
+            sinks, and must rise.
         axes: one letter per axis of the array or file, such as "ZYX", where it is ambiguous.
         method: "auto", the name of a classical method ("rdf", "sml", "mdml", "tenengrad", "glv",
             "wavelet", "shearlet", "rr", "tft"; see :func:`gplws.classical.depth_from_focus`), the
@@ -154,6 +158,7 @@ def reconstruct(
         pixel_size_um=pixel_size_um,
         progress=progress,
     )
+    check_direction(focal_stack, z_direction)
     read = time.perf_counter()
     try:
         maps = reconstructed(focal_stack, engine, place, z_direction, memory_mb, progress)
@@ -170,6 +175,17 @@ def check_options(z_direction: str, memory_mb: float) -> None:
         raise ValueError(f"z_direction must be 'up' or 'down', got {z_direction!r}")
     if not 0 < memory_mb < math.inf:
         raise ValueError(f"memory_mb must be positive and finite, got {memory_mb}")
+
+
+def check_direction(stack: FocalStack, z_direction: ZDirection) -> None:
+    """Raise ValueError where falling focus positions would be turned over once more."""
+    positions = stack.focus_positions_um
+    if z_direction == "down" and positions is not None and positions[-1] < positions[0]:
+        raise ValueError(
+            "z_direction must be 'up' where focus_positions_um fall, as they are heights and say "
+            "themselves that the plane in focus sinks (pass the negatives of readings that grow "
+            "downwards), got 'down'"
+        )
 
 
 def reconstructed(

@@ -25,6 +25,7 @@ from gplws.reconstruct import (
     Reconstruction,
     StackSearch,
     ZDirection,
+    check_direction,
     check_options,
     engine_of,
     metadata_of,
@@ -113,13 +114,15 @@ def reconstruct_stream(
     engine = engine_of(method, place)
 
     def read(source: StackSource) -> FocalStack:
-        return read_stack(
+        stack = read_stack(
             source,
             axes=axes,
             z_step_um=z_step_um,
             focus_positions_um=focus_positions_um,
             pixel_size_um=pixel_size_um,
         )
+        check_direction(stack, z_direction)
+        return stack
 
     line = _line(engine, place, z_direction, memory_mb, in_flight)
     return _results(_Reader(stacks, read, line, in_flight), line)

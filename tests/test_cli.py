@@ -346,6 +346,24 @@ def test_a_simulated_stack_is_reconstructed_to_its_true_height(tmp_path, capsys)
     assert np.isfinite(error).mean() > 0.95
 
 
+def test_a_falling_simulation_is_reconstructed_by_its_positions_or_its_direction(tmp_path, capsys):
+    out = tmp_path / "sim"
+    scene = ("--surface", "waves", "--height", 64, "--width", 72, "--frames", 12, "--relief", 20)
+    assert run("simulate", out, *scene, "--z-direction", "down", "--quiet") == 0
+    truth, info = simulated(out)
+    positions = info["focus_positions_um"]
+    words = ("reconstruct", out / "stack.tif", "--quiet")
+    by_positions = ("--focus-positions-um", str(positions))
+    by_direction = ("--z-direction", info["z_direction"])
+    assert run(*words, *by_positions, "-o", tmp_path / "a") == 0
+    assert run(*words, *by_direction, "-o", tmp_path / "b") == 0
+    for name, offset in (("a", 0), ("b", positions[0])):
+        error = tifffile.imread(tmp_path / name / "height.tif") + offset - truth
+        assert np.nanmedian(np.abs(error)) < 0.3 * info["z_step_um"]
+    assert run(*words, *by_positions, *by_direction, "-o", tmp_path / "c") == 1
+    assert "z_direction must be 'up'" in capsys.readouterr().err
+
+
 def test_several_stacks_differ_and_a_seed_repeats(tmp_path, capsys):
     words = ("--height", 40, "--width", 40, "--frames", 3, "--quiet", "--format", "png")
     more = ("--bit-depth", 12, "--z-direction", "down", "--jitter-px", 0.3, "--gain-drift", 0.01)

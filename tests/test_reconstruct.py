@@ -76,6 +76,25 @@ def test_irregular_and_falling_positions_give_the_same_surface(wedge):
     assert np.allclose(11 - falling.depth_index[known], rising.depth_index[known], atol=0.05)
 
 
+def test_falling_positions_are_heights_and_are_not_turned_over(wedge):
+    frames, height = wedge
+    positions = np.arange(14.0) * 3
+    down = gplws.reconstruct(frames[::-1], z_step_um=3.0, z_direction="down")
+    assert error_um(down, height - positions[-1]) < 0.5
+    # Readings of a stage that grow downwards.
+    readings = gplws.reconstruct(
+        frames[::-1], focus_positions_um=-positions[::-1], z_direction="down"
+    )
+    assert error_um(readings, height) < 0.5
+    falling = FocalStack(frames[::-1], focus_positions_um=positions[::-1])
+    for stack, options in (
+        (frames[::-1], {"focus_positions_um": positions[::-1]}),
+        (falling, {}),
+    ):
+        with pytest.raises(ValueError, match="z_direction must be 'up' where focus_positions_um"):
+            gplws.reconstruct(stack, z_direction="down", **options)
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int32, np.float64])
 def test_the_depth_of_the_source_does_not_matter(wedge, dtype):
     frames, _ = wedge

@@ -183,6 +183,17 @@ def test_a_stack_that_cannot_be_used_is_an_error_after_the_results_before_it(las
     assert list(results) == []
 
 
+def test_falling_positions_that_would_be_turned_over_are_an_error_in_place_of_the_result():
+    rising, falling = (
+        FocalStack(frames, focus_positions_um=positions)
+        for frames, positions in zip(stacks(2), (np.arange(6), np.arange(6)[::-1]), strict=True)
+    )
+    results = gplws.reconstruct_stream([rising, falling], z_direction="down", device="cpu")
+    assert next(results).metadata["number"] == 0
+    with pytest.raises(ValueError, match="z_direction must be 'up' where focus_positions_um fall"):
+        next(results)
+
+
 def test_what_the_stacks_raise_is_raised_in_place_of_the_result():
     results = gplws.reconstruct_stream(broken_after(2, OSError("no light")), device="cpu")
     next(results), next(results)

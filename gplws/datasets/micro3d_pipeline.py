@@ -148,7 +148,8 @@ def build_micro3d_scene(
         pixel_size_um: side of a pixel of the stack on the object, um; default: its metadata.
         z_step_um: distance between frames, um; default: the metadata.
         focus_positions_um: (N,) focus positions, um; excludes ``z_step_um``.
-        z_direction: "down" if the first frame shows the top.
+        z_direction: "down" if the first frame shows the top; for positions see
+            `gplws.reconstruct`.
         method: of the initial depth, see `gplws.reconstruct`.
         max_rotation_deg: see `register_height_map`.
         least_confidence: heights from the stack below it are left out of the fusion, 0..1.

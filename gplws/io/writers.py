@@ -180,7 +180,8 @@ def save_simulation(
     The frames are ``stack.tif``, an ImageJ stack with z-step and pixel size, or ``frames/f000.png``
     and so on; ``height.tif`` (um) and ``depth_index.tif`` (frames, NaN out of the focus range) are
     the truth; ``all_in_focus.png`` is the scene without blur and noise; ``info.json`` holds focus
-    positions and ``metadata``.
+    positions (heights of the plane in focus, which need no ``z_direction``), z-step and
+    ``z_direction`` (for use without positions), and ``metadata``.
 
     Args:
         stack: gray frames, evenly spaced, uint8 or uint16.

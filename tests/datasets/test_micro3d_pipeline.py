@@ -95,21 +95,21 @@ def test_a_file_a_falling_stack_and_16_bits_give_the_same_scene(scene_data, scen
     frames, positions, measured, _ = scene_data
     tifffile.imwrite(tmp_path / "confocal.tif", measured.astype(np.float32))
     deep = frames.astype(np.uint16) * 257
-    # Measured along an axis that points down, the positions are the negative heights.
+    # The first frame shows the top; readings along an axis that points down are negative heights.
     second = build_micro3d_scene(
-        deep,
+        deep[::-1],
         tmp_path / "confocal.tif",
         tmp_path / "b",
         measured_pixel_um=MEASURED_PIXEL_UM,
         pixel_size_um=PIXEL_UM,
-        focus_positions_um=-positions,
+        focus_positions_um=-positions[::-1],
         z_direction="down",
     )
     assert (tmp_path / "b" / "16.tif").is_file() and not (tmp_path / "b" / "16.bmp").exists()
     np.testing.assert_allclose(second.stack_um, scene.stack_um, atol=1e-3)
     assert second.registration.shift_um == pytest.approx(scene.registration.shift_um, abs=0.01)
     sample = Micro3D(tmp_path / "b")[0]
-    np.testing.assert_allclose(sample.focus_positions.numpy(), positions, rtol=1e-6)
+    np.testing.assert_allclose(sample.focus_positions.numpy(), positions[::-1], rtol=1e-6)
 
 
 def test_an_old_scene_is_replaced_with_all_its_frames_only_on_request(scene_data, tmp_path):
