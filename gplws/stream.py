@@ -197,11 +197,15 @@ def _results(reader: _Reader, line: _Line) -> Iterator[Reconstruction]:
                     item = reader.items.get(timeout=_POLL if launched else None)
                 except queue.Empty:
                     continue
-                if isinstance(item, _Item):
-                    item.launched = time.perf_counter()
-                    launched.append((item, line.launch(item)))
-                else:
+                if isinstance(item, _End):
                     more, failure = False, item.failure
+                    continue
+                item.launched = time.perf_counter()
+                try:
+                    launched.append((item, line.launch(item)))
+                except Exception as error:  # results of the stacks before come first
+                    more, failure = False, error
+                    reader.stop()
             else:
                 item, _ = launched.popleft()
                 result = _result(item, line.collect(item), line)

@@ -368,6 +368,24 @@ def test_over_a_device_buffers_are_made_once_and_used_again(queues):
     assert set(queues.used) == {"upload", "compute", "download"}
 
 
+def test_over_a_device_results_come_before_the_error_of_a_later_stack(monkeypatch, queues):
+    launch, launched = stream._DeviceLine.launch, []
+
+    def failing(line, item):
+        launched.append(item.number)
+        if item.number == 2:
+            raise torch.OutOfMemoryError("no memory for stack 2")
+        launch(line, item)
+        return lambda: False  # never done before it is waited for
+
+    monkeypatch.setattr(stream._DeviceLine, "launch", failing)
+    results = gplws.reconstruct_stream(stacks(5), method=small_network(), device="cpu")
+    assert [next(results).metadata["number"], next(results).metadata["number"]] == [0, 1]
+    with pytest.raises(torch.OutOfMemoryError, match="stack 2"):
+        next(results)
+    assert launched == [0, 1, 2]
+
+
 def test_a_network_that_cannot_be_recorded_runs_without(monkeypatch, queues, caplog):
     queues.records = False
     method = small_network()
