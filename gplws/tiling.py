@@ -104,12 +104,12 @@ def _spans(length: int, size: int, margin: int, alignment: int) -> list[Span]:
     """
     inside = length - 2 * margin
     count = max(-(-inside // size), 1)
-    size = -(-inside // (count * alignment)) * alignment
+    size = max(-(-inside // (count * alignment)), 1) * alignment
+    count = max(-(-inside // size), 1)  # fewer may do, now that each gives some more
     edges = [0, *(margin + number * size for number in range(1, count)), length]
     return [
         Span(slice(begin, end), slice(max(begin - margin, 0), min(end + margin, length)))
         for begin, end in itertools.pairwise(edges)
-        if begin < end
     ]
 
 

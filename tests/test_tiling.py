@@ -13,6 +13,7 @@ LAYOUTS = [
     (64, 1000, 8000, 20, 8),
     (30, 2000, 1, 20, 8),
     (540, 960, 86_000, 107, 8),
+    (295, 2650, 50_000, 5, 8),
     (7, 5, 1, 3, 1),
     (1, 1, 1, 0, 1),
 ]
@@ -25,6 +26,7 @@ def test_tiles_give_each_pixel_once_and_see_all_within_reach(
     given = np.zeros((height, width), int)
     for tile in tiles(height, width, pixels, reach, alignment):
         given[tile.given] += 1
+        assert tile.rows.size > 0 and tile.columns.size > 0
         for span, length in ((tile.rows, height), (tile.columns, width)):
             assert span.seen.start == max(span.seen.start, 0)
             assert span.seen.start <= max(span.given.start - reach, 0)
