@@ -31,6 +31,7 @@ from gplws.classical.regularisation import regularise_depth
 from gplws.classical.statistics import StackStatistics, stack_statistics
 from gplws.classical.time_frequency import (
     OCTAVES,
+    agreement_of_octaves,
     fuse_by_texture,
     octave_measure,
     octave_reach,
@@ -76,6 +77,10 @@ _WIDTH_PER_SPACING = 8.0
 # unweighted fit takes the floor beside a narrow peak for part of it.
 _WIDTH_PER_RADIUS = 4.0
 _LARGEST_RADIUS = 8
+
+# Difference of neighbours beyond which the guide of "rr" has an edge, in deviations of the image:
+# whatever its brightness and contrast.
+_EDGE = 0.6
 
 # What refines depth that other means found: "mdml" has the narrowest peaks. The second pass follows
 # the better surface of the first (0.064 -> 0.053 frames on stacks with known depth); a third gains
@@ -208,8 +213,8 @@ def depth_from_focus(
 
     Returns:
         Maps (H, W), or (B, H, W) for a batch. Depth is finite everywhere, but means something only
-        where ``valid``. Within a frame of the ends, where the peak is cut off, it is biased by up
-        to 0.07 frames. With fewer than three frames it is the sharper frame's position.
+        where ``valid``. Within a frame of the ends, where the peak is cut off, it is biased outwards
+        by up to 0.2 frames. With fewer than three frames it is the sharper frame's position.
 
     Raises:
         ValueError: a shape does not fit, positions are not monotonic, or the method or refinement
@@ -258,7 +263,13 @@ def regularised(found: DepthFromFocus, guide: Tensor, focus_positions: Tensor) -
     """
     # The square: an uncertain pixel is worth less than its confidence says, as it is often wrong
     # by many frames.
-    index = regularise_depth(found.depth_index, found.confidence**2, guide.nan_to_num(0))
+    guide = guide.nan_to_num(0)
+    index = regularise_depth(
+        found.depth_index,
+        found.confidence**2,
+        guide,
+        guide_scale=max(_EDGE * float(guide.std(correction=0)), _TINY),
+    )
     index = index.clamp(0, focus_positions.numel() - 1)
     return found._replace(
         depth=position_at(focus_positions, index), depth_index=index, index=index.round().long()
@@ -500,12 +511,13 @@ def _fused(octaves: Sequence[DepthFromFocus], positions: Tensor) -> DepthFromFoc
     # The coarser octave has the wider peaks: half the say.
     shares = 0.5 ** torch.arange(len(octaves), device=confidences.device)
     depths = torch.stack([found.depth_index for found in octaves])
-    index = fuse_by_texture(depths, confidences * shares.view(-1, 1, 1))
+    reliabilities = confidences * shares.view(-1, 1, 1)
+    index = fuse_by_texture(depths, reliabilities)
     confidence, best = confidences.max(0, keepdim=True)
     return DepthFromFocus(
         depth=position_at(positions, index),
         depth_index=index,
-        confidence=confidence[0],
+        confidence=confidence[0] * agreement_of_octaves(depths, reliabilities, index),
         valid=torch.stack([found.valid for found in octaves]).any(0),
         peak=torch.stack([found.peak for found in octaves]).gather(0, best)[0],
         index=index.round().long(),
@@ -530,6 +542,7 @@ def _search(
         search.volume[None],
         None if along_surface else places,
         refinement="gaussian" if refinement == "surface" else refinement,
+        groups=n_frames,  # only peaks count as rivals: wherever they are, but not its own flanks
         radius=radius,
     )
     # NaN pixels end up as invalid ones; a NaN frame number could not be looked up.
@@ -624,20 +637,23 @@ def _place(positions: Tensor) -> Tensor | None:
 
 
 def _sampled(response: Tensor, surface: Tensor, spacing: int, places: Tensor | None) -> _Samples:
-    """Responses (N, H, W) at ``surface`` (H, W) and every ``spacing`` frames before and behind."""
+    """Responses (N, H, W) at ``surface`` (H, W) and every ``spacing`` steps before and behind.
+
+    Near an end of the stack only one sample more is taken on the far side than there is on the
+    near one: peaks are no parabolas, and one flank alone draws the vertex outwards.
+    """
     n_frames = response.shape[0]
+    here = surface if places is None else position_at(places, surface)
+    first, last = (0.0, n_frames - 1.0) if places is None else (float(places[0]), float(places[-1]))
+    farthest = (torch.minimum(here - first, last - here) / spacing).ceil().clamp(min=1) + 1
     samples, offsets, exists = [], [], []
     for k in range(-_SAMPLES, _SAMPLES + 1):
         # The first sample beyond an end is taken at the end; those farther out do not exist.
-        wanted = surface + k * spacing
-        frame = wanted.clamp(0, n_frames - 1)
-        exists.append((wanted - frame).abs() < spacing)
-        offset = (
-            frame - surface
-            if places is None
-            else position_at(places, frame) - position_at(places, surface)
-        )
-        offsets.append(offset / spacing)
+        wanted = here + k * spacing
+        place = wanted.clamp(first, last)
+        exists.append(((wanted - place).abs() < spacing) & (abs(k) <= farthest))
+        offsets.append((place - here) / spacing)
+        frame = place if places is None else _frame_at(places, place).clamp(0, n_frames - 1)
         lower = frame.detach().floor().clamp(max=max(n_frames - 2, 0))
         index = lower.long()[None]
         before = response.gather(0, index)[0]

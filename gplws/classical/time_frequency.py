@@ -101,16 +101,37 @@ def fuse_by_texture(depths: Tensor, reliabilities: Tensor) -> Tensor:
         reliabilities: (K, ...) weights >= 0.
 
     Returns:
-        (...) frames; the mean of all octaves where no octave is reliable.
+        (...) frames; all octaves count alike where none is reliable.
     """
     weights = reliabilities + _LEAST_RELIABILITY
     order = depths.argsort(0)
     ranked = depths.gather(0, order)
     shares = weights.gather(0, order).cumsum(0)
-    middle = (shares < shares[-1:] / 2).sum(0, keepdim=True)
-    median = ranked.gather(0, middle)
-    weights = weights * torch.exp(-0.5 * ((depths - median) / _AGREEMENT) ** 2)
-    return (weights * depths).sum(0) / weights.sum(0)
+    half = shares[-1:] / 2
+    # Two depths where the weights below and above are equal: their mean, whatever their order.
+    below, above = ((shares < half).sum(0, keepdim=True), (shares <= half).sum(0, keepdim=True))
+    median = (ranked.gather(0, below) + ranked.gather(0, above)) / 2
+    weights = weights * _agreement(depths, median)
+    total = weights.sum(0)
+    mean = (weights * depths).sum(0) / total.clamp(min=1e-30)
+    return torch.where(total > 1e-30, mean, median[0])
+
+
+def agreement_of_octaves(depths: Tensor, reliabilities: Tensor, fused: Tensor) -> Tensor:
+    """Share (...), 0..1, of the reliabilities whose depths agree with the fused one.
+
+    Args:
+        depths: (K, ...) frames.
+        reliabilities: (K, ...) weights >= 0.
+        fused: (...) frames, what :func:`fuse_by_texture` made of them.
+    """
+    weights = reliabilities + _LEAST_RELIABILITY
+    return (weights * _agreement(depths, fused)).sum(0) / weights.sum(0)
+
+
+def _agreement(depths: Tensor, depth: Tensor) -> Tensor:
+    """1 where two depths are the same, towards 0 for differences of several frames."""
+    return torch.exp(-0.5 * ((depths - depth) / _AGREEMENT) ** 2)
 
 
 def _frame_window(number: int, peak_width: float) -> list[float]:

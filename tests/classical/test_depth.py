@@ -18,6 +18,7 @@ from gplws.classical import (
     regularised,
     stack_statistics,
 )
+from gplws.data.simulator import render_focal_stack
 from gplws.io import read_stack
 
 # Mean absolute errors, frames.
@@ -46,6 +47,66 @@ def test_a_plane_is_found_anywhere_in_the_stack(depth):
     found = depth_from_focus(textured_stack(depth, noise=0.001))
     assert found.valid.float().mean() > 0.999
     assert mean_error(found, depth) < (CLEAN_ERROR if 1 < depth < 10 else END_ERROR)
+
+
+def flat_plane(height_um: float, positions: Tensor) -> Tensor:
+    """(N, 64, 64) of a textured plane as a lens sees it: peaks that are no Gaussians."""
+    texture = 0.5 + 0.8 * (torch.rand(64, 64, generator=torch.Generator().manual_seed(1)) - 0.5)
+    return render_focal_stack(
+        torch.full((64, 64), height_um),
+        texture,
+        positions,
+        pixel_size_um=1.0,
+        numerical_aperture=0.3,
+        bit_depth=None,
+    ).frames
+
+
+@pytest.mark.parametrize(
+    ("frame", "bias", "share"), [(0, 0.02, 0.5), (0.25, 0.05, 0.95), (0.5, 0.22, 0.95)]
+)
+@pytest.mark.parametrize("at_last", [False, True])
+@pytest.mark.parametrize("method", ["rdf", "rr"])
+def test_near_the_ends_peaks_of_a_lens_are_found(method, at_last, frame, bias, share):
+    positions = 2.0 * torch.arange(10)
+    frames = flat_plane(2.0 * frame, positions)
+    found = depth_from_focus(frames.flip(0) if at_last else frames, method=method)
+    index = 9 - found.depth_index if at_last else found.depth_index
+    assert abs(float(index.mean()) - frame) < bias
+    assert found.valid.float().mean() > share
+
+
+@pytest.mark.parametrize("height_um", [18.0, 20.0, 24.0, 26.0])
+@pytest.mark.parametrize("method", ["rdf", "mdml"])
+def test_steps_that_grow_along_the_stack_do_not_shift_the_depth(method, height_um):
+    positions = torch.cat([torch.arange(20.0), torch.arange(20.0, 41, 4)])
+    found = depth_from_focus(flat_plane(height_um, positions), positions, method=method)
+    assert abs(float(found.depth.mean()) - height_um) < 0.17  # um, between steps of 1 and 4
+
+
+@pytest.mark.parametrize("first", [8, 11, 22])
+def test_a_second_peak_is_a_rival_wherever_it_lies(first):
+    frame = torch.arange(40.0)
+    second = first + 7
+    peaks = torch.exp(-0.5 * (frame - first) ** 2) + 0.98 * torch.exp(-0.5 * (frame - second) ** 2)
+    found = depth_from_focus(0.5 + 0.08 * peaks.view(-1, 1, 1) * texture((48, 48)))
+    assert found.confidence.median() < 0.05
+    assert (found.depth_index - first).abs().median() < 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reversed_frames_give_the_same_confidence(method):
+    frames = textured_stack(tilted((40, 48), 2, 9), n_frames=12, contrast=0.03, noise=0.006)
+    found, reverse = (depth_from_focus(f, method=method) for f in (frames, frames.flip(0)))
+    torch.testing.assert_close(reverse.confidence, found.confidence, rtol=0, atol=1e-4)
+    torch.testing.assert_close(11 - reverse.depth_index, found.depth_index, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_depth_does_not_depend_on_the_scale_of_the_brightness(method):
+    frames = textured_stack(tilted((40, 48), 2, 9), n_frames=12, contrast=0.03, noise=0.006)
+    found, dark = (depth_from_focus(f, method=method) for f in (frames, frames / 16))
+    torch.testing.assert_close(dark.depth_index, found.depth_index, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("width", [0.8, 1.5, 3.0, 8.0])

@@ -11,6 +11,7 @@ from stacks import noise_stack
 from gplws.classical import MEASURES, aggregate
 from gplws.classical.time_frequency import (
     OCTAVES,
+    agreement_of_octaves,
     fuse_by_texture,
     octave,
     octave_measure,
@@ -87,6 +88,20 @@ def test_reliable_octaves_win_and_strays_are_left_out():
     assert 4.0 < found[0] < 4.2  # the stray third octave has no say
     assert math.isclose(found[1], 4.0, abs_tol=1e-4)
     assert math.isclose(found[2], 4.05, abs_tol=0.01)
+
+
+def test_where_octaves_balance_the_depth_lies_between_them():
+    for weights in (torch.zeros(2), torch.full((2,), 0.5)):
+        for depths in (torch.tensor([2.0, 8.0]), torch.tensor([8.0, 2.0])):
+            assert float(fuse_by_texture(depths, weights)) == pytest.approx(5.0)
+    assert float(fuse_by_texture(torch.tensor([2.0, 300.0]), torch.zeros(2))) == 151.0
+
+
+def test_octaves_that_contradict_the_fused_depth_do_not_agree():
+    depths = torch.tensor([[4.0, 4.0, 4.0], [4.0, 9.0, 9.0]])
+    weights = torch.tensor([[1.0, 0.75, 0.25], [0.5, 0.25, 0.75]])
+    agreement = agreement_of_octaves(depths, weights, torch.tensor([4.0, 4.0, 4.0]))
+    torch.testing.assert_close(agreement, torch.tensor([1.0, 0.75, 0.25]), rtol=0, atol=1e-5)
 
 
 def test_without_any_reliable_octave_there_is_still_a_depth():
