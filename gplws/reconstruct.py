@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -19,14 +20,15 @@ from torch import Tensor, nn
 from gplws import _extension, tiling
 from gplws.classical import (
     LOCAL_PART,
+    STATISTICS_REACH,
     DepthFromFocus,
     StackStatistics,
     depth_from_focus,
     floats_per_pixel,
+    part_statistics,
     position_at,
     receptive_radius,
     regularised,
-    stack_statistics,
 )
 from gplws.classical import METHODS as CLASSICAL_METHODS
 from gplws.data import FocalStack
@@ -200,7 +202,7 @@ def reconstructed(
     search = StackSearch(stack, engine, device, memory_mb)
     title = f"gplws {engine.name}"
     with torch.inference_mode():
-        with _progress_bar(search.n_bands, f"{title}: whole stack", progress) as advance:
+        with _progress_bar(search.n_parts, f"{title}: whole stack", progress) as advance:
             search.prepare(advance)
         with _progress_bar(search.n_tiles, title, progress) as advance:
             search.search(advance)
@@ -271,8 +273,9 @@ class Engine(Protocol):
     def floats_per_pixel(self, n_frames: int) -> float:
         """Working memory for each pixel of a tile, all frames together; once prepared."""
 
-    def prepare(self, bands: Iterator[Tensor]) -> None:
-        """Gather what depends on the whole stack from bands (N, h, W) that form it."""
+    def prepare(self, parts: Iterator[tuple[Tensor, Tile]]) -> None:
+        """Gather what depends on the whole stack from tiles that form it and the frames (N, h, w)
+        float32 that they see."""
 
     def search(self, frames: Tensor, positions: Tensor) -> _Part:
         """Find the focus in a tile (N, h, w) float32 that includes the pixels within reach."""
@@ -323,8 +326,8 @@ class _ClassicalEngine:
     def floats_per_pixel(self, n_frames: int) -> float:
         return floats_per_pixel(n_frames)
 
-    def prepare(self, bands: Iterator[Tensor]) -> None:
-        self._statistics = stack_statistics(bands)
+    def prepare(self, parts: Iterator[tuple[Tensor, Tile]]) -> None:
+        self._statistics = _statistics(parts)
 
     def search(self, frames: Tensor, positions: Tensor) -> _Part:
         local = LOCAL_PART.get(self.name, self.name)
@@ -351,6 +354,11 @@ class _ClassicalEngine:
 
     def release(self) -> None:
         pass
+
+
+def _statistics(parts: Iterator[tuple[Tensor, Tile]]) -> StackStatistics:
+    """Statistics of the whole stack from its tiles and the frames that they see."""
+    return reduce(add, (part_statistics(frames, tile.inner) for frames, tile in parts))
 
 
 class _Prediction(Protocol):
@@ -424,12 +432,12 @@ class _NetworkEngine:
             floats += 2.0 * -(-n_frames // self.plan)
         return floats if self.plan == 1 else floats + n_frames
 
-    def prepare(self, bands: Iterator[Tensor]) -> None:
+    def prepare(self, parts: Iterator[tuple[Tensor, Tile]]) -> None:
         if not self._modes:
             self._modes = {part: part.training for part in self._model.modules()}
         self._model.eval()
         if self.last_steps:
-            statistics = stack_statistics(bands)
+            statistics = _statistics(parts)
             for step in self.last_steps:
                 step.statistics = statistics
             self.plan = bin_size(statistics)
@@ -535,7 +543,7 @@ class StackSearch:
         self._positions = torch.empty(stack.n_frames, device=device)
         self._levels = torch.empty(2, device=self._home)
         self.set_scales(stack.focus_positions_um, stack.levels)
-        self._bands = _bands(stack, engine, memory_mb)
+        self._parts = _parts(stack, memory_mb)
         self._tiles: list[Tile] = []
         self._last_tiles: list[list[Tile]] = []  # of each last step
         shape = (stack.height, stack.width)
@@ -548,9 +556,9 @@ class StackSearch:
         self._whole: _Part | None = None  # of methods that regularise
 
     @property
-    def n_bands(self) -> int:
+    def n_parts(self) -> int:
         """How often :meth:`prepare` tells of its progress."""
-        return len(self._bands)
+        return len(self._parts)
 
     @property
     def n_tiles(self) -> int:
@@ -579,12 +587,12 @@ class StackSearch:
         """Gather what depends on the whole stack."""
         stack, engine = self._stack, self._engine
 
-        def bands() -> Iterator[Tensor]:
-            for rows in self._bands:
-                yield self._gray(rows)
+        def parts() -> Iterator[tuple[Tensor, Tile]]:
+            for tile in self._parts:
+                yield self._gray(*tile.seen), tile
                 advance()
 
-        engine.prepare(bands())
+        engine.prepare(parts())
         self._tiles = _tiles(stack, engine, self._memory_mb)
         self._last_tiles = [_tiles(stack, step, self._memory_mb) for step in engine.last_steps]
 
@@ -669,21 +677,24 @@ def _regularise(
     found.all_in_focus.copy_(_sharpest(stack, _EVERYWHERE, result.frame.to(home)))
 
 
-def _pixels(stack: FocalStack, engine: Engine | _LastStep, memory_mb: float) -> int:
-    """Pixels, with all frames, that the method may work on at a time."""
-    return int(memory_mb * 2**20 / (4 * engine.floats_per_pixel(stack.n_frames)))
+def _pixels(floats: float, memory_mb: float) -> int:
+    """Pixels, of ``floats`` of working memory each, that may be worked on at a time."""
+    return int(memory_mb * 2**20 / (4 * floats))
 
 
 def _tiles(stack: FocalStack, engine: Engine | _LastStep, memory_mb: float) -> list[Tile]:
     """Tiles of the image that a method can take."""
-    pixels = _pixels(stack, engine, memory_mb)
+    pixels = _pixels(engine.floats_per_pixel(stack.n_frames), memory_mb)
     return tiling.tiles(stack.height, stack.width, pixels, engine.reach, engine.alignment)
 
 
-def _bands(stack: FocalStack, engine: Engine, memory_mb: float) -> list[slice]:
-    """Rows of bands that form the image, from top to bottom."""
-    rows = max(_pixels(stack, engine, memory_mb) // stack.width, 1)
-    return [slice(first, first + rows) for first in range(0, stack.height, rows)]
+def _parts(stack: FocalStack, memory_mb: float) -> list[Tile]:
+    """Tiles of the image in which statistics of the whole stack are gathered.
+
+    They take less for each pixel than the search of the classical methods.
+    """
+    pixels = _pixels(floats_per_pixel(stack.n_frames), memory_mb)
+    return tiling.tiles(stack.height, stack.width, pixels, STATISTICS_REACH)
 
 
 def _like_frames(stack: FocalStack) -> Tensor:

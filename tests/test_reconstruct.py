@@ -320,6 +320,35 @@ def test_all_tiles_take_the_same_memory_and_the_budget_is_kept(dtype, bytes_per_
     assert max(seen) - min(seen) <= 8 * len(seen)
 
 
+@pytest.mark.parametrize("method", ["rdf", "gplws"])
+def test_the_look_at_the_whole_stack_keeps_the_budget_however_wide_it_is(method, monkeypatch):
+    module = sys.modules["gplws.classical.statistics"]
+    seen, measure = [], module.ring_difference_filter
+
+    def recorded(frames):
+        seen.append(frames.numel())
+        return measure(frames)
+
+    stack = FocalStack(np.random.default_rng(0).integers(0, 255, (20, 40, 900), np.uint8))
+    engine = sys.modules["gplws.reconstruct"].engine_of(method, torch.device("cpu"))
+
+    def prepared(memory_mb):
+        seen.clear()
+        search = sys.modules["gplws.reconstruct"].StackSearch(
+            stack, engine, torch.device("cpu"), memory_mb
+        )
+        search.prepare()
+        assert len(seen) == search.n_parts
+
+    monkeypatch.setattr(module, "ring_difference_filter", recorded)
+    prepared(4)
+    assert len(seen) > 10
+    # Frames, their responses, and these averaged are there at a time.
+    assert 3 * 4 * max(seen) < 4 * 2**20
+    prepared(640)
+    assert seen == [20 * 40 * 900]
+
+
 def test_the_reach_of_the_network_is_exact():
     model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).double()
     side = 2 * model.reach + 40

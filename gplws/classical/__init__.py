@@ -24,13 +24,19 @@ from gplws.classical.local_measures import (
     tenengrad,
 )
 from gplws.classical.regularisation import regularise_depth
-from gplws.classical.statistics import StackStatistics, stack_statistics
+from gplws.classical.statistics import (
+    STATISTICS_REACH,
+    StackStatistics,
+    part_statistics,
+    stack_statistics,
+)
 from gplws.classical.transform_measures import shearlet_energy, wavelet_energy
 
 __all__ = [
     "LOCAL_PART",
     "MEASURES",
     "METHODS",
+    "STATISTICS_REACH",
     "DepthFromFocus",
     "FocusMeasure",
     "StackStatistics",
@@ -43,6 +49,7 @@ __all__ = [
     "focus_volume",
     "gray_level_deviation",
     "multi_directional_modified_laplacian",
+    "part_statistics",
     "position_at",
     "rdf_volume",
     "receptive_radius",

@@ -63,6 +63,18 @@ class StackStatistics:
     flicker: Tensor = field(repr=False)
     widths: Tensor = field(repr=False)
 
+    def __add__(self, other: StackStatistics) -> StackStatistics:
+        """Statistics of two parts of the frames together."""
+        return StackStatistics(
+            self.n_frames,
+            self.n_pixels + other.n_pixels,
+            self.brightness + other.brightness,
+            self.power + other.power,
+            self.lowest + other.lowest,
+            self.flicker + other.flicker,
+            self.widths + other.widths,
+        )
+
     def gains(self) -> Tensor:
         """(N,) float32 factors that bring all frames to the same mean brightness; their mean is 1.
 
@@ -133,12 +145,14 @@ def stack_statistics(bands: Tensor | Iterable[Tensor]) -> StackStatistics:
         ready = held.shape[1] - above - STATISTICS_REACH  # the last rows wait for the next band
         if ready < _MINIMUM_ROWS:
             continue
-        total = _add(total, _measure(held, above, above + ready))
+        part = part_statistics(held, (slice(above, above + ready), slice(None)))
+        total = part if total is None else total + part
         keep = min(above + ready, STATISTICS_REACH)
         held, above = held[:, above + ready - keep :], keep
     if held is None:
         raise ValueError("bands: expected at least one band of rows, got none")
-    return _add(total, _measure(held, above, held.shape[1]))
+    last = part_statistics(held, (slice(above, None), slice(None)))
+    return last if total is None else total + last
 
 
 def _check_band(band: Tensor, before: Tensor | None) -> None:
@@ -153,24 +167,33 @@ def _check_band(band: Tensor, before: Tensor | None) -> None:
         )
 
 
-def _measure(frames: Tensor, first: int, last: int) -> StackStatistics:
-    """Statistics of rows ``first`` to ``last - 1`` of (N, h, W); the others are surroundings."""
-    rows = slice(first, last)
+def part_statistics(frames: Tensor, inner: tuple[slice, slice]) -> StackStatistics:
+    """Statistics of a rectangle; the sum over rectangles that form a stack is that of the stack.
+
+    Args:
+        frames: (N, h, w) float32 gray frames, 0..1: the rectangle and up to ``STATISTICS_REACH``
+            pixels around it, as far as the frames reach.
+        inner: rows and columns of the rectangle in them.
+
+    Returns:
+        The statistics, on the device of ``frames``.
+    """
+    everywhere = (slice(None), *inner)
     n_frames = frames.shape[0]
     response = ring_difference_filter(frames)
-    seen = torch.empty_like(response[:, rows], memory_format=torch.contiguous_format)
+    seen = torch.empty_like(response[everywhere], memory_format=torch.contiguous_format)
     for part in chunks(response):
-        seen[part] = smooth(response[part].abs(), 0, _LEVELS)[:, rows]
+        seen[part] = smooth(response[part].abs(), 0, _LEVELS)[everywhere]
     flicker = torch.zeros(_BINS, dtype=torch.int64, device=frames.device)
     if n_frames >= 3:
         for here in range(1, n_frames - 1):
             change = response[here - 1] - 2 * response[here] + response[here + 1]
             change = change.abs_().mul_(1 / math.sqrt(6))  # noise keeps its deviation
-            flicker += _histogram(smooth(change[None], 0, _LEVELS)[0, rows])
+            flicker += _histogram(smooth(change[None], 0, _LEVELS)[0][inner])
     lowest, highest = seen.amin(0), seen.amax(0)
     above_half = (seen > (lowest + highest) / 2).sum(0)
     clear = (highest > _CLEAR_PEAK * lowest) & (highest > _LOWEST_RESPONSE)
-    measured = frames[:, rows]
+    measured = frames[everywhere]
     return StackStatistics(
         n_frames=n_frames,
         n_pixels=measured[0].numel(),
@@ -201,17 +224,3 @@ def _low_value(histogram: Tensor) -> float:
     share = float((_LOW_SHARE * total - (below[bin_] - counts[bin_])) / counts[bin_])
     ratio = _HIGHEST_RESPONSE / _LOWEST_RESPONSE
     return _LOWEST_RESPONSE * ratio ** ((bin_ + share) / _BINS)
-
-
-def _add(total: StackStatistics | None, part: StackStatistics) -> StackStatistics:
-    if total is None:
-        return part
-    return StackStatistics(
-        part.n_frames,
-        total.n_pixels + part.n_pixels,
-        total.brightness + part.brightness,
-        total.power + part.power,
-        total.lowest + part.lowest,
-        total.flicker + part.flicker,
-        total.widths + part.widths,
-    )

@@ -4,22 +4,44 @@ import pytest
 import torch
 from stacks import noise_stack, textured_stack
 
-from gplws.classical import ring_difference_filter, stack_statistics
+from gplws.classical import (
+    STATISTICS_REACH,
+    part_statistics,
+    ring_difference_filter,
+    stack_statistics,
+)
+from gplws.tiling import tiles
 
 # Estimates, not computations: shares of the true value.
 NOISE_TOLERANCE = 0.12
 
 
-@pytest.mark.parametrize("rows", [1, 7, 40, 100, 1000])
-def test_bands_give_what_the_whole_stack_gives(rows):
-    frames = textured_stack(n_frames=7, size=(150, 40), noise=0.01)
-    whole, cut = stack_statistics(frames), stack_statistics(frames.split(rows, 1))
+def assert_same(whole, cut):
+    assert (whole.n_frames, whole.n_pixels) == (cut.n_frames, cut.n_pixels)
     torch.testing.assert_close(whole.brightness, cut.brightness)
+    torch.testing.assert_close(whole.power, cut.power)
     for name in ("lowest", "flicker", "widths"):
         one, other = getattr(whole, name), getattr(cut, name)
         assert one.sum() == other.sum()
         assert (one - other).abs().sum() <= 4  # rounding may move a pixel to the next bin
     assert cut.noise() == pytest.approx(whole.noise(), rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 100, 1000])
+def test_bands_give_what_the_whole_stack_gives(rows):
+    frames = textured_stack(n_frames=7, size=(150, 40), noise=0.01)
+    assert_same(stack_statistics(frames), stack_statistics(frames.split(rows, 1)))
+
+
+@pytest.mark.parametrize("size", [(40, 300), (120, 130)])
+def test_tiles_add_up_to_the_whole_stack(size):
+    frames = textured_stack(n_frames=7, size=size, noise=0.01)
+    cut = tiles(*size, 5000, STATISTICS_REACH)
+    assert len(cut) > 2
+    first, *others = (
+        part_statistics(frames[(slice(None), *tile.seen)], tile.inner) for tile in cut
+    )
+    assert_same(stack_statistics(frames), sum(others, first))
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.02])
