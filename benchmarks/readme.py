@@ -39,7 +39,7 @@ NAMES = {
 GPU_PRECISIONS = ("bfloat16", "float16", "float32")
 GPU_COLUMNS = {
     "gplws": "gplws, CUDA graph",
-    "stock": "stock torch, fastest setting",
+    "stock": "stock torch, fastest eager setting",
     "tf32": "the same with TF32",
     "compile": "torch.compile, max-autotune",
     "peer": "fastest published network",
