@@ -191,7 +191,9 @@ def _simulate_parser() -> ArgumentParser:
 
     usual = SceneSettings()
     simulate = ArgumentParser(
-        description="Render focal stacks of surfaces whose true height is written beside them."
+        description="Render focal stacks of surfaces whose true height is written beside them. It "
+        "counts from the lowest point. Frames tell of their distance only: what is reconstructed "
+        "from them counts from the first, which lies at height_of_first_frame_um of info.json."
     )
     add = simulate.add_argument
     add("--config", action=ActionConfigFile, help="YAML file with these options")

@@ -181,7 +181,9 @@ def save_simulation(
     and so on; ``height.tif`` (um) and ``depth_index.tif`` (frames, NaN out of the focus range) are
     the truth; ``all_in_focus.png`` is the scene without blur and noise; ``info.json`` holds focus
     positions (heights of the plane in focus, which need no ``z_direction``), z-step and
-    ``z_direction`` (for use without positions), and ``metadata``.
+    ``z_direction`` (for use without positions), and ``metadata``. Frames tell of their distance
+    only: what is reconstructed from them without positions counts from the first one, which lies
+    at ``height_of_first_frame_um`` of ``info.json`` in the coordinates of ``height.tif``.
 
     Args:
         stack: gray frames, evenly spaced, uint8 or uint16.
@@ -239,6 +241,7 @@ def save_simulation(
             "pixel_size_um": pixel_size_um,
             "z_step_um": z_step_um,
             "z_direction": "up" if positions_um[-1] > positions_um[0] else "down",
+            "height_of_first_frame_um": positions_um[0],
             "focus_positions_um": positions_um,
             "files": sorted(written),
         }

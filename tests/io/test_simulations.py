@@ -29,6 +29,7 @@ def test_what_is_written_is_read_back(frame_format, stack, tmp_path):
     np.testing.assert_array_equal(index, stack.depth_index.numpy())
     info = json.loads((out / "info.json").read_text())
     assert info["x"] == 1 and info["z_direction"] == "up"
+    assert info["height_of_first_frame_um"] == info["focus_positions_um"][0]
     np.testing.assert_allclose(info["focus_positions_um"], stack.focus_positions_um, rtol=1e-6)
     if frame_format == "tiff":
         assert found.pixel_size_um == pytest.approx(0.5, rel=1e-4)
