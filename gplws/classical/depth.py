@@ -213,8 +213,9 @@ def depth_from_focus(
 
     Returns:
         Maps (H, W), or (B, H, W) for a batch. Depth is finite everywhere, but means something only
-        where ``valid``. Within a frame of the ends, where the peak is cut off, it is biased outwards
-        by up to 0.2 frames. With fewer than three frames it is the sharper frame's position.
+        where ``valid``. Within a frame of the ends, where the peak is cut off, it is biased
+        outwards by up to 0.2 frames. With fewer than three frames it is the sharper frame's
+        position.
 
     Raises:
         ValueError: a shape does not fit, positions are not monotonic, or the method or refinement
