@@ -371,12 +371,17 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the errors")
     parser.add_argument("--out", type=Path, help="folder of the result; benchmarks/results")
     options = parser.parse_args()
+    trains = options.train_steps is not None or options.train_minutes is not None
+    stems = [Path(name).stem for name in options.methods]
+    refuse_same_names(parser, "methods", [*(options.networks if trains else ()), *stems])
+    folders = [folder.name for folder in options.stacks]
+    refuse_same_names(parser, "sets of stacks", [*options.levels, *folders])
 
     methods: dict[str, Method] = {}
     runs: list[dict[str, Any]] = []
     recipe: Recipe | None = None
     note = "weights as given"
-    if options.train_steps is not None or options.train_minutes is not None:
+    if trains:
         recipe = Recipe(
             options.train_steps,
             options.train_minutes,
@@ -393,7 +398,8 @@ def main() -> None:
         steps = ", ".join(f"{run['network']} {run['steps']}" for run in runs if "steps" in run)
         note = f"networks trained on the simulator, steps: {steps}; {options.frames} frames"
     only_frames = {name: options.frames for name in methods if frames_of(name)}
-    methods |= {Path(name).stem: method_of(name, options.device) for name in options.methods}
+    given = zip(stems, options.methods, strict=True)
+    methods |= {stem: method_of(name, options.device) for stem, name in given}
 
     datasets: Datasets = [
         (
@@ -440,6 +446,13 @@ def main() -> None:
     }
     name = "accuracy" if recipe is None else "accuracy_trained"
     print(f"\n{save(name, content, options.out)}")
+
+
+def refuse_same_names(parser: argparse.ArgumentParser, what: str, names: Sequence[str]) -> None:
+    """End with wrong usage where results of two would stand under one name."""
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        parser.error(f"several {what} are named {', '.join(twice)}: measure them one by one")
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:

@@ -3,9 +3,10 @@
     python -m benchmarks.side_by_side STACK... --methods gplws rdf rr --out FOLDER
 
 Each STACK is what gplws.reconstruct takes: a folder of frames or a file; of a folder with a
-stack.json the frames named there. FOLDER gets NAME.png with the all-in-focus image and, of each
-method, depth (same colours, white where not valid), confidence and the difference from the first
-method, and side_by_side.json with what can be counted without truth:
+stack.json the frames named there. FOLDER gets NAME.png (PARENT_NAME.png, with the folder that each
+lies in, where stacks have one name) with the all-in-focus image and, of each method, depth (same
+colours, white where not valid), confidence and the difference from the first method, and
+side_by_side.json with what can be counted without truth:
 
     valid      share of the pixels that the method calls valid
     speckle    share of those more than one frame away from the median of 7 x 7 pixels around
@@ -47,8 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--device", default="auto")
     add("--out", type=Path, default=Path("side_by_side"), metavar="FOLDER")
     given = parser.parse_args(arguments)
+    names = [path.stem for path in given.stacks]
+    if len(set(names)) < len(names):
+        names = [f"{path.absolute().parent.name}_{path.stem}" for path in given.stacks]
+    if len(set(names)) < len(names):
+        parser.error("several STACKs have the same name and folder: look at them one by one")
     rows: list[dict[str, Any]] = []
-    for path in given.stacks:
+    for name, path in zip(names, given.stacks, strict=True):
         stack = stack_of(path)
         if given.crop:
             stack = cropped(stack, *given.crop)
@@ -58,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found[method] = gplws.reconstruct(stack, method=method, device=given.device)
             seconds = time.perf_counter() - started
             figures = counted(found[method].depth_index, found[given.methods[0]].depth_index)
-            rows.append({"stack": path.stem, "method": method} | figures | {"seconds": seconds})
-        save_picture(given.out / f"{path.stem}.png", path.stem, found)
+            rows.append({"stack": name, "method": method} | figures | {"seconds": seconds})
+        save_picture(given.out / f"{name}.png", name, found)
     table = [
         [
             row["stack"],

@@ -144,3 +144,20 @@ def test_networks_of_one_budget_go_on_and_stand_beside_the_printed_figures(
     lines = [line.replace("|", " ").split() for line in ended.stdout.splitlines()]
     printed = [line for line in lines if line[:3] == ["GPLWS-Net", "printed:", "4D"]]
     assert printed[0][5:] == ["0.0275", "0.1442", "2.49"]
+
+
+def test_results_that_would_have_one_name_are_refused_before_any_work(repository, tmp_path) -> None:
+    small = f"--levels few --count 1 --side 32 --out {tmp_path}/out --checkpoints {tmp_path}/runs"
+    ended, ends = run_main(
+        repository,
+        "benchmarks.accuracy",
+        f"{small} --networks gplws --train-steps 1 --methods rdf gplws",
+        f"{small} --methods a/net.safetensors b/net.safetensors",
+        f"{small} --stacks a/few",
+    )
+    assert ends == ["2"] * 3
+    trained, files, data, _ = ended.stderr.split("--- end of call")
+    assert "several methods are named gplws:" in trained
+    assert "several methods are named net:" in files
+    assert "several sets of stacks are named few:" in data
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from repository_runs import run
+from repository_runs import run, run_main
 from stacks import textured_stack
 
 COUNT = """
@@ -23,13 +23,18 @@ print(json.dumps([counted(index, reference), counted(nothing, nothing)]))
 """
 
 
-def test_methods_lie_side_by_side(repository, tmp_path) -> None:
-    folder = tmp_path / "piece"
-    folder.mkdir()
-    frames = (255 * textured_stack(4.5, n_frames=9, noise=0.002)).byte().numpy()
-    names = [f"f{number}.png" for number in range(9)]
+def folder_of_frames(folder, frames):
+    folder.mkdir(parents=True)
+    names = [f"f{number}.png" for number in range(len(frames))]
     for name, frame in zip(names, frames, strict=True):
         Image.fromarray(frame).save(folder / name)
+    return names
+
+
+def test_methods_lie_side_by_side(repository, tmp_path) -> None:
+    folder = tmp_path / "piece"
+    frames = (255 * textured_stack(4.5, n_frames=9, noise=0.002)).byte().numpy()
+    names = folder_of_frames(folder, frames)
     (folder / "mask.png").write_bytes((folder / "f0.png").read_bytes())
     (folder / "stack.json").write_text(json.dumps({"frames": names}))
     options = f"--methods rdf mdml --crop 0 8 40 50 --out {tmp_path / 'out'}"
@@ -43,6 +48,23 @@ def test_methods_lie_side_by_side(repository, tmp_path) -> None:
     for row in rows:
         assert row["valid"] == 1 and row["speckle"] == row["apart"] == 0
         assert 0 < row["roughness"] < 0.1
+
+
+def test_stacks_of_one_name_are_told_apart_by_their_folders(repository, tmp_path) -> None:
+    frames = (255 * textured_stack(2.0, n_frames=5)).byte().numpy()[:, :24, :24]
+    for parent in ("a", "b", "a/b"):
+        folder_of_frames(tmp_path / parent / "piece", frames)
+    out = f"--methods sml --out {tmp_path}/out"
+    ended, ends = run_main(
+        repository,
+        "benchmarks.side_by_side",
+        f"{tmp_path}/a/piece {tmp_path}/b/piece {out}",
+        f"{tmp_path}/b/piece {tmp_path}/a/b/piece {out}",
+    )
+    assert ends == ["", "2"] and "the same name and folder" in ended.stderr
+    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"a_piece.png", "b_piece.png"}
+    rows = json.loads((tmp_path / "out" / "side_by_side.json").read_text())["results"]
+    assert [row["stack"] for row in rows] == ["a_piece", "b_piece"]
 
 
 def test_speckle_is_what_sticks_out_of_its_surroundings(repository) -> None:
