@@ -50,6 +50,9 @@ ISA_FLAGS = {
 }
 """Flags by the suffix of a file's name; all but the baseline exist on x86-64 only."""
 
+# The kernels write a * b + c on vectors and count on the fused instruction.
+_HOST_FLAGS = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=fast"]
+
 
 def isa_of(source: Path) -> str:
     """Instruction set that a file of csrc/cpu is compiled for, e.g. avx2 for focus_search_avx2."""
@@ -205,13 +208,20 @@ def _add_module(ninja: NinjaFile, module: Path, torch: TorchHeaders, cxx: list[s
 def _add_cuda_library(
     ninja: NinjaFile, library: Path, torch: TorchHeaders, cxx: list[str], cuda: CudaToolchain
 ) -> None:
+    for path in (ROOT, torch.include):
+        if "," in str(path):
+            raise BuildError(
+                f"nvcc takes the comma in {path} for the end of a path; move that folder, or set "
+                "GPLWS_CUDA=0 to build for the CPU only."
+            )
     # nvcc drives the host compiler and the linker as well: it alone knows where its headers and
     # its static runtime are (what is found as nvcc may be a script that calls the real one).
     # A compiler with arguments or a launcher cannot be handed on; nvcc then takes its own choice.
     nvcc = _command([cuda.nvcc, "-ccbin", *cxx] if len(cxx) == 1 else [cuda.nvcc])
     ninja.rule("nvcc", f"{nvcc} -MD -MF $out.d $flags -c $in -o $out", depfile=True)
     ninja.rule("nvlink", f"{nvcc} $in -o $out $flags", depfile=False)
-    common = ["-Xcompiler", ",".join(flag for flag in _cxx_flags() if flag[:2] in ("-f", "-W"))]
+    # No path may be among these: nvcc divides them at commas, its shell at blanks.
+    common = ["-Xcompiler", ",".join(_HOST_FLAGS)]
     common += ["-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-cudart=static"]
     objects = []
     for source in cuda_sources():
@@ -230,9 +240,7 @@ def _add_cuda_library(
 
 def _cxx_flags() -> list[str]:
     return [
-        *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
-        # The kernels write a * b + c on vectors and count on the fused instruction.
-        "-ffp-contract=fast",
+        *("-std=c++20", "-O3", *_HOST_FLAGS),
         f"-ffile-prefix-map={ROOT}=.",
         f"-I{ROOT / 'csrc'}",
         *_sanitizer_flags(),

@@ -243,6 +243,43 @@ def test_odd_characters_in_paths_and_flags_survive_ninja(tmp_path: Path) -> None
     assert (odd / "out.flags").read_text() == "-Wl,-rpath,$ORIGIN/x y\n"
 
 
+def cuda_commands(root: Path, torch: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The flags of every compilation and of the link of a CUDA library, one CUDA file and one op.
+
+    The source tree is in ``root``, torch in ``torch``.
+    """
+    for name in ("csrc/cuda/kernel.cu", "csrc/ops/op_cuda.cpp"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    monkeypatch.setattr(native, "ROOT", root)
+    ninja = native.NinjaFile()
+    headers = torch_headers.TorchHeaders(torch, (2, 10, 0))
+    cuda = CudaToolchain("nvcc", "13.0.88", ("9.0",))
+    native._add_cuda_library(ninja, root / "_cuda.so", headers, ["g++"], cuda)
+    lines = [line for line in ninja.text().splitlines() if line.startswith("  flags = ")]
+    return [shlex.split(line.removeprefix("  flags = ")) for line in lines]
+
+
+def test_nvcc_hands_no_path_to_the_host_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    *compiled, _ = cuda_commands(tmp_path / "with blank", tmp_path / "torch", monkeypatch)
+    for flags in compiled:
+        handed_on = flags[flags.index("-Xcompiler") + 1]
+        assert "-fPIC" in handed_on and "-ffp-contract=fast" in handed_on
+        assert " " not in handed_on and "/" not in handed_on
+        assert f"-I{tmp_path}/with blank/csrc" in flags
+
+
+def test_a_comma_in_a_path_that_nvcc_would_divide_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(BuildError, match=r"the comma in .*/a,b for the end of a path"):
+        cuda_commands(tmp_path / "a,b", tmp_path / "torch", monkeypatch)
+    with pytest.raises(BuildError, match=r"the comma in .*/c,d/include for the end of a path"):
+        cuda_commands(tmp_path / "tree", tmp_path / "c,d", monkeypatch)
+
+
 def test_unchanged_files_keep_their_time(tmp_path: Path) -> None:
     path = tmp_path / "build.ninja"
     native._write_if_changed(path, "same")
