@@ -44,7 +44,7 @@ _CPP20_PROBE = """
 #include <cstdint>
 #include <span>
 template <std::integral T> constexpr T twice(T value) { return 2 * value; }
-static_assert(twice(21) == 42 && __cplusplus >= 202002L);
+static_assert(twice(21) == 42 && __cplusplus > 201703L);
 std::size_t length(std::span<const std::int64_t> values) { return values.size(); }
 """
 
@@ -124,7 +124,7 @@ def find_cxx() -> list[str]:
         print(shown, flush=True)
         raise BuildError(
             f"the C++ compiler {shlex.join(command)} ({_first_version(command)}) cannot compile "
-            "C++20 (its message is above); gcc 10, clang 12 or newer can: "
+            "C++20 (its message is above); gcc 11, clang 12 or newer can: "
             "`apt-get install g++` or `conda install -c conda-forge gxx`, or name another in CXX."
         )
     return command

@@ -118,8 +118,18 @@ def test_a_compiler_without_cpp20_is_one_sentence_with_its_remedy(
 ) -> None:
     script = 'case "$1" in --version) echo "g++ (old) 8.3";; *) exit 1;; esac'
     monkeypatch.setenv("CXX", str(write_program(tmp_path, "old-g++", script)))
-    with pytest.raises(BuildError, match=r"\(g\+\+ \(old\) 8\.3\) cannot compile C\+\+20"):
+    expected = r"\(g\+\+ \(old\) 8\.3\) cannot compile C\+\+20.*gcc 11, clang 12 or newer can"
+    with pytest.raises(BuildError, match=expected):
         toolchain.find_cxx()
+
+
+def test_a_compiler_that_has_cpp20_but_not_yet_its_number_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (path,) = toolchain.find_cxx()
+    command = [path, "-U__cplusplus", "-D__cplusplus=201709L"]
+    monkeypatch.setenv("CXX", shlex.join(command))
+    assert toolchain.find_cxx() == command
 
 
 def test_cuda_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
