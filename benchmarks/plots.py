@@ -11,6 +11,7 @@ from benchmarks.summary import RESULTS, gplws_beside, medians, quartiles, sizes,
 
 COLOURS = {
     "gplws": "#d1495b",
+    "gplws, fresh results": "#e58a96",
     "eager": "#9aa5b1",
     "eager channels_last": "#5f6f81",
     "compile": "#8d6a9f",

@@ -1,0 +1,37 @@
+"""Single ops are timed beside stock torch that does the same work."""
+
+import json
+
+from repository_runs import run_main
+
+FRESH = "gplws, fresh results"
+
+# The limits of the machine take long, and say nothing here.
+QUICK = """
+given = ("matrix_product_flops", "dense_conv_flops", "copy_bytes", "read_bytes")
+module.limits = lambda dtype: dict.fromkeys(given, 1e9)
+module._large = lambda: module.torch.ones(8)
+"""
+
+
+def test_all_ops_are_also_timed_with_results_that_are_allocated_as_stock_torch_does(
+    repository, tmp_path
+) -> None:
+    small = f"--frames 2 --side 32 --seconds 0 --out {tmp_path}"
+    run_main(
+        repository,
+        "benchmarks.ops",
+        f"{small}/all",
+        f"{small}/some --ops up_conv3d group_pointwise_conv3d",
+        before=QUICK,
+    )
+    every, some = (
+        json.loads((tmp_path / name / "ops.json").read_text())["rows"] for name in ("all", "some")
+    )
+    for row in every:
+        assert {"gplws", FRESH} < row["seconds"].keys()
+    layers = ("group_pointwise_conv3d", "up_conv3d")
+    found = [(row["op"], row["case"], row["dtype"]) for row in every if row["op"] in layers]
+    assert {row["op"] for row in every} == {*layers, "focus_search", "spline_smooth"}
+    assert [(row["op"], row["case"], row["dtype"]) for row in some] == found
+    assert {dtype for _, _, dtype in found} == {"float32", "bfloat16"}
