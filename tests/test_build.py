@@ -124,12 +124,13 @@ def test_a_compiler_without_cpp20_is_one_sentence_with_its_remedy(
 
 
 def test_a_compiler_that_has_cpp20_but_not_yet_its_number_is_taken(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (path,) = toolchain.find_cxx()
-    command = [path, "-U__cplusplus", "-D__cplusplus=201709L"]
-    monkeypatch.setenv("CXX", shlex.join(command))
-    assert toolchain.find_cxx() == command
+    compiler = shlex.join(toolchain.find_cxx())
+    script = f'sed -i s/__cplusplus/201709L/ "$3" && exec {compiler} "$@"'
+    early = write_program(tmp_path, "early-g++", script)
+    monkeypatch.setenv("CXX", str(early))
+    assert toolchain.find_cxx() == [str(early)]
 
 
 def test_cuda_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
