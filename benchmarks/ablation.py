@@ -13,7 +13,8 @@ with one recipe and the same batches, and measured on stacks of other seeds; a s
 large differences from small ones and no more, and --seeds 0 1 2 shows how much is chance.
 
 Each stage is written to the JSON as soon as it is done; --resume goes on from there, and trainings
-go on from their checkpoints in any case.
+go on from their checkpoints in any case. Rows of the earlier run that --variants leaves out stay;
+where times are missing or of another shape, all rows are timed anew.
 """
 
 from __future__ import annotations
@@ -225,10 +226,10 @@ def main() -> None:
     options = parser.parse_args()
     introduce()
     size = (options.shape[0], options.shape[1], options.shape[2])
-    variants = [variant for variant in VARIANTS if variant.name in options.variants]
     earlier = resumed_rows("ablation", options.out) if options.resume else []
     by_name = {row["variant"]: row for row in earlier}
-    rows = [
+    variants = [v for v in VARIANTS if v.name in options.variants or v.name in by_name]
+    rows: list[dict[str, Any]] = [
         {
             **by_name.get(variant.name, {}),
             "variant": variant.name,
@@ -238,6 +239,10 @@ def main() -> None:
         for variant in variants
     ]
     shape = shape_name(size)
+    for row in rows:
+        if row.get("shape") != shape:
+            row.pop("shape", None)
+            row.pop("seconds", None)
     steps = DEFAULT_STEPS if options.steps is None and options.minutes is None else options.steps
     recipes = [
         Recipe(
@@ -255,27 +260,35 @@ def main() -> None:
     # The seed is that of the run; a training of another recipe does not count as done.
     recipe = {key: value for key, value in asdict(recipes[0]).items() if key != "seed"}
     recipe |= {"count": options.count, "side": options.side}
+    others = [row for row in rows if row["variant"] not in options.variants]
+    if not options.no_training and any(row.get("recipe", recipe) != recipe for row in others):
+        raise SystemExit(
+            "ablation.json has errors of another recipe, of variants that --variants leaves out: "
+            "ask for all of them, or give another folder by --out"
+        )
 
     def write() -> Path:
         content = {"shape": shape, "seed": SEED, "rows": rows}
         return save("ablation", content, options.out)
 
-    same_times = all(
-        row.get("shape") == shape and set(options.engines) <= set(row.get("seconds", {}))
-        for row in rows
-    )
+    same_times = all(set(options.engines) <= set(row.get("seconds", {})) for row in rows)
     if not options.no_latency and not same_times:
         times = latencies(variants, size, options.engines, options.seconds)
         for row in rows:
             row |= {"shape": shape, "seconds": times[row["variant"]]}
     write()
     if not options.no_training:
-        for row in rows:
+        asked = [
+            (variant, row)
+            for variant, row in zip(variants, rows, strict=True)
+            if variant.name in options.variants
+        ]
+        for _, row in asked:
             if row.get("recipe") != recipe:
                 row |= {"recipe": recipe, "trained": []}
         # Seed by seed, so that all variants are there early.
         for one in recipes:
-            for variant, row in zip(variants, rows, strict=True):
+            for variant, row in asked:
                 if any(run["seed"] == one.seed for run in row["trained"]):
                     continue
                 folder = options.checkpoints / variant.name.replace(", ", "_").replace(" ", "-")
@@ -292,10 +305,11 @@ def main() -> None:
 
 def note(rows: Sequence[dict[str, Any]]) -> str:
     """What the measured errors are of."""
-    runs = [run for row in rows for run in row.get("trained", [])]
-    if not runs:
+    trained = [row for row in rows if row.get("trained")]
+    if not trained:
         return "no training"
-    recipe = rows[0]["recipe"]
+    runs = [run for row in trained for run in row["trained"]]
+    recipe = trained[0]["recipe"]
     steps = sorted({run["steps"] for run in runs})
     length = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     seeds = sorted({run["seed"] for run in runs})

@@ -63,3 +63,50 @@ def test_an_ablation_that_was_stopped_goes_on_and_does_nothing_twice(repository,
         errors.append(trained["depth"]["mse"])
         assert set(row["seconds"]) == {"gplws"} and min(row["seconds"]["gplws"]) > 0
     assert 0 < errors[0] != errors[1] > 0
+
+
+def test_rows_that_are_not_asked_for_stay_and_all_times_are_of_one_shape(
+    repository, tmp_path
+) -> None:
+    plain, depthwise, concat = (
+        "add, group parallel, plain",
+        "add, depthwise, reparameterised",
+        "concat, group parallel, reparameterised",
+    )
+    run_main(repository, "benchmarks.ablation", f"{SMALL} --no-training --out {tmp_path}")
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    first = {row["variant"]: row for row in content["rows"]}
+    errors = {"seed": 0, "steps": 9, "depth": {"mse": 0.5}, "frames": {"mae_frames": 0.5}}
+    recipe = dict.fromkeys(("batch_size", "frames", "crop", "loss", "count"), 7)
+    first[depthwise] |= {"recipe": recipe, "trained": [errors]}
+    for name in ("kept", "wider", "untimed", "refused"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ablation.json").write_text(json.dumps(content))
+
+    again = f"{SMALL} --resume --out {tmp_path}"
+    ended, ends = run_main(
+        repository,
+        "benchmarks.ablation",
+        f"{again}/kept --no-training --variants '{plain}'",
+        f"{again}/wider --no-training --variants '{concat}' --shape 3 16 32",
+        f"{again}/untimed --no-training --variants '{plain}' --shape 3 16 32 --no-latency",
+        f"{again}/refused --variants '{plain}'",
+    )
+    assert ends[:3] == [""] * 3 and "errors of another recipe" in ends[3]
+    kept, wider, untimed, refused = (
+        {
+            row["variant"]: row
+            for row in json.loads((tmp_path / name / "ablation.json").read_text())["rows"]
+        }
+        for name in ("kept", "wider", "untimed", "refused")
+    )
+    assert kept == refused == first
+    assert wider.keys() == {plain, depthwise, concat}
+    for name, row in wider.items():
+        assert row["shape"] == "3x16x32" and set(row["seconds"]) == {"gplws"}
+        if name in first:
+            assert row["gmac"] > first[name]["gmac"]
+            assert row["seconds"] != first[name]["seconds"]
+    assert wider[depthwise]["trained"] == [errors]
+    assert untimed.keys() == first.keys()
+    assert not any(row.keys() & {"shape", "seconds"} for row in untimed.values())
