@@ -22,6 +22,9 @@ from toolchain import require_setuptools
 
 require_setuptools()
 
-from native import BuildExt
+from native import BuildExt, BuildPy
 
-setup(ext_modules=[Extension("gplws._C", sources=[])], cmdclass={"build_ext": BuildExt})
+setup(
+    ext_modules=[Extension("gplws._C", sources=[])],
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+)

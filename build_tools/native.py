@@ -1,4 +1,4 @@
-"""The ``build_ext`` command of gplws: one build.ninja for all C++ and CUDA files.
+"""The build commands of gplws: one build.ninja for all C++ and CUDA files.
 
 What is compiled follows from where a file lies:
 
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import toolchain
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from toolchain import BuildError, CudaToolchain
 from torch_headers import MINIMUM, TorchHeaders
 
@@ -74,6 +75,19 @@ def cuda_sources() -> list[Path]:
 
 def _glob(pattern: str) -> list[Path]:
     return sorted(ROOT.glob(pattern))
+
+
+class BuildPy(build_py):
+    """Copies the Python files anew: none stays that an earlier build left and the tree has lost."""
+
+    def run(self) -> None:
+        built = Path(self.build_lib, "gplws")
+        if not self.editable_mode and built.resolve() != ROOT / "gplws":
+            for path in built.rglob("*"):
+                # build_ext sees to its own files; ninja needs not link again where they are.
+                if path.is_file() and path.suffix != ".so":
+                    path.unlink()
+        super().run()
 
 
 class BuildExt(build_ext):

@@ -12,6 +12,7 @@ import native
 import pytest
 import toolchain
 import torch_headers
+from setuptools import Distribution
 from toolchain import BuildError, CudaToolchain
 
 pytestmark = pytest.mark.no_cpu_kernels
@@ -289,6 +290,24 @@ def test_a_comma_in_a_path_that_nvcc_would_divide_is_named(
         cuda_commands(tmp_path / "a,b", tmp_path / "torch", monkeypatch)
     with pytest.raises(BuildError, match=r"the comma in .*/c,d/include for the end of a path"):
         cuda_commands(tmp_path / "tree", tmp_path / "c,d", monkeypatch)
+
+
+def test_a_build_drops_what_the_tree_has_lost_and_keeps_what_is_compiled(tmp_path: Path) -> None:
+    tree, built = tmp_path / "tree", tmp_path / "built/gplws"
+    for name in ("__init__.py", "new.py", "presets/new.yaml"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    for name in ("old.py", "presets/old.yaml", "models/old.py", "_cuda.so", "_C.so"):
+        (built / name).parent.mkdir(parents=True, exist_ok=True)
+        (built / name).touch()
+    names = {"packages": ["gplws"], "package_dir": {"gplws": str(tree)}, "script_name": "setup.py"}
+    files = {"package_data": {"gplws": ["presets/*.yaml"]}, "include_package_data": False}
+    command = native.BuildPy(Distribution(names | files))
+    command.build_lib = str(tmp_path / "built")
+    command.ensure_finalized()
+    command.run()
+    found = {str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()}
+    assert found == {"__init__.py", "new.py", "presets/new.yaml", "_cuda.so", "_C.so"}
 
 
 def test_unchanged_files_keep_their_time(tmp_path: Path) -> None:
