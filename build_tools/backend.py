@@ -17,7 +17,7 @@ def _torch_if_missing() -> list[str]:
         return []
     # Before pip fetches a torch for minutes, make sure that it is of use.
     toolchain.find_cxx()
-    return ["torch>={}.{}".format(*MINIMUM)]
+    return ["torch>={}.{}.0a0".format(*MINIMUM)]  # as in pyproject.toml
 
 
 def get_requires_for_build_wheel(config_settings: _ConfigSettings = None) -> list[str]:
