@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import string
 import subprocess
 import sysconfig
 import tempfile
@@ -230,8 +231,8 @@ def _nvcc_version(nvcc: str) -> str | None:
 def _cuda_archs(nvcc: str, version: str) -> tuple[str, ...]:
     shown = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
     known = [f"{int(n) // 10}.{int(n) % 10}" for n in re.findall(r"compute_(\d+)\b", shown)]
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if wanted:
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if wanted.strip(f";,{string.whitespace}"):
         return parse_arch_list(wanted, known, version)
     archs = [arch for arch in CUDA_ARCHS if arch in known]
     if not archs:
@@ -245,6 +246,8 @@ def _cuda_archs(nvcc: str, version: str) -> tuple[str, ...]:
 def parse_arch_list(wanted: str, known: Sequence[str], version: str) -> tuple[str, ...]:
     """The entries of a ``TORCH_CUDA_ARCH_LIST``, each checked against what nvcc knows.
 
+    Those older than 7.5, which lists for other packages hold as well, are left out and printed.
+
     Args:
         wanted: entries such as ``9.0``, ``9.0a`` or ``9.0+PTX``, divided by blanks, commas or
             semicolons.
@@ -252,9 +255,10 @@ def parse_arch_list(wanted: str, known: Sequence[str], version: str) -> tuple[st
         version: version of that nvcc, for messages.
 
     Raises:
-        BuildError: an entry is malformed, older than 7.5 or unknown to nvcc.
+        BuildError: an entry is malformed or unknown to nvcc, or all are older than 7.5.
     """
     archs: list[str] = []
+    too_old: list[str] = []
     for entry in filter(None, re.split(r"[;,\s]+", wanted)):
         found = re.fullmatch(r"(\d+\.\d)([af]?)(?:\+PTX)?", entry)
         if not found:
@@ -264,15 +268,22 @@ def parse_arch_list(wanted: str, known: Sequence[str], version: str) -> tuple[st
             )
         number = found.group(1)
         if tuple(map(int, number.split("."))) < tuple(map(int, CUDA_ARCHS[0].split("."))):
-            raise BuildError(
-                f"TORCH_CUDA_ARCH_LIST holds {entry!r}, the CUDA kernels need {CUDA_ARCHS[0]} or "
-                "newer; set GPLWS_CUDA=0 to build for the CPU only."
-            )
-        if number not in known:
+            too_old.append(entry)
+        elif number not in known:
             raise BuildError(
                 f"TORCH_CUDA_ARCH_LIST holds {entry!r}, which nvcc {version} does not know; it "
                 f"knows {', '.join(known)}."
             )
-        if entry not in archs:
+        elif entry not in archs:
             archs.append(entry)
+    if not archs:
+        raise BuildError(
+            f"TORCH_CUDA_ARCH_LIST={wanted} holds no architecture that the CUDA kernels run on, "
+            f"{CUDA_ARCHS[0]} or newer; set GPLWS_CUDA=0 to build for the CPU only."
+        )
+    if too_old:
+        print(
+            f"gplws: {', '.join(too_old)} of TORCH_CUDA_ARCH_LIST left out: the CUDA kernels need "
+            f"{CUDA_ARCHS[0]} or newer"
+        )
     return tuple(archs)

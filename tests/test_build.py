@@ -4,6 +4,7 @@ Whole installations are checked by build_tools/check_install_matrix.sh.
 """
 
 import os
+import re
 import shlex
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ import native
 import pytest
 import toolchain
 import torch_headers
+from packaging.requirements import Requirement
 from setuptools import Distribution
 from toolchain import BuildError, CudaToolchain
 
@@ -83,8 +85,15 @@ def test_torch_is_a_build_requirement_only_where_there_is_none(
 
     assert not any("torch" in need for need in backend.get_requires_for_build_wheel())
     monkeypatch.setenv("GPLWS_TORCH_DIR", str(tmp_path))
-    assert "torch>=2.10" in backend.get_requires_for_build_wheel()
-    assert "torch>=2.10" in backend.get_requires_for_build_editable()
+    assert "torch>=2.10.0a0" in backend.get_requires_for_build_wheel()
+    assert "torch>=2.10.0a0" in backend.get_requires_for_build_editable()
+
+
+def test_a_vendors_build_of_the_oldest_torch_is_not_replaced(repository: Path) -> None:
+    listed = re.findall(r'"(torch>=.*?)"', (repository / "pyproject.toml").read_text())
+    assert len(listed) == 1
+    accepted = Requirement(listed[0]).specifier
+    assert "2.10.0a0+nv25.12" in accepted and "2.9.1" not in accepted
 
 
 def test_a_missing_compiler_is_one_sentence_with_its_remedy(
@@ -209,13 +218,34 @@ def test_architecture_lists_are_parsed(wanted: str, archs: tuple[str, ...]) -> N
         ("Hopper", "holds 'Hopper', expected numbers such as 8.6, 9.0a or 9.0\\+PTX"),
         ("90", "holds '90', expected numbers"),
         ("9.0+ptx", "holds '9.0\\+ptx', expected numbers"),
-        ("7.0;8.0", "holds '7.0', the CUDA kernels need 7.5 or newer"),
+        ("6.0 7.0+PTX", "=6.0 7.0\\+PTX holds no architecture .* run on, 7.5 or newer"),
         ("13.0", "holds '13.0', which nvcc 13.0.88 does not know; it knows 7.5, 8.0"),
     ],
 )
 def test_wrong_architecture_lists_are_named(wanted: str, message: str) -> None:
     with pytest.raises(BuildError, match=message):
         toolchain.parse_arch_list(wanted, NVCC_13_ARCHS, "13.0.88")
+
+
+def test_architectures_that_are_too_old_are_left_out_and_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    archs = toolchain.parse_arch_list("5.2 6.0 7.0 7.5 8.0 9.0+PTX", NVCC_13_ARCHS, "13.0.88")
+    assert archs == ("7.5", "8.0", "9.0+PTX")
+    said = capsys.readouterr().out
+    assert said.startswith("gplws: 5.2, 6.0, 7.0 of TORCH_CUDA_ARCH_LIST left out: ")
+
+
+@pytest.mark.parametrize("wanted", ["", ";", " , "])
+def test_an_architecture_list_without_entries_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str
+) -> None:
+    write_nvcc(tmp_path)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    cuda = toolchain.find_cuda()
+    assert isinstance(cuda, CudaToolchain)
+    assert cuda.archs == ("7.5", "8.0", "9.0", "10.0", "12.0+PTX")
 
 
 def test_every_source_file_belongs_to_exactly_one_library() -> None:
