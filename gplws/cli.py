@@ -36,14 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["train"]:
+        words = _with_config(parser, words)
     options = parser.parse_args(words)
     command = options.subcommand
     chosen = options[command]
-    if command == "train" and not chosen.config:
-        # A run that goes on has a configuration; the options of this call go over it.
-        usual = str(chosen.out) if chosen.resume else "default"
-        words = ["train", "--config", usual, *words[words.index("train") + 1 :]]
-        chosen = parser.parse_args(words)[command]
     verbose = bool(getattr(chosen, "verbose", False))
     logging.basicConfig(
         stream=sys.stderr,
@@ -60,6 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _logger.exception("failed")
         print(f"gplws: error: {_one_paragraph(error)}", file=sys.stderr)
         return 1
+
+
+def _with_config(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The words of ``gplws train``, with the configuration that it uses where they name none."""
+    # To print a configuration ends the parsing: only once it is known which.
+    others = [word for word in words if word.partition("=")[0] != "--print_config"]
+    chosen = parser.parse_args(others)["train"]
+    if chosen.config:
+        return list(words)
+    # A run that goes on has a configuration; the options of this call go over it.
+    usual = str(chosen.out) if chosen.resume else "default"
+    return ["train", "--config", usual, *words[1:]]
 
 
 def _parser() -> ArgumentParser:

@@ -292,6 +292,30 @@ def test_presets_say_what_they_promise(tmp_path, capsys):
             assert (optimiser["clip"], schedule["shape"]) == (5.0, "cosine")
 
 
+def printed_config(capsys, *words):
+    assert run("train", *words) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_printed_configuration_is_the_one_that_is_used(tmp_path, capsys):
+    preset = printed_config(capsys, "--config", "default", "--print_config")
+    assert preset["model"]["arguments"]["stem"] == "features"
+    assert printed_config(capsys, "--print_config") == preset
+    steps = printed_config(capsys, "--print_config=skip_unset", "--schedule.steps", 7)
+    assert steps["schedule"]["steps"] == 7
+    assert steps["model"]["arguments"] == preset["model"]["arguments"]
+    # A file is not laid over the preset.
+    (tmp_path / "config.yaml").write_text("schedule: {steps: 5}\n")
+    few = printed_config(capsys, f"--config={tmp_path}/config.yaml", "--print_config")
+    assert few["schedule"]["steps"] == 5 and "stem" not in few["model"]["arguments"]
+    over = printed_config(
+        capsys, "--config", "default", "--config", tmp_path / "config.yaml", "--print_config"
+    )
+    assert over["schedule"]["steps"] == 5 and over["model"] == preset["model"]
+    goes_on = printed_config(capsys, "--resume", "-o", tmp_path, "--print_config")
+    assert goes_on["schedule"] == few["schedule"] and goes_on["model"] == few["model"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
