@@ -6,6 +6,8 @@ The metadata is in pyproject.toml, the work in build_tools/. Environment variabl
     TORCH_CUDA_ARCH_LIST    CUDA architectures, e.g. "8.0;9.0+PTX"; default: all from 7.5 to 12.0
     CUDA_HOME               where nvcc lives; default: PATH, then /usr/local/cuda*
     CXX, CXXFLAGS, LDFLAGS  C++ compiler and extra flags
+    NVCC_PREPEND_FLAGS, NVCC_APPEND_FLAGS
+                            extra flags of nvcc
     MAX_JOBS                number of parallel compile jobs
     GPLWS_SANITIZE          address,undefined: CPU kernels that watch themselves, for
                             build_tools/check_sanitizers.py

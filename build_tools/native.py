@@ -167,11 +167,12 @@ class BuildExt(build_ext):
             command += ["-j", jobs]
         environment = dict(os.environ)
         if with_cuda:
-            # Not in the command line: ninja compiles again when that changes.
+            # Not in the command line: ninja compiles again when that changes. There the user's
+            # flags are already.
             cores = int(jobs) if jobs else os.cpu_count() or 1
             threads = max(1, cores // len(cuda_sources()))
-            flags = os.environ.get("NVCC_APPEND_FLAGS", "")
-            environment["NVCC_APPEND_FLAGS"] = f"{flags} --threads {threads}".strip()
+            environment["NVCC_APPEND_FLAGS"] = f"--threads {threads}"
+            environment.pop("NVCC_PREPEND_FLAGS", None)
         sys.stdout.flush()
         if subprocess.run(command, env=environment).returncode != 0:
             hint = "; GPLWS_CUDA=0 builds for the CPU only" if with_cuda else ""
@@ -234,8 +235,11 @@ def _add_cuda_library(
     nvcc = _command([cuda.nvcc, "-ccbin", *cxx] if len(cxx) == 1 else [cuda.nvcc])
     ninja.rule("nvcc", f"{nvcc} -MD -MF $out.d $flags -c $in -o $out", depfile=True)
     ninja.rule("nvlink", f"{nvcc} $in -o $out $flags", depfile=False)
+    # nvcc would read these itself, but ninja would not compile again when they change.
+    prepended = shlex.split(os.environ.get("NVCC_PREPEND_FLAGS", ""))
+    appended = shlex.split(os.environ.get("NVCC_APPEND_FLAGS", ""))
     # No path may be among these: nvcc divides them at commas, its shell at blanks.
-    common = ["-Xcompiler", ",".join(_HOST_FLAGS)]
+    common = [*prepended, "-Xcompiler", ",".join(_HOST_FLAGS)]
     common += ["-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-cudart=static"]
     objects = []
     for source in cuda_sources():
@@ -243,12 +247,12 @@ def _add_cuda_library(
             flags = [*common, "--expt-relaxed-constexpr", *cuda.gencode_flags]
         else:
             flags = [*common, "-DUSE_CUDA", *_torch_flags(torch)]
-        objects.append(ninja.build(_object(source), "nvcc", [source], flags))
+        objects.append(ninja.build(_object(source), "nvcc", [source], flags + appended))
     # nvcc moves every -Xlinker flag before the libraries, so --as-needed cannot be switched back.
-    link = ["-shared", "-cudart=static", "-Xlinker", "--no-as-needed"]
+    link = [*prepended, "-shared", "-cudart=static", "-Xlinker", "--no-as-needed"]
     link += ["-Xlinker", "-rpath", "-Xlinker", "$ORIGIN/../torch/lib"]
     # The C++ runtime before torch, whose libraries answer for parts of it.
-    link += [f"-L{torch.lib}", "-lstdc++", "-ltorch", "-ltorch_cpu"]
+    link += [f"-L{torch.lib}", "-lstdc++", "-ltorch", "-ltorch_cpu", *appended]
     ninja.build(library, "nvlink", objects, link)
 
 

@@ -51,7 +51,8 @@ def write_torch(folder: Path, version: tuple[int, int, int]) -> Path:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("CXX", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "GPLWS_TORCH_DIR")
-    for name in (*names, "GPLWS_CUDA", "GPLWS_SANITIZE"):
+    names += ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "GPLWS_CUDA", "GPLWS_SANITIZE")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -320,6 +321,31 @@ def test_a_comma_in_a_path_that_nvcc_would_divide_is_named(
         cuda_commands(tmp_path / "a,b", tmp_path / "torch", monkeypatch)
     with pytest.raises(BuildError, match=r"the comma in .*/c,d/include for the end of a path"):
         cuda_commands(tmp_path / "tree", tmp_path / "c,d", monkeypatch)
+
+
+def test_extra_flags_of_nvcc_are_in_its_commands_so_that_ninja_compiles_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = cuda_commands(tmp_path, tmp_path / "torch", monkeypatch)
+    monkeypatch.setenv("NVCC_PREPEND_FLAGS", "-Xptxas -v")
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-DTHREADS=192 '-DNAME=a b'")
+    changed = cuda_commands(tmp_path, tmp_path / "torch", monkeypatch)
+    assert len(plain) == 3
+    extra = ["-DTHREADS=192", "-DNAME=a b"]
+    assert changed == [["-Xptxas", "-v", *flags, *extra] for flags in plain]
+
+
+def test_nvcc_does_not_get_its_extra_flags_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = 'echo "$NVCC_PREPEND_FLAGS|$NVCC_APPEND_FLAGS" > "$2/said"'  # called with -C FOLDER
+    ninja = write_program(tmp_path, "ninja", script)
+    monkeypatch.setattr(toolchain, "find_ninja", lambda: str(ninja))
+    monkeypatch.setenv("NVCC_PREPEND_FLAGS", "-Xptxas -v")
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-DTHREADS=192")
+    monkeypatch.setenv("MAX_JOBS", "1")
+    native.BuildExt(Distribution())._run_ninja(tmp_path, with_cuda=True)
+    assert (tmp_path / "said").read_text() == "|--threads 1\n"
 
 
 def test_a_build_drops_what_the_tree_has_lost_and_keeps_what_is_compiled(tmp_path: Path) -> None:
