@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import stat
+import subprocess
 from pathlib import Path
 
 import native
@@ -15,6 +16,7 @@ import toolchain
 import torch_headers
 from packaging.requirements import Requirement
 from setuptools import Distribution
+from setuptools.command.egg_info import FileList
 from toolchain import BuildError, CudaToolchain
 
 pytestmark = pytest.mark.no_cpu_kernels
@@ -364,6 +366,21 @@ def test_a_build_drops_what_the_tree_has_lost_and_keeps_what_is_compiled(tmp_pat
     command.run()
     found = {str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()}
     assert found == {"__init__.py", "new.py", "presets/new.yaml", "_cuda.so", "_C.so"}
+
+
+def test_the_source_distribution_has_all_that_the_tests_and_checks_need(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (repository / ".git").exists():
+        pytest.skip("which files belong to the source tree is known to git alone")
+    monkeypatch.chdir(repository)
+    packed = FileList()
+    for line in (repository / "MANIFEST.in").read_text().splitlines():
+        packed.process_template_line(line)
+    tracked = subprocess.check_output(["git", "ls-files"], text=True).split()
+    # setuptools itself adds the package and MANIFEST.in.
+    needed = {name for name in tracked if not name.startswith("gplws/") and Path(name).exists()}
+    assert needed - set(packed.files) == {".gitignore", "MANIFEST.in"}
 
 
 def test_unchanged_files_keep_their_time(tmp_path: Path) -> None:
