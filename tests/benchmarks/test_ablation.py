@@ -90,7 +90,7 @@ def test_rows_that_are_not_asked_for_stay_and_all_times_are_of_one_shape(
         f"{again}/kept --no-training --variants '{plain}'",
         f"{again}/wider --no-training --variants '{concat}' --shape 3 16 32",
         f"{again}/untimed --no-training --variants '{plain}' --shape 3 16 32 --no-latency",
-        f"{again}/refused --variants '{plain}'",
+        f"{again}/refused --variants '{plain}' --steps 1 --checkpoints {tmp_path}/runs",
     )
     assert ends[:3] == [""] * 3 and "errors of another recipe" in ends[3]
     kept, wider, untimed, refused = (
