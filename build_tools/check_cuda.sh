@@ -94,9 +94,13 @@ machine() {
   "$python" - <<'PYTHON'
 import importlib.util
 import re
-import tomllib
 
 import torch
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
 
 print("torch", torch.__version__, "CUDA", torch.version.cuda)
 with open("pyproject.toml", "rb") as file:

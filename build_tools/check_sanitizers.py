@@ -38,22 +38,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), sys.argv[1:])
         print(f"==== built after {time.monotonic() - begin:.0f} s", flush=True)
+        # Each runs in that folder: Python, and the processes that the tests start, look for modules
+        # where they run, and in the source tree would find the package that is not instrumented.
         for isa in ISAS:
             environment = instrumented_environment(Path(folder), isa)
             script = "import gplws; print(gplws.__file__, gplws.build_info()['cpu_isa'])"
-            shown = run([sys.executable, "-P", "-c", script], environment, read=True).split()
+            shown = run([sys.executable, "-c", script], environment, folder, read=True).split()
             assert Path(shown[0]).is_relative_to(folder), shown
             if shown[1] != isa:
                 print(f"==== this CPU has no {isa}")
                 continue
             print(f"==== {isa}", flush=True)
-            run([sys.executable, __file__, PLANTED], environment)
-            # Not `python -m pytest`, which would import the package from the source tree.
+            run([sys.executable, __file__, PLANTED], environment, folder)
             # What a sanitizer writes before it ends the process is not to be captured.
-            pytest = [sys.executable, "-P", "-m", "pytest", "-q", "--capture=sys", "-k", LEFT_OUT]
-            # Nor processes that the tests start.
-            safe = {**environment, "PYTHONSAFEPATH": "1"}
-            run([*pytest, "-p", "no:cacheprovider", str(ROOT / "tests/ops")], safe)
+            pytest = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-k", LEFT_OUT]
+            pytest += ["-p", "no:cacheprovider", str(ROOT / "tests/ops")]
+            run(pytest, environment, folder)
         print(f"==== passed after {time.monotonic() - begin:.0f} s")
 
 
@@ -62,7 +62,7 @@ def build(folder: Path, options: list[str]) -> None:
     asked = {"GPLWS_SANITIZE": ",".join(toolchain.SANITIZERS), "GPLWS_CUDA": "0"}
     environment = {**os.environ, **asked}
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-    run([*pip, *options, str(ROOT)], environment)
+    run([*pip, *options, str(ROOT)], environment, ROOT)
 
 
 def instrumented_environment(folder: Path, isa: str) -> dict[str, str]:
@@ -87,9 +87,11 @@ def instrumented_environment(folder: Path, isa: str) -> dict[str, str]:
     }
 
 
-def run(command: list[str], environment: dict[str, str], read: bool = False) -> str:
+def run(
+    command: list[str], environment: dict[str, str], folder: str | Path, read: bool = False
+) -> str:
     done = subprocess.run(
-        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE if read else None
+        command, env=environment, cwd=folder, text=True, stdout=subprocess.PIPE if read else None
     )
     if done.returncode != 0:
         sys.exit(done.returncode)

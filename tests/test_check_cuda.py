@@ -54,6 +54,15 @@ def test_without_names_all_steps_run_but_the_training(repository, tmp_path) -> N
     assert "train_on_gpu" not in logs
 
 
+def test_what_is_missing_is_listed_by_a_python_310_as_well(repository, tmp_path) -> None:
+    python = tmp_path / "python3.10"
+    hidden = "import sys; sys.modules['tomllib'] = None; exec(sys.stdin.read())"
+    python.write_text(f'#!/bin/sh\n[ "$1" = - ] && exec {sys.executable} -c "{hidden}"\n')
+    python.chmod(0o755)
+    _, _, logs = check_cuda(repository, tmp_path, "machine", PYTHON=str(python))
+    assert "dependencies that are missing: " in logs
+
+
 def test_a_selection_that_fails_under_the_sanitizer_is_not_hidden_by_the_others(
     repository, tmp_path
 ) -> None:

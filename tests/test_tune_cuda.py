@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,17 @@ def test_only_what_is_clearly_faster_is_chosen() -> None:
     times = [first, *({} for _ in tune_cuda.variants()[1:])]
     times[3] = {"k12": 90.0, "k24": 99.5}
     assert tune_cuda.fastest(times) == {"k12": tune_cuda.CANDIDATES["k12"][2]}
+
+
+def test_the_copy_of_the_package_is_measured_by_a_python_310_as_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gplws").mkdir()
+    (tmp_path / "gplws/__init__.py").touch()
+    script = "import gplws, benchmarks, json; print(json.dumps([gplws.__file__]))"
+    python = tmp_path / "python3.10"
+    lines = ["#!/bin/sh", "unset PYTHONSAFEPATH", shlex.join([sys.executable, "-c", script]), ""]
+    python.write_text("\n".join(lines))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert tune_cuda._measured(tmp_path, {}, 0.1) == [str(tmp_path / "gplws/__init__.py")]
