@@ -20,8 +20,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "build_tools"))
-from toolchain import require_setuptools
+from toolchain import require_platform, require_setuptools
 
+# Before native, which imports what Windows has not and an old setuptools may not have.
+require_platform()
 require_setuptools()
 
 from native import BuildExt, BuildPy

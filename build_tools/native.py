@@ -94,8 +94,6 @@ class BuildExt(build_ext):
     """Compiles gplws/_C and, where nvcc is found, gplws/_cuda.so beside it."""
 
     def build_extension(self, ext: object) -> None:
-        if sys.platform == "win32":
-            raise BuildError("Windows is not supported; build it inside WSL 2.")
         module = Path(self.get_ext_fullpath("gplws._C")).resolve()
         cuda_library = module.parent / "_cuda.so"
         torch, cxx, cuda = toolchain.require_torch(), toolchain.find_cxx(), toolchain.find_cuda()

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import string
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Sequence
@@ -76,6 +77,12 @@ class CudaToolchain:
             codes = [f"sm_{number}"] + ([f"compute_{number}"] if arch.endswith("+PTX") else [])
             flags += [f"-gencode=arch=compute_{number},code={code}" for code in codes]
         return flags
+
+
+def require_platform() -> None:
+    """Raises on Windows."""
+    if sys.platform == "win32":
+        raise BuildError("Windows is not supported; build it inside WSL 2.")
 
 
 def require_setuptools() -> None:

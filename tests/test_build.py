@@ -5,9 +5,11 @@ Whole installations are checked by build_tools/check_install_matrix.sh.
 
 import os
 import re
+import runpy
 import shlex
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import native
@@ -56,6 +58,18 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     names += ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "GPLWS_CUDA", "GPLWS_SANITIZE")
     for name in names:
         monkeypatch.delenv(name, raising=False)
+
+
+def test_windows_is_named_before_anything_that_it_does_not_have(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.delitem(sys.modules, "native")
+    with pytest.raises(BuildError, match="Windows is not supported; build it inside WSL 2"):
+        runpy.run_path(str(repository / "setup.py"))
 
 
 def test_torch_is_found_without_importing_it() -> None:
