@@ -203,7 +203,7 @@ def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
     assert f"on one NVIDIA Z80 {facts}; milliseconds" in " ".join(lines)
     table = [line for line in shown.splitlines() if line.startswith("|")]
     assert table == [
-        "| | gplws, CUDA graph | stock torch, fastest setting | the same with TF32 "
+        "| | gplws, CUDA graph | stock torch, fastest eager setting | the same with TF32 "
         "| torch.compile, max-autotune | fastest published network |",
         "|---" * 6 + "|",
         "| bfloat16 | **0.50** | 2.00 (4.0x), eager graph |  | 1.00 (2.0x) "
