@@ -543,7 +543,6 @@ def _search(
         search.volume[None],
         None if along_surface else places,
         refinement="gaussian" if refinement == "surface" else refinement,
-        groups=n_frames,  # only peaks count as rivals: wherever they are, but not its own flanks
         radius=radius,
     )
     # NaN pixels end up as invalid ones; a NaN frame number could not be looked up.

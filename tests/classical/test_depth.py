@@ -84,16 +84,6 @@ def test_steps_that_grow_along_the_stack_do_not_shift_the_depth(method, height_u
     assert abs(float(found.depth.mean()) - height_um) < 0.17  # um, between steps of 1 and 4
 
 
-@pytest.mark.parametrize("first", [8, 11, 22])
-def test_a_second_peak_is_a_rival_wherever_it_lies(first):
-    frame = torch.arange(40.0)
-    second = first + 7
-    peaks = torch.exp(-0.5 * (frame - first) ** 2) + 0.98 * torch.exp(-0.5 * (frame - second) ** 2)
-    found = depth_from_focus(0.5 + 0.08 * peaks.view(-1, 1, 1) * texture((48, 48)))
-    assert found.confidence.median() < 0.05
-    assert (found.depth_index - first).abs().median() < 0.1
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_reversed_frames_give_the_same_confidence(method):
     frames = textured_stack(tilted((40, 48), 2, 9), n_frames=12, contrast=0.03, noise=0.006)
