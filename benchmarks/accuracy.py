@@ -429,12 +429,7 @@ def main() -> None:
     report(means, left_out, note)
     report_shares(shares)
     content = {
-        "seed": SEED,
-        "count": options.count,
-        "side": options.side,
-        "frames": options.frames,
-        "surfaces": file_names(options.surfaces),
-        "textures": file_names(options.textures),
+        **drawn_from(options),
         "unit": UNIT,
         "recipe": None if recipe is None else asdict(recipe),
         "reading": options.reading,
@@ -455,9 +450,20 @@ def refuse_same_names(parser: argparse.ArgumentParser, what: str, names: Sequenc
         parser.error(f"several {what} are named {', '.join(twice)}: measure them one by one")
 
 
-def file_names(paths: Sequence[Path]) -> list[str]:
-    """Files and folders as others know them: without where they lie here."""
-    return [f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)]
+def drawn_from(options: argparse.Namespace) -> dict[str, Any]:
+    """What the stacks of a level follow from, for the JSON; files without where they lie here."""
+
+    def named(paths: Sequence[Path]) -> list[str]:
+        return [f"{path.parent.name}/{path.name}" for path in map(Path.resolve, paths)]
+
+    return {
+        "seed": SEED,
+        "count": options.count,
+        "side": options.side,
+        "frames": options.frames,
+        "surfaces": named(options.surfaces),
+        "textures": named(options.textures),
+    }
 
 
 def _all(dataset: FolderStacks | MiddleburyPairs) -> Iterator[DepthSample]:

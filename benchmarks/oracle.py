@@ -30,8 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.accuracy import LEVELS, SEED, Level, file_names, level_samples
+from benchmarks.accuracy import LEVELS, SEED, Level, drawn_from, level_samples
 from benchmarks.timing import introduce, save, show
+from gplws.classical.focus_volume import gaussian_blur
 from gplws.data import DepthSample
 from gplws.data.generator import Geometry, draw_geometry
 from gplws.data.randomness import Draw, radial_frequency
@@ -98,7 +99,7 @@ def differences(scene: Scene) -> tuple[Tensor, Tensor]:
 
 def by_window(candidates: Tensor, total: Tensor, deviation_px: float) -> Tensor:
     """(H, W) depth, frames: least mean difference in a Gaussian window."""
-    return candidates[_blurred(total, deviation_px).argmin(0)]
+    return candidates[gaussian_blur(total, deviation_px).argmin(0)]
 
 
 def by_total_variation(candidates: Tensor, total: Tensor, frames: int, weight: float) -> Tensor:
@@ -107,7 +108,7 @@ def by_total_variation(candidates: Tensor, total: Tensor, frames: int, weight: f
     Source: F. Steinbruecker, T. Pock, D. Cremers, ICCV 2009, doi:10.1109/ICCV.2009.5459364.
     """
     noise = total.amin(0).median() / frames
-    misfit = _blurred(total, _SMOOTH_WINDOW_PX) / (2 * noise.clamp(min=1e-12))
+    misfit = gaussian_blur(total, _SMOOTH_WINDOW_PX) / (2 * noise.clamp(min=1e-12))
     smooth = by_window(candidates, total, 5.0)
     for coupling in _COUPLINGS:
         apart = (candidates[:, None, None] - smooth).square_().div_(2 * coupling)
@@ -207,25 +208,8 @@ def main() -> None:
             )
     print("\nmean errors, frames")
     show(["level", *methods, "window", "smooth", "better"], table)
-    content = {
-        "seed": SEED,
-        "count": options.count,
-        "side": options.side,
-        "frames": options.frames,
-        "surfaces": file_names(options.surfaces),
-        "textures": file_names(options.textures),
-        "rows": rows,
-    }
+    content = {**drawn_from(options), "rows": rows}
     print(f"\n{save('oracle', content, options.out)}")
-
-
-def _blurred(values: Tensor, deviation_px: float) -> Tensor:
-    """(Z, H, W) under a Gaussian window."""
-    radius = int(3 * deviation_px + 0.5)
-    window = torch.exp(-0.5 * (torch.arange(-radius, radius + 1.0) / deviation_px) ** 2)
-    window /= window.sum()
-    x = F.pad(values[:, None], (radius,) * 4, "reflect")
-    return F.conv2d(F.conv2d(x, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))[:, 0]
 
 
 if __name__ == "__main__":
