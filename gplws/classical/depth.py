@@ -196,8 +196,8 @@ def depth_from_focus(
     """Depth, confidence and validity of each pixel of a focal stack, by a classical method.
 
     Memory: some seven times that of ``frames``, and 0.5 KB for each pixel. Larger stacks can be cut
-    into tiles that overlap by :func:`receptive_radius`, with :func:`stack_statistics` of the whole
-    stack.
+    into tiles that overlap by :func:`receptive_radius`, with the sum of their
+    :func:`part_statistics`.
 
     Args:
         frames: (N, H, W) or (B, N, H, W) float32 gray frames in 0..1, N >= 1, in focus order,
@@ -241,11 +241,11 @@ def depth_from_focus(
             f"refinement: expected one of {get_args(PeakRefinement)}, got {refinement!r}"
         )
     stacks, known = _check_frames(frames, statistics)
-    positions = _positions(focus_positions, frames)
-    results = [
-        _depth_of_stack(stack, positions, one, method, refinement)
-        for stack, one in zip(stacks, known, strict=True)
-    ]
+    positions, first = _positions(focus_positions, frames)
+    results = []
+    for stack, one in zip(stacks, known, strict=True):
+        found = _depth_of_stack(stack, positions, one, method, refinement)
+        results.append(found._replace(depth=found.depth + first))
     if frames.dim() == 3:
         return results[0]
     return DepthFromFocus(*(torch.stack(maps) for maps in zip(*results, strict=True)))
@@ -307,7 +307,7 @@ def refine_depth(
         TypeError: ``frames`` is not float32.
     """
     stacks, known = _check_frames(frames, statistics)
-    positions = _positions(focus_positions, frames)
+    positions, _ = _positions(focus_positions, frames)
     limit = torch.full_like(depth_index, torch.inf) if limit is None else limit
     for name, map_ in (("depth_index", depth_index), ("limit", limit)):
         if map_.shape != frames.shape[:-3] + frames.shape[-2:]:
@@ -389,20 +389,24 @@ def _check_frames(
     return stacks, known
 
 
-def _positions(focus_positions: Tensor | None, frames: Tensor) -> Tensor:
-    """Focus positions (N,) float32 on the device of ``frames`` (..., N, H, W)."""
+def _positions(focus_positions: Tensor | None, frames: Tensor) -> tuple[Tensor, float]:
+    """Focus positions (N,) of ``frames`` (..., N, H, W) from the first, and the first.
+
+    The positions are float32 on the device of the frames: small numbers wherever a stage stands.
+    """
     n_frames = frames.shape[-3]
     if focus_positions is None:
-        return torch.arange(n_frames, device=frames.device, dtype=torch.float32)
-    positions = focus_positions.to(frames.device, torch.float32)
-    if tuple(positions.shape) != (n_frames,):
+        return torch.arange(n_frames, device=frames.device, dtype=torch.float32), 0.0
+    if tuple(focus_positions.shape) != (n_frames,):
         raise ValueError(
-            f"focus_positions: expected (N,) with N = {n_frames}, got {tuple(positions.shape)}"
+            f"focus_positions: expected (N,) with N = {n_frames}, "
+            f"got {tuple(focus_positions.shape)}"
         )
-    steps = positions.diff()
+    exact = focus_positions.double()
+    steps = exact.diff()
     if not bool((steps > 0).all() or (steps < 0).all()):
         raise ValueError("focus_positions: expected strictly rising or falling values")
-    return positions
+    return (exact - exact[0]).to(frames.device, torch.float32), float(exact[0])
 
 
 def _focus_volume(frames: Tensor, statistics: StackStatistics, measure: FocusMeasure) -> _Search:

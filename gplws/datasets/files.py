@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import DepthSample
+from ..data import DepthSample, FocalStack
 from ..io.readers import natural_key, read_stack
 
 PathLike = str | os.PathLike[str]
@@ -95,8 +95,8 @@ def load_frames(paths: Sequence[Path]) -> Tensor:
         paths: image files in focus order, all of one size, mode and dtype.
 
     Returns:
-        (C, N, H, W) float32 in 0..1, C = 1 or 3; integers are divided by the maximum of their
-        dtype.
+        (C, N, H, W) float32 in 0..1, C = 1 or 3; integers by the levels of
+        :class:`gplws.data.FocalStack`.
 
     Raises:
         DatasetError: a file is missing, damaged or unlike the others, or holds floats outside 0..1.
@@ -121,10 +121,10 @@ def frames_tensor(frames: np.ndarray, source: str) -> Tensor:
     Raises:
         DatasetError: floats outside 0..1; the message names ``source``.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(frames, frames.dtype.newbyteorder("=")))
-    values = tensor.to(torch.float32)
-    if not tensor.dtype.is_floating_point:
-        values = values / torch.iinfo(tensor.dtype).max
+    values = torch.from_numpy(np.ascontiguousarray(frames, np.float32))
+    if frames.dtype.kind != "f":
+        black, span = FocalStack(frames).levels
+        values = values.sub_(black).clamp_(0, span).div_(span)
     elif values.numel() and not (values.min() >= 0 and values.max() <= 1):
         raise DatasetError(
             f"{source}: expected float frames in 0..1, got {float(values.min())} to "

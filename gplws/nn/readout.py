@@ -124,7 +124,7 @@ def _deviation(volume: Tensor, frame: Tensor) -> Tensor:
     numbers = numbers.view(-1, 1, 1)
     return torch.cat(
         [
-            part.softmax(1).mul_((numbers - around[:, None]).abs_()).sum(1)
+            (part.softmax(1) * (numbers - around[:, None]).abs()).sum(1)
             for part, around in zip(volume.split(rows, 2), frame.split(rows, 1), strict=True)
         ],
         1,

@@ -267,6 +267,14 @@ def test_uneven_and_falling_positions_give_depth_in_their_unit(falling):
     assert np.abs(index - found.depth_index.numpy()).max() < 1e-3
 
 
+def test_positions_far_from_zero_lose_nothing_but_the_digits_of_the_result():
+    steps = 0.1 * torch.cumsum(1 + 0.5 * torch.sin(torch.arange(12.0, dtype=torch.float64)), 0)
+    frames = textured_stack(tilted((48, 48), 2, 9), noise=0.004)
+    near, far = depth_from_focus(frames, steps), depth_from_focus(frames, 50_000 + steps)
+    torch.testing.assert_close(far.depth_index, near.depth_index, rtol=0, atol=1e-5)
+    assert (far.depth.double() - 50_000 - near.depth).abs().max() < 0.004  # float32 at 50,000
+
+
 def test_reversed_rotated_brighter_and_drifting_stacks_agree():
     depth = tilted((72, 72), 2, 9)
     frames = textured_stack(depth, noise=0.004)

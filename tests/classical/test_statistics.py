@@ -1,4 +1,4 @@
-"""Statistics of a whole stack, gathered band by band."""
+"""Statistics of a whole stack, and of its tiles."""
 
 import pytest
 import torch
@@ -25,12 +25,6 @@ def assert_same(whole, cut):
         assert one.sum() == other.sum()
         assert (one - other).abs().sum() <= 4  # rounding may move a pixel to the next bin
     assert cut.noise() == pytest.approx(whole.noise(), rel=1e-4)
-
-
-@pytest.mark.parametrize("rows", [1, 7, 40, 100, 1000])
-def test_bands_give_what_the_whole_stack_gives(rows):
-    frames = textured_stack(n_frames=7, size=(150, 40), noise=0.01)
-    assert_same(stack_statistics(frames), stack_statistics(frames.split(rows, 1)))
 
 
 @pytest.mark.parametrize("size", [(40, 300), (120, 130)])
@@ -95,16 +89,13 @@ def test_the_width_of_peaks_is_found(width):
 
 
 @pytest.mark.parametrize(
-    ("bands", "error", "message"),
+    ("frames", "error", "message"),
     [
-        ([], ValueError, "at least one band"),
-        ([torch.ones(2, 4, 4), torch.ones(3, 4, 4)], ValueError, "N = 2 and W = 4"),
-        ([torch.ones(2, 4, 4), torch.ones(2, 4, 5)], ValueError, r"got \(2, 4, 5\)"),
         (torch.ones(4, 4), ValueError, r"\(N, H, W\)"),
         (torch.ones(2, 0, 4), ValueError, "not empty"),
         (torch.ones(2, 4, 4, dtype=torch.float64), TypeError, "float64"),
     ],
 )
-def test_wrong_bands_are_named(bands, error, message):
+def test_wrong_frames_are_named(frames, error, message):
     with pytest.raises(error, match=message):
-        stack_statistics(bands)
+        stack_statistics(frames)

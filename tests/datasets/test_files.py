@@ -110,6 +110,13 @@ def test_frames_become_channels_first_in_0_to_1(tmp_path):
         load_frames([tmp_path / "gray0.tif", tmp_path / "absent.tif"])
 
 
+@pytest.mark.parametrize("dtype", ["<u4", ">i4", "<i8"])
+def test_wide_integers_are_counts(dtype):
+    counts = np.linspace(0, 4000, 24).reshape(2, 3, 4).astype(dtype)
+    found = frames_tensor(counts, "here")
+    np.testing.assert_allclose(found[0].numpy(), counts / 4095, rtol=1e-6)
+
+
 def test_float_frames_outside_0_to_1_are_refused():
     with pytest.raises(DatasetError, match=r"here.*0\.\.1"):
         frames_tensor(np.full((2, 3, 4), 200.0, np.float32), "here")

@@ -108,3 +108,8 @@ def test_a_narrow_peak_is_known_and_even_probability_is_not(frames):
     _, deviation = median_and_deviation(volume)
     even, narrow = is_known(confidence_of(deviation), frames)[0, 0].tolist()
     assert narrow and even == (frames < 3)
+
+
+def test_gradients_reach_the_volume_through_median_and_deviation():
+    volume = torch.randn(1, 6, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(median_and_deviation, volume)
