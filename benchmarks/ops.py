@@ -5,8 +5,9 @@ The limits are taken in the same run: arithmetic from a large matrix product and
 reads only. The focus search, which memory limits and which reads much more than it writes, takes
 turns with both: all see the same machine, and the copy leaves nothing of the search in the caches.
 
-"gplws" writes into results that are used again, as layers of the network do; "gplws, fresh results"
-allocates them in each turn, as stock torch does.
+Results are compared before they are timed, that of torch.max by the frame it finds. "gplws" writes
+into results that are used again, as layers of the network do; "gplws, fresh results" allocates them
+in each turn, as stock torch does.
 
 --isa measures all of it, stock torch and the limits included, on an older instruction set; float32
 only, as torch takes minutes for a bfloat16 product there.
@@ -28,6 +29,7 @@ from benchmarks import plots
 from benchmarks.summary import medians
 from benchmarks.timing import introduce, save, show, take_turns
 from gplws.ops import (
+    FocusSearchResult,
     focus_search,
     group_pointwise_conv3d,
     reference,
@@ -51,6 +53,9 @@ OLDER = {
 }
 OPS = ("group_pointwise_conv3d", "up_conv3d", "focus_search", "spline_smooth")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# By how much results of two may differ, as share of the largest value: stock torch rounds bfloat16
+# between the two convs of a block.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 def limits(dtype: torch.dtype) -> dict[str, float]:
@@ -101,6 +106,28 @@ class Case:
     ) -> None:
         self.op, self.what, self.flop, self.data = op, what, flop, data
         self.candidates = candidates
+
+
+def compare(results: dict[str, Any]) -> None:
+    """Refuse to time what does not do the same work.
+
+    Raises:
+        RuntimeError: a result differs from that of gplws; the message names it.
+    """
+    ours = results["gplws"]
+    for name, result in results.items():
+        if name in (COPY, READ):
+            continue
+        if isinstance(result, torch.return_types.max):
+            found, expected = result.indices, ours.index
+        elif isinstance(ours, FocusSearchResult):
+            found, expected = result.depth, ours.depth
+        else:
+            found = torch.cat(result) if isinstance(result, list) else result
+            expected = ours
+        difference = (found.double() - expected.double()).abs().max()
+        if not difference <= TOLERANCE[ours[0].dtype] * expected.abs().max():
+            raise RuntimeError(f"{name}: the result differs by up to {float(difference):.3g}")
 
 
 @torch.inference_mode()
@@ -249,7 +276,7 @@ def main() -> None:
             if case.op not in options.ops:
                 continue
             with torch.inference_mode():
-                times = take_turns(case.candidates, seconds=options.seconds)
+                times = take_turns(case.candidates, seconds=options.seconds, check=compare)
             middle = medians(times)
             ours = middle["gplws"]
             copied, read = limit["copy_bytes"], limit["read_bytes"]

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+import torch
 from repository_runs import run_main
+
+from benchmarks import ops
 
 FRESH = "gplws, fresh results"
 
@@ -35,3 +39,17 @@ def test_all_ops_are_also_timed_with_results_that_are_allocated_as_stock_torch_d
     assert {row["op"] for row in every} == {*layers, "focus_search", "spline_smooth"}
     assert [(row["op"], row["case"], row["dtype"]) for row in some] == found
     assert {dtype for _, _, dtype in found} == {"float32", "bfloat16"}
+
+
+def test_what_gives_another_result_is_not_timed() -> None:
+    for case in (*ops.conv_cases(torch.float32, 2, 16), *ops.other_cases(torch.float32, 2, 16)):
+        names = [name for name in case.candidates if name not in (ops.COPY, ops.READ)]
+        results = {name: case.candidates[name]() for name in names}
+        ops.compare(results)
+        other = next(name for name in names if not name.startswith("gplws"))
+        if other == "torch.max alone":
+            wrong = torch.max(torch.full((1, 3, 16, 16), torch.nan), 1)
+        else:
+            wrong = results[other] + 0.1 * results[other].abs().max()
+        with pytest.raises(RuntimeError, match=other):
+            ops.compare({**results, other: wrong})
