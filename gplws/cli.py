@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -446,13 +447,13 @@ def _train(parser: ArgumentParser, options: Namespace) -> int:
         device=options.device,
         progress=not options.quiet,
     )
-    errors = ", ".join(f"{name} {error:.4f}" for name, error in result.validation.items())
-    print(f"{result.checkpoint}: {result.reason} at step {result.step}", end="")
-    print(f"; mean error in frames: {errors}" if errors else "")
-    if result.reason == "done":
-        return 0
-    print(f"gplws: to go on: gplws train --resume --out {options.out}", file=sys.stderr)
-    return 0 if result.reason == "out of time" else 1
+    if os.environ.get("RANK", "0") == "0":  # torchrun brings all processes here
+        errors = ", ".join(f"{name} {error:.4f}" for name, error in result.validation.items())
+        print(f"{result.checkpoint}: {result.reason} at step {result.step}", end="")
+        print(f"; mean error in frames: {errors}" if errors else "")
+        if result.reason != "done":
+            print(f"gplws: to go on: gplws train --resume --out {options.out}", file=sys.stderr)
+    return 1 if result.reason == "interrupted" else 0
 
 
 def _export(parser: ArgumentParser, options: Namespace) -> int:

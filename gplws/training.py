@@ -58,6 +58,7 @@ _logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+_LOGGED_EVERY_S = 30.0  # progress, where it goes to a file
 
 
 class TrainingResult(NamedTuple):
@@ -370,10 +371,10 @@ class _Run:
             bar.update()
             if self.step % config.checkpoints.log_steps == 0 or self.step == self.steps:
                 shown = self._log_line(log, batch, loss, parts, norm, rate)
-                bar.set_postfix({"loss": f"{shown:.4f}", **self._shown_errors()})
+                bar.set_postfix({"loss": f"{shown:.4f}", **self._shown(share)}, False)
             if self.validation and self.step % config.checkpoints.validate_steps == 0:
                 self._validate(log)
-                bar.set_postfix({"loss": f"{float(loss):.4f}", **self._shown_errors()})
+                bar.set_postfix({"loss": f"{float(loss):.4f}", **self._shown(share)}, False)
             every = config.checkpoints.every_steps
             due = every is not None and self.step - saved_step >= every
             due |= time.monotonic() - saved_at >= 60 * config.checkpoints.every_minutes
@@ -500,8 +501,12 @@ class _Run:
         log.validated = self.step
         self.best = min(self.best, mean)
 
-    def _shown_errors(self) -> dict[str, str]:
-        return {name: f"{error:.3f}" for name, error in self.errors.items()}
+    def _shown(self, share_of_time: float) -> dict[str, str]:
+        """Errors, and how much of the time is over, for the progress bar."""
+        shown = {name: f"{error:.3f}" for name, error in self.errors.items()}
+        if self.config.schedule.max_minutes is not None:
+            shown["time"] = f"{share_of_time:.0%}"
+        return shown
 
     def _bar(self) -> Any:
         from tqdm import tqdm
@@ -515,6 +520,8 @@ class _Run:
             file=sys.stderr,
             unit="step",
             dynamic_ncols=True,
+            # Each update is a line of a log file.
+            mininterval=0.1 if sys.stderr.isatty() else _LOGGED_EVERY_S,
         )
 
     def _write_config(self) -> None:

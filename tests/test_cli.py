@@ -215,6 +215,7 @@ def test_a_network_is_trained_resumed_exported_and_used(tmp_path, capsys, folder
     shown = capsys.readouterr()
     assert f"{out}/checkpoint.pt: done at step 2; mean error in frames: toy " in shown.out
     assert "gplws train" in shown.err  # the progress bar
+    assert shown.err.count("\r") < 4  # where it is no terminal, few lines
     # Without --config the run goes on with its own configuration, and what is given here over it.
     assert run("train", "--resume", "-o", out, "--schedule.steps", 3, "--quiet") == 0
     shown = capsys.readouterr()
@@ -223,6 +224,17 @@ def test_a_network_is_trained_resumed_exported_and_used(tmp_path, capsys, folder
     assert run("export", out, weights, "--licence", "CC0-1.0") == 0
     assert capsys.readouterr().out.splitlines()[:2] == [str(weights), str(tmp_path / "net.md")]
     assert "CC0-1.0" in (tmp_path / "net.md").read_text()
+
+
+def test_of_several_processes_that_train_one_says_the_result(tmp_path, capsys, monkeypatch):
+    from gplws import training
+
+    result = training.TrainingResult(2, "out of time", {}, tmp_path / "checkpoint.pt")
+    monkeypatch.setattr(training, "train", lambda *arguments, **options: result)
+    for rank, said in (("1", ""), ("0", f"{result.checkpoint}: out of time at step 2\n")):
+        monkeypatch.setenv("RANK", rank)
+        assert run("train", "-o", tmp_path / "run") == 0
+        assert capsys.readouterr().out == said
 
 
 def test_the_default_preset_trains_on_simulated_stacks(tmp_path, capsys):

@@ -677,7 +677,7 @@ def test_a_configuration_is_read_as_the_command_line_reads_it(preset):
     parser.add_class_arguments(TrainingConfig, "config")
     text = preset_path(preset).read_text(encoding="utf-8")
     indented = "config:\n" + "".join(f"  {line}\n" for line in text.splitlines())
-    expected = parser.instantiate_classes(parser.parse_string(indented)).config
+    expected = parser.instantiate(parser.parse_string(indented)).config
     assert read_config(preset_path(preset)) == expected
 
 
