@@ -37,6 +37,7 @@ from benchmarks.summary import medians, shape_name
 from benchmarks.timing import introduce, resumed_rows, save, show, take_turns
 from benchmarks.trained import FOLDER, Recipe, method_of_network, train_network, trained_network
 from gplws.models import GPLWSNet
+from gplws.training_config import ModelConfig
 
 MODULES: dict[str, int | str] = {"group parallel": 4, "conv": 1, "depthwise": "depthwise"}
 """Groups of the 3x3x3 convs of a module."""
@@ -153,7 +154,7 @@ def measure_training(
     Returns:
         ``steps``, ``minutes`` and the figures of :func:`benchmarks.accuracy.figures`.
     """
-    spent = train_network(recipe, folder, "gplws", variant.arguments)
+    spent = train_network(recipe, folder, ModelConfig("gplws", variant.arguments))
     samples = list(level_samples(LEVELS[TRAINED_ON], count, side, recipe.frames))
     methods = {variant.name: method_of_network(trained_network(folder))}
     evaluation, _ = measured(methods, [(TRAINED_ON, samples)])

@@ -9,20 +9,24 @@ with the same recipe: Adam, L1 of the depth map, the same batches. Their checkpo
 are measured on the same stacks. Depth is the share of the focus range, 0.1 at the first frame, 1 at
 the last.
 
-Networks read their depth as trained (--reading); DDFFNet takes one number of frames, that of
---frames, and is left out elsewhere. The simulated levels have fixed seeds. Give surfaces and
-pictures that no weights have seen by --surfaces and --textures; without them all surfaces and
-textures are drawn by the simulator, from other seeds than training uses. Levels:
+"gplws" is GPLWS-Net of the paper, "gplws_features" that of the preset `default`. Networks read
+their depth as trained (--reading); DDFFNet takes one number of frames, that of --frames, and is
+left out elsewhere. The simulated levels have fixed seeds. Give surfaces and pictures that no
+weights have seen by --surfaces and --textures; without them all surfaces and textures are drawn by
+the simulator, from other seeds than training uses. Levels:
 
     simulated what training draws
-    easy      full contrast, little noise
+    easy      texture of full contrast everywhere, little noise, gentle relief
     weak      a few grey levels of texture
     noisy     few electrons for each pixel
     wide      blur of 30 to 60 pixels in total, materials of very different brightness
     specular  highlights
     steep     tall surfaces: slopes of several frames a pixel, deep holes
     few       5 frames
-    many      40 frames
+    many      40 frames, little blur from one to the next
+
+Each differs from "easy" in what it is named for. That, "weak" and "noisy" are set so that the best
+classical method errs by about 0.2, 0.5 and 0.8 frames on surfaces and pictures from files.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ import torch
 
 from benchmarks import paper
 from benchmarks.networks import NETWORKS, frames_of
-from benchmarks.summary import NAMES_OF_NETWORKS, with_interval
+from benchmarks.summary import FEATURES, NAMES_OF_TRAINED, with_interval
 from benchmarks.timing import save, show
 from benchmarks.trained import (
     FOLDER,
@@ -47,6 +51,7 @@ from benchmarks.trained import (
     Recipe,
     in_focus_range,
     method_of_network,
+    model_configs,
     train_network,
     trained_network,
 )
@@ -60,14 +65,17 @@ from gplws.io.writers import jsonable
 
 SEED = 7_000_000  # far from those of training and validation
 CALM = StackSettings(
-    blur_per_frame_px=(0.5, 2.0),
+    blur_per_frame_px=(1.0, 2.5),
     texture_contrast=(0.3, 1.0),
+    grain=1.0,
+    grain_contrast=(0.05, 0.15),
     full_well_electrons=(8_000.0, 40_000.0),
     read_noise_electrons=(1.0, 5.0),
     bit_depths=(8, 12),
-    relief=(0.4, 0.95),
+    relief=(0.25, 0.7),
+    roughness=(0.0005, 0.01),
     out_of_range=0.0,
-    strong_materials=0.1,
+    strong_materials=0.0,
     gloss=0.0,
     jpeg=0.0,
 )
@@ -84,22 +92,35 @@ class Level:
 LEVELS = {
     "simulated": Level(StackSettings()),
     "easy": Level(CALM),
-    "weak": Level(replace(CALM, texture_contrast=(0.02, 0.08), residual_blur_px=(0.4, 0.9))),
+    "weak": Level(
+        replace(
+            CALM,
+            texture_contrast=(0.02, 0.08),
+            grain_contrast=(0.002, 0.01),
+            residual_blur_px=(0.4, 0.9),
+        )
+    ),
     "noisy": Level(
-        replace(CALM, full_well_electrons=(250.0, 1_000.0), read_noise_electrons=(5.0, 18.0))
+        replace(CALM, full_well_electrons=(100.0, 400.0), read_noise_electrons=(5.0, 18.0))
     ),
     "wide": Level(
         replace(
             CALM,
             total_blur_px=(30.0, 60.0),
             blur_per_frame_px=(1.0, 6.0),
+            relief=(0.4, 0.95),
             two_materials=1.0,
             strong_materials=1.0,
         )
     ),
     "specular": Level(replace(CALM, gloss=1.0, lights=("ring", "oblique"))),
     "steep": Level(
-        replace(CALM, surfaces=("steps", "holes", "spheres", "grooves"), measured_share=0.0)
+        replace(
+            CALM,
+            relief=(0.4, 0.95),
+            surfaces=("steps", "holes", "spheres", "grooves"),
+            measured_share=0.0,
+        )
     ),
     "few": Level(CALM, frames=5),
     "many": Level(replace(CALM, blur_per_frame_px=(0.3, 1.0)), frames=40),
@@ -123,6 +144,7 @@ COLUMNS = {
 
 _FEWEST_FOR_INTERVALS, _DRAWS = 8, 2000
 
+TRAINABLE = (*NETWORKS, FEATURES)
 TRAINED_ON = "simulated"
 """The level that is drawn as the training data are."""
 
@@ -249,7 +271,7 @@ def report(means: list[Result], left_out: list[dict[str, Any]], note: str) -> No
     rows = [
         [
             r.dataset,
-            NAMES_OF_NETWORKS.get(r.method, r.method),
+            NAMES_OF_TRAINED.get(r.method, r.method),
             _number(r.frames.mae_frames),
             *(_number(getattr(r.depth, key)) for key in COLUMNS),
         ]
@@ -278,7 +300,7 @@ def report_shares(shares: list[dict[str, Any]]) -> None:
         return
     print("\nerrors as shares of those of the best classical method, 95% intervals over the stacks")
     rows = [
-        [row["data"], NAMES_OF_NETWORKS.get(row["method"], row["method"])]
+        [row["data"], NAMES_OF_TRAINED.get(row["method"], row["method"])]
         + [
             text
             for found in (row["mae_frames"], row["rmse_frames"])
@@ -300,10 +322,10 @@ def beside_printed(
     """
     having = {key for rows in printed.values() for errors in rows.values() for key in errors}
     keys = [key for key in COLUMNS if key in having]
-    methods = dict.fromkeys([*NETWORKS, *(result.method for result in means)])
+    methods = dict.fromkeys([*TRAINABLE, *(result.method for result in means)])
     rows = []
     for method in methods:
-        shown = NAMES_OF_NETWORKS.get(method, method)
+        shown = NAMES_OF_TRAINED.get(method, method)
         for dataset, errors in ((of, r[method]) for of, r in printed.items() if method in r):
             cells = [f"{errors[key]:g}" if key in errors else "" for key in keys]
             rows.append([shown, f"printed: {dataset}", *cells])
@@ -322,13 +344,12 @@ def trained(
 ) -> tuple[dict[str, Method], list[dict[str, Any]]]:
     """Networks by name, trained one after the other, and how their runs went."""
     methods: dict[str, Method] = {}
+    configs = model_configs(recipe.frames)
     runs = []
     for name in names:
-        takes_frames = frames_of(name)
         print(f"{name}: training in {folder / name}", flush=True)
         try:
-            arguments = {takes_frames: recipe.frames} if takes_frames else {}
-            spent = train_network(recipe, folder / name, name, arguments, device=device)
+            spent = train_network(recipe, folder / name, configs[name], device=device)
         except FloatingPointError as error:  # the others shall be measured all the same
             runs.append({"network": name, "failed": str(error)})
             print(f"left out: {name}: {error}")
@@ -351,7 +372,7 @@ def main() -> None:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--train-steps", type=int, help="steps of the training of each network")
     budget.add_argument("--train-minutes", type=float, help="time of it, for each network")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=TRAINABLE, default=list(TRAINABLE))
     parser.add_argument("--checkpoints", type=Path, default=FOLDER / "accuracy", help="folder")
     parser.add_argument("--loss", choices=("l1", "mse", "soft_target"), default="l1")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -397,7 +418,7 @@ def main() -> None:
         )
         steps = ", ".join(f"{run['network']} {run['steps']}" for run in runs if "steps" in run)
         note = f"networks trained on the simulator, steps: {steps}; {options.frames} frames"
-    only_frames = {name: options.frames for name in methods if frames_of(name)}
+    only_frames = {name: options.frames for name in methods if name in NETWORKS and frames_of(name)}
     given = zip(stems, options.methods, strict=True)
     methods |= {stem: method_of(name, options.device) for stem, name in given}
 

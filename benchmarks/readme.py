@@ -13,7 +13,9 @@ from typing import Any
 
 from benchmarks.paper import TABLE_7
 from benchmarks.summary import (
+    FEATURES,
     NAMES_OF_NETWORKS,
+    NAMES_OF_TRAINED,
     fastest,
     load,
     lower_by,
@@ -332,7 +334,7 @@ def _trained(accuracy: dict[str, Any]) -> list[str]:
             row = means.get((data, method))
             cells.append("" if row is None else f"{row['frames']['mae_frames']:.2f}")
         steps = f"{runs[method]['steps']:,}" if method in runs else ""
-        lines.append([NAMES_OF_NETWORKS.get(method, method), steps, *cells])
+        lines.append([NAMES_OF_TRAINED.get(method, method), steps, *cells])
     recipe = accuracy["recipe"]
     budget = (
         f"{recipe['steps']:,} steps"
@@ -344,9 +346,9 @@ def _trained(accuracy: dict[str, Any]) -> list[str]:
         f"{recipe['batch_size']} simulated stacks {recipe['frames']}x{recipe['crop']}x"
         f"{recipe['crop']} and the loss {recipe['loss']}, {_words(accuracy['machine'])}, on "
         f"{accuracy['count']} stacks of each level; in the form of the paper's Tables 4 to 6 by "
-        f"`python -m benchmarks.accuracy`. GPLWS-Net is that of the paper here; the weights that "
-        f'`method="gplws"` uses, another stem and a longer '
-        f"training, have their figures in docs/methods.md:"
+        f"`python -m benchmarks.accuracy`. GPLWS-Net is that of the paper, which sees the frames as "
+        f"they are; {NAMES_OF_TRAINED[FEATURES]} is that of the preset `default`, whose weights "
+        'after a longer training are those of `method="gplws"`:'
     )
     return [said, _table(lines)]
 

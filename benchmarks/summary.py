@@ -18,6 +18,9 @@ NAMES_OF_NETWORKS = {
     "ddffnet": "DDFFNet",
     "defocusnet": "DefocusNet",
 }
+FEATURES = "gplws_features"
+"""GPLWS-Net as the package trains it, beside that of the paper."""
+NAMES_OF_TRAINED = {**NAMES_OF_NETWORKS, FEATURES: "GPLWS-Net, focus features"}
 
 
 def load(name: str, folder: Path | None = None) -> dict[str, Any] | None:

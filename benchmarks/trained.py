@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from benchmarks.networks import NETWORKS, frames_of
+from benchmarks.summary import FEATURES
 from gplws.checkpoints import load_checkpoint, model_of_checkpoint
 from gplws.data import DepthSample, collate
 from gplws.data.transforms import Augmentation, split
@@ -38,6 +40,8 @@ from gplws.training_config import (
     ScheduleConfig,
     SourceConfig,
     TrainingConfig,
+    preset_path,
+    read_config,
 )
 
 Reading = Literal["expectation", "search"]
@@ -82,14 +86,14 @@ class Recipe:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError(f"expected steps or minutes, got {self.steps} and {self.minutes}")
 
-    def config(self, model: str, arguments: dict[str, Any]) -> TrainingConfig:
+    def config(self, model: ModelConfig) -> TrainingConfig:
         """The configuration of a run for a network."""
         data = {"seed": self.seed, **self.generator}
         source = SourceConfig("gplws.data.generator:StackGenerator", data)
         # The generator draws light, noise and exposure itself.
         still = Augmentation.none()
         return TrainingConfig(
-            model=ModelConfig(model, arguments),
+            model=model,
             data=DataConfig(
                 sources=[source],
                 batch_size=self.batch_size,
@@ -109,11 +113,19 @@ class Recipe:
         )
 
 
+def model_configs(frames: int) -> dict[str, ModelConfig]:
+    """The networks that can be trained on stacks of ``frames``, by name."""
+    configs = {}
+    for name in NETWORKS:
+        takes_frames = frames_of(name)
+        configs[name] = ModelConfig(name, {takes_frames: frames} if takes_frames else {})
+    return {**configs, FEATURES: read_config(preset_path("default")).model}
+
+
 def train_network(
     recipe: Recipe,
     folder: Path,
-    model: str,
-    arguments: dict[str, Any] | None = None,
+    model: ModelConfig,
     *,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -122,8 +134,7 @@ def train_network(
     Args:
         recipe: how.
         folder: of this run; it may be used again with the same recipe only.
-        model: name in the registry.
-        arguments: of the network.
+        model: which network.
         device: where it is trained.
 
     Returns:
@@ -132,7 +143,7 @@ def train_network(
     Raises:
         SystemExit: the folder holds a run with another recipe, or the run was interrupted.
     """
-    config = recipe.config(model, arguments or {})
+    config = recipe.config(model)
     path = folder / CHECKPOINT
     resume = path.is_file()
     if resume:

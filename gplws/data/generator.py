@@ -59,6 +59,8 @@ class StackSettings:
         textures: names of procedural textures; None: all.
         picture_share: share of pictures among the textures, where there are some.
         texture_contrast: range of albedo that a texture spans, log-uniform.
+        grain: probability of fine grain, uncorrelated from pixel to pixel, on top of a texture.
+        grain_contrast: its relative deviation, log-uniform.
         two_materials: probability that features have a texture and albedo of their own.
         strong_materials: probability that one of the two is then much brighter (up to 30 times).
         lights: kinds of light, drawn with equal probability.
@@ -107,6 +109,8 @@ class StackSettings:
     textures: tuple[str, ...] | None = None
     picture_share: float = 0.35
     texture_contrast: Range = (0.015, 1.0)
+    grain: float = 0.7
+    grain_contrast: Range = (0.002, 0.1)
     two_materials: float = 0.5
     strong_materials: float = 0.5
     lights: tuple[str, ...] = ("coaxial", "ring", "oblique")
@@ -399,8 +403,9 @@ class StackGenerator:
         span = draw.log_uniform(*settings.texture_contrast)
         low = draw.uniform(0, 1 - span)
         texture = contrast(texture, low, low + span).expand(channels, *shape)
-        if draw.chance(0.7):  # there is nearly always some fine grain
-            texture = texture * (1 + draw.log_uniform(0.002, 0.1) * draw.normal_field(*shape))
+        if draw.chance(settings.grain):
+            deviation = draw.log_uniform(*settings.grain_contrast)
+            texture = texture * (1 + deviation * draw.normal_field(*shape))
         if channels == 3:
             tint = torch.tensor([draw.uniform(0.5, 1) for _ in range(3)], device=draw.device)
             texture = texture * tint.view(3, 1, 1)
