@@ -346,7 +346,7 @@ def _trained(accuracy: dict[str, Any]) -> list[str]:
         f"{recipe['batch_size']} simulated stacks {recipe['frames']}x{recipe['crop']}x"
         f"{recipe['crop']} and the loss {recipe['loss']}, {_words(accuracy['machine'])}, on "
         f"{accuracy['count']} stacks of each level; in the form of the paper's Tables 4 to 6 by "
-        f"`python -m benchmarks.accuracy`. GPLWS-Net is that of the paper, which sees the frames as "
+        f"`python -m benchmarks.accuracy`. GPLWS-Net is that of the paper, it sees the frames as "
         f"they are; {NAMES_OF_TRAINED[FEATURES]} is that of the preset `default`, whose weights "
         'after a longer training are those of `method="gplws"`:'
     )

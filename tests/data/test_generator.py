@@ -130,6 +130,28 @@ def test_where_focus_stands_still_frames_differ_by_noise_only():
     assert differ[0.0] > 5 * noise
 
 
+@pytest.mark.parametrize("deviation", [0.03, 0.2])
+def test_bare_scenes_have_the_grain_asked_for(deviation):
+    # Flat, and lit from above: nothing else is seen.
+    settings = dataclasses.replace(
+        EASY,
+        surfaces=("plane",),
+        relief=(1e-6, 1.1e-6),
+        textures=("bare",),
+        two_materials=0.0,
+        lights=("coaxial",),
+        grain_contrast=(deviation, 1.001 * deviation),
+    )
+    relative = []
+    for grain in (1.0, 0.0):
+        generator = StackGenerator(dataclasses.replace(settings, grain=grain), seed=2)
+        sharp = torch.cat([generator.batch(step, 2, 3, 48).all_in_focus for step in range(3)])
+        rest = sharp - F.avg_pool2d(sharp, 9, 1, 4, count_include_pad=False)
+        relative.append((rest.std((1, 2, 3)) / sharp.mean((1, 2, 3))).median().item())
+    with_grain, without = relative
+    assert (with_grain**2 - without**2) ** 0.5 == pytest.approx(deviation, rel=0.15)
+
+
 def test_displaced_frames_move_by_as_much_as_asked():
     # Flat, sharp scenes without noise: the shift follows from the gradient.
     still = StackSettings(
