@@ -185,6 +185,13 @@ def _reconstruct_parser() -> ArgumentParser:
         metavar="ply|stl|glb",
         help="write a mesh as well, or several: '[ply, glb]'; needs z-step and pixel size",
     )
+    add(
+        "--surface",
+        type=list[str] | str | None,
+        default=None,
+        metavar="gwy|sdf",
+        help="write a file for Gwyddion or of ISO 25178-71, or both: '[gwy, sdf]'; needs the same",
+    )
     add("--memory-mb", type=float, default=640, help="working memory, MiB")
     _add_shared(add, "--overwrite", "--quiet", "--verbose")
     return reconstruct
@@ -531,10 +538,10 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
     if len(given) + options.demo != 1:
         parser.error("give either the path of a stack or --demo")
 
-    from gplws.io.writers import mesh_kinds
+    from gplws.io.writers import mesh_kinds, surface_kinds
     from gplws.reconstruct import reconstruct
 
-    kinds = mesh_kinds(options.mesh)
+    calibrated = (*mesh_kinds(options.mesh), *surface_kinds(options.surface))
     if options.demo:
         return _demo(options)
     path = Path(given[0])
@@ -547,23 +554,24 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
         if options[name] is not None
     }
     has_positions = "z_step_um" in scales or "focus_positions_um" in scales
-    if kinds and not (has_positions and "pixel_size_um" in scales):
+    if calibrated and not (has_positions and "pixel_size_um" in scales):
         # The file has to say the rest; without it all the work would be in vain.
         stack, scales = _read_calibrated(path, scales, options), {}
     result = reconstruct(stack, z_direction=options.z_direction, **scales, **_common(options))
-    result.save(out, overwrite=options.overwrite, mesh=options.mesh)
+    result.save(out, overwrite=options.overwrite, mesh=options.mesh, surface=options.surface)
     _report(out)
     return 0
 
 
 def _read_calibrated(path: Path, scales: dict[str, Any], options: Namespace) -> FocalStack:
-    """The stack, if a mesh can be made of its surface."""
+    """The stack, if a mesh or a surface file can be made of it."""
     from gplws.io import read_stack
     from gplws.io.meshes import require_calibration
 
     stack = read_stack(path, **scales, progress=not options.quiet)
     units = "frames" if stack.focus_positions_um is None else "um"
-    require_calibration(units, stack.pixel_size_um)
+    what = "a mesh" if options.mesh else "a surface file"
+    require_calibration(units, stack.pixel_size_um, what)
     return stack
 
 
@@ -599,7 +607,7 @@ def _demo(options: Namespace) -> int:
         pixel_size_um=scene.pixel_size_um,
     )
     result = reconstruct(stack, z_direction=options.z_direction, **_common(options))
-    result.save(out, overwrite=options.overwrite, mesh=options.mesh)
+    result.save(out, overwrite=options.overwrite, mesh=options.mesh, surface=options.surface)
     _report(out)
     sign = 1 if options.z_direction == "up" else -1
     error_um = np.abs(sign * np.asarray(result.height) - scene.height_um.numpy())[result.valid]

@@ -81,12 +81,13 @@ class Reconstruction:
         *,
         overwrite: bool = False,
         mesh: str | Sequence[str] | None = None,
+        surface: str | Sequence[str] | None = None,
     ) -> Path:
         """Write height.tif, preview.png, all_in_focus.png, info.json and more into a folder.
 
         See :func:`gplws.io.save_reconstruction` for the files and errors.
         """
-        return save_reconstruction(self, out_dir, overwrite=overwrite, mesh=mesh)
+        return save_reconstruction(self, out_dir, overwrite=overwrite, mesh=mesh, surface=surface)
 
 
 def reconstruct(

@@ -102,6 +102,7 @@ def test_the_default_folder_has_the_full_name_of_the_stack(
         (["--mesh", "stl"], "pass z_step_um"),
         (["--mesh", "stl", "--z-step", 2], "pass pixel_size_um"),
         (["--mesh", "[ply, obj]", "--z-step", 2, "--pixel-size", 1], "got 'obj'"),
+        (["--surface", "x3p"], "surface must be among"),
     ],
 )
 def test_a_mesh_that_cannot_be_made_is_refused_before_the_work(
@@ -113,6 +114,15 @@ def test_a_mesh_that_cannot_be_made_is_refused_before_the_work(
     monkeypatch.setattr(sys.modules["gplws.reconstruct"], "reconstructed", never)
     assert run("reconstruct", folder, "-o", tmp_path / "out", *words) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_surface_file_is_written_where_lengths_are_known(folder, tmp_path, capsys):
+    pytest.importorskip("gwyfile")
+    out, words = tmp_path / "out", ("--surface", "gwy", "--z-step", 2, "--quiet")
+    assert run("reconstruct", folder, "-o", out, *words) == 1
+    assert "a surface file needs the size of a pixel" in capsys.readouterr().err
+    assert run("reconstruct", folder, "-o", out, *words, "--pixel-size", 0.5) == 0
+    assert "height.gwy" in json.loads((out / "info.json").read_text())["files"]
 
 
 def test_a_mesh_takes_its_calibration_from_the_file(folder, tmp_path):

@@ -1,9 +1,10 @@
-"""Reading focal stacks; writing height maps, pictures and meshes."""
+"""Reading focal stacks; writing height maps, pictures, meshes and surface files."""
 
 from .errors import StackReadError
 from .meshes import write_mesh
 from .pictures import preview_figure, write_preview
 from .readers import list_frames, read_stack
+from .surfaces import write_surface
 from .writers import Reconstructed, save_reconstruction, write_height_tiff
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "write_height_tiff",
     "write_mesh",
     "write_preview",
+    "write_surface",
 ]

@@ -102,18 +102,18 @@ def encode_mesh(
     return data if isinstance(data, bytes) else str(data).encode()
 
 
-def require_calibration(units: str, pixel_size_um: float | None) -> float:
-    """Pixel size of a mesh in um.
+def require_calibration(units: str, pixel_size_um: float | None, what: str = "a mesh") -> float:
+    """Pixel size of a mesh, or of another file with lengths, in um.
 
     Raises:
         ValueError: heights are not in um, or the pixel size is unknown.
     """
     if units != "um":
         raise ValueError(
-            f"a mesh needs heights in um, got {units!r}: pass z_step_um or focus_positions_um"
+            f"{what} needs heights in um, got {units!r}: pass z_step_um or focus_positions_um"
         )
     if pixel_size_um is None:
-        raise ValueError("a mesh needs the size of a pixel: pass pixel_size_um")
+        raise ValueError(f"{what} needs the size of a pixel: pass pixel_size_um")
     return checked_length(pixel_size_um, "pixel_size_um")
 
 

@@ -18,6 +18,7 @@ from ..data.simulator import SimulatedStack
 from .files import new_folder_content, write_bytes, write_file
 from .meshes import DEFAULT_MAX_FACES, MESH_FORMATS, encode_mesh, require_calibration
 from .pictures import preview_png
+from .surfaces import SURFACE_FORMATS, encode_surface, require_package
 
 # Every file that save_reconstruction may write: overwriting removes these and no others.
 RESULT_FILES = frozenset(
@@ -31,6 +32,7 @@ RESULT_FILES = frozenset(
         "info.json",
     }
     | {f"mesh.{kind}" for kind in MESH_FORMATS}
+    | {f"height.{kind}" for kind in SURFACE_FORMATS}
 )
 
 # Likewise for save_simulation.
@@ -84,6 +86,7 @@ def save_reconstruction(
     *,
     overwrite: bool = False,
     mesh: str | Sequence[str] | None = None,
+    surface: str | Sequence[str] | None = None,
     max_faces: int = DEFAULT_MAX_FACES,
 ) -> Path:
     """Writes a reconstruction into a folder, all of it or nothing.
@@ -91,15 +94,16 @@ def save_reconstruction(
     ``height.tif``, ``depth_index.tif`` and ``confidence.tif`` are 32-bit float TIFF with NaN where
     invalid (ImageJ reads the pixel size from them); ``all_in_focus.png`` has the source's 8 or 16
     bits (other dtypes: ``all_in_focus.tif``, floats in 32 bits); ``preview.png`` is the figure of
-    `preview_figure`; ``info.json`` holds versions, parameters, units and statistics; ``mesh.*``
-    are written on request.
+    `preview_figure`; ``info.json`` holds versions, parameters, units and statistics; ``mesh.*``,
+    ``height.gwy`` and ``height.sdf`` are written on request.
 
     Args:
         result: the reconstruction; arrays or tensors.
         out_dir: folder to write; missing parents are created.
         overwrite: whether a folder with content is accepted. Its old results are replaced when
             the new ones are complete; other files in it stay.
-        mesh: "ply", "stl", "glb", or several of them.
+        mesh: "ply", "stl", "glb", or several of them; see `write_mesh`.
+        surface: "gwy" (Gwyddion), "sdf" (ISO 25178-71), or both; see `write_surface`.
         max_faces: see `write_mesh`.
 
     Returns:
@@ -108,14 +112,16 @@ def save_reconstruction(
     Raises:
         FileExistsError: the folder has content and ``overwrite`` is False, or is a file.
         OSError: the disk is full or not writable; what was there before is unchanged.
-        ValueError: a mesh is asked for without calibration, or arrays do not fit together.
+        ValueError: a mesh or surface file is asked for without calibration, the latter without any
+            known height, or arrays do not fit together.
+        ModuleNotFoundError: the package that writes a surface file is not installed.
     """
-    kinds = mesh_kinds(mesh)
+    meshes, surfaces = mesh_kinds(mesh), surface_kinds(surface)
     units, pixel_size_um = result.units, result.pixel_size_um
     if units not in ("um", "frames"):
         raise ValueError(f"result.units must be 'um' or 'frames', got {units!r}")
-    if kinds:
-        require_calibration(units, pixel_size_um)
+    if meshes or surfaces:
+        require_calibration(units, pixel_size_um, "a mesh" if meshes else "a surface file")
     height = _as_numpy(result.height)
     valid = _as_numpy(result.valid).astype(bool)
     depth_index, confidence = _as_numpy(result.depth_index), _as_numpy(result.confidence)
@@ -148,7 +154,13 @@ def save_reconstruction(
             "preview.png",
             preview_png(height, image, units=units, pixel_size_um=pixel_size_um, valid=valid),
         )
-        for kind in kinds:
+        for kind in surfaces:
+            channels = {"All in focus": image, "Confidence": confidence}
+            write(
+                f"height.{kind}",
+                encode_surface(kind, height, pixel_size_um, valid, images=channels),
+            )
+        for kind in meshes:
             write(
                 f"mesh.{kind}",
                 encode_mesh(kind, height, pixel_size_um, valid, texture=image, max_faces=max_faces),
@@ -334,11 +346,28 @@ def mesh_kinds(mesh: str | Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         ValueError: another format.
     """
-    kinds = () if mesh is None else (mesh,) if isinstance(mesh, str) else tuple(mesh)
+    return _kinds("mesh", mesh, MESH_FORMATS)
+
+
+def surface_kinds(surface: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Formats of surface files, each once: "gwy", "sdf".
+
+    Raises:
+        ValueError: another format.
+        ModuleNotFoundError: the package that writes one of them is not installed.
+    """
+    kinds = _kinds("surface", surface, SURFACE_FORMATS)
+    for kind in kinds:
+        require_package(kind)
+    return kinds
+
+
+def _kinds(name: str, asked: str | Sequence[str] | None, formats: Sequence[str]) -> tuple[str, ...]:
+    kinds = () if asked is None else (asked,) if isinstance(asked, str) else tuple(asked)
     normalized = tuple(dict.fromkeys(str(kind).lower().removeprefix(".") for kind in kinds))
-    unknown = [kind for kind in normalized if kind not in MESH_FORMATS]
+    unknown = [kind for kind in normalized if kind not in formats]
     if unknown:
-        raise ValueError(f"mesh must be among {', '.join(MESH_FORMATS)}, got {unknown[0]!r}")
+        raise ValueError(f"{name} must be among {', '.join(formats)}, got {unknown[0]!r}")
     return normalized
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import subprocess
@@ -166,8 +167,18 @@ class TestContent:
         out = save_reconstruction(make_result(), tmp_path / "out", mesh=mesh)
         assert {path.name for path in out.iterdir() if path.name.startswith("mesh")} == names
 
+    def test_a_surface_file_is_written_on_request(self, tmp_path):
+        gwyfile = pytest.importorskip("gwyfile")
+        out = save_reconstruction(make_result(), tmp_path / "out", surface=".GWY")
+        content = gwyfile.load(str(out / "height.gwy"))
+        titles = [content[f"/{n}/data/title"] for n in range(3)]
+        assert titles == ["Height", "All in focus", "Confidence"]
+
     def test_only_declared_files_are_written(self, tmp_path):
-        out = save_reconstruction(make_result(), tmp_path / "out", mesh=("ply", "stl", "glb"))
+        everything = {"mesh": ("ply", "stl", "glb")}
+        if importlib.util.find_spec("gwyfile") and importlib.util.find_spec("sdfio"):
+            everything["surface"] = ("gwy", "sdf")
+        out = save_reconstruction(make_result(), tmp_path / "out", **everything)
         assert {path.name for path in out.iterdir()} <= RESULT_FILES
 
     def test_missing_parents_are_created(self, tmp_path):
@@ -181,6 +192,7 @@ class TestSafety:
             ({"units": "frames"}, {"mesh": "ply"}, "z_step_um"),
             ({"pixel_size_um": None}, {"mesh": "ply"}, "pixel_size_um"),
             ({}, {"mesh": "obj"}, "mesh must be among"),
+            ({}, {"surface": "x3p"}, "surface must be among gwy, sdf"),
             ({"valid": np.ones((3, 4), bool)}, {}, "valid must be"),
             ({"confidence": np.ones((24, 31, 1))}, {}, "confidence must be"),
             ({"all_in_focus": np.ones((3, 4), "u1")}, {}, "all_in_focus must be"),

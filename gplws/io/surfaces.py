@@ -1,0 +1,157 @@
+"""Files of surface metrology: Gwyddion's own format and ISO 25178-71."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from ..luminance import LUMINANCE
+from .files import write_file
+from .meshes import require_calibration
+
+_PACKAGES = {"gwy": "gwyfile", "sdf": "sdfio"}
+SURFACE_FORMATS = tuple(_PACKAGES)
+
+_METRES_PER_UM = 1e-6
+
+
+def write_surface(
+    path: str | Path,
+    height_um: np.ndarray,
+    pixel_size_um: float | None,
+    valid: np.ndarray | None = None,
+    *,
+    images: Mapping[str, np.ndarray] | None = None,
+    units: str = "um",
+    overwrite: bool = False,
+) -> None:
+    """Writes a height map for programs of metrology; the file appears complete or not at all.
+
+    ``.gwy`` opens in Gwyddion: lengths in metres, and a mask over the pixels without a height,
+    which have the mean of the others, as Gwyddion knows no missing values. ``.sdf`` is the binary
+    form of ISO 25178-71:2012, which most programs for roughness read: lengths in metres, missing
+    heights marked, rows from the bottom of the picture to its top.
+
+    Args:
+        path: file ending in .gwy or .sdf.
+        height_um: (H, W) float, um, NaN where unknown.
+        pixel_size_um: side of a pixel, um.
+        valid: (H, W) bool; False counts as unknown.
+        images: further channels of .gwy by title: (H, W) or (H, W, 3), of which the luminance is
+            stored. Those that are not finite anywhere are left out.
+        units: unit of the heights; anything but ``"um"`` is refused.
+        overwrite: whether an existing file is replaced.
+
+    Raises:
+        ValueError: heights are in frames or nowhere known, the pixel size is unknown, shapes
+            differ, or the suffix is another.
+        ModuleNotFoundError: the package that writes the format is not installed.
+        FileExistsError: the file exists and ``overwrite`` is False.
+        OSError: the file cannot be written; an existing one is unchanged.
+
+    Source:
+        https://gwyddion.net/documentation/user-guide-en/gwyfile-format.html; ISO 25178-71.
+    """
+    target = Path(path)
+    kind = target.suffix.lower().removeprefix(".")
+    if kind not in SURFACE_FORMATS:
+        raise ValueError(f"path must end in .gwy or .sdf, got {target.name!r}")
+    write_file(
+        target,
+        lambda: encode_surface(kind, height_um, pixel_size_um, valid, images=images, units=units),
+        overwrite=overwrite,
+    )
+
+
+def encode_surface(
+    kind: str,
+    height_um: np.ndarray,
+    pixel_size_um: float | None,
+    valid: np.ndarray | None = None,
+    *,
+    images: Mapping[str, np.ndarray] | None = None,
+    units: str = "um",
+) -> bytes:
+    """Content of the file that `write_surface` writes; ``kind`` is "gwy" or "sdf"."""
+    pixel_size_m = require_calibration(units, pixel_size_um, "a surface file") * _METRES_PER_UM
+    require_package(kind)
+    if height_um.ndim != 2 or 0 in height_um.shape:
+        raise ValueError(f"height_um must be (H, W) and not empty, got shape {height_um.shape}")
+    known = np.isfinite(height_um)
+    if valid is not None:
+        if valid.shape != height_um.shape:
+            raise ValueError(f"valid must have shape {height_um.shape}, got {valid.shape}")
+        known &= valid
+    if not known.any():
+        raise ValueError("height_um has no known height")
+    height_m = height_um.astype(np.float64) * _METRES_PER_UM
+    if kind == "sdf":
+        return _sdf(np.where(known, height_m, np.nan), pixel_size_m)
+    return _gwy(height_m, known, pixel_size_m, images or {})
+
+
+def require_package(kind: str) -> None:
+    """Raise ModuleNotFoundError where a format cannot be written; it says what to install."""
+    package = _PACKAGES[kind]
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(
+            f"a .{kind} file needs the package {package}: pip install 'gplws[surface]'",
+            name=package,
+        )
+
+
+def _sdf(height_m: np.ndarray, pixel_size_m: float) -> bytes:
+    import sdfio
+
+    file = BytesIO()
+    sdfio.write(
+        file,
+        height_m[::-1],  # y grows with the row there
+        x_scale=pixel_size_m,
+        y_scale=pixel_size_m,
+        # Other programs do not read later revisions yet.
+        metadata=sdfio.Metadata(revision=sdfio.Revision("ISO-1.0"), manufacturer_id="gplws"),
+    )
+    return file.getvalue()
+
+
+def _gwy(
+    height_m: np.ndarray, known: np.ndarray, pixel_size_m: float, images: Mapping[str, np.ndarray]
+) -> bytes:
+    from gwyfile.objects import GwyContainer, GwyDataField
+
+    rows, columns = height_m.shape
+
+    def channel(values: np.ndarray, unit: str) -> GwyDataField:
+        return GwyDataField(
+            np.ascontiguousarray(values, np.float64),
+            xreal=columns * pixel_size_m,
+            yreal=rows * pixel_size_m,
+            si_unit_xy="m",
+            si_unit_z=unit,
+        )
+
+    content = GwyContainer()
+    content["/0/data"] = channel(np.where(known, height_m, height_m[known].mean()), "m")
+    content["/0/data/title"] = "Height"
+    content["/0/data/visible"] = True
+    if not known.all():
+        content["/0/mask"] = channel(~known, "")
+    number = 1
+    for title, image in images.items():
+        if image.shape[:2] != height_m.shape or image.ndim not in (2, 3):
+            raise ValueError(
+                f"{title} must be {height_m.shape} or {(*height_m.shape, 3)}, got {image.shape}"
+            )
+        gray = image if image.ndim == 2 else image @ np.array(LUMINANCE)
+        if np.isfinite(gray).all():
+            content[f"/{number}/data"] = channel(gray, "")
+            content[f"/{number}/data/title"] = title
+            number += 1
+    file = BytesIO()
+    content.tofile(file)
+    return file.getvalue()
