@@ -68,6 +68,9 @@ class StackSettings:
         exposure: mean brightness aimed at, uniform.
         vignetting: probability of a fall-off towards a corner.
         gain_drift: probability that brightness changes from frame to frame.
+        fixed_pattern: probability that pixels differ in sensitivity, or that dust lies on the
+            sensor: sharp texture that stays the same in all frames and tells nothing of the depth.
+        fixed_pattern_deviation: its relative deviation, log-uniform.
         jitter: probability of lateral displacement of the frames.
         jitter_px: its deviation, log-uniform.
         magnification: probability that magnification changes with focus.
@@ -118,6 +121,8 @@ class StackSettings:
     exposure: Range = (0.12, 0.6)
     vignetting: float = 0.4
     gain_drift: float = 0.4
+    fixed_pattern: float = 0.0
+    fixed_pattern_deviation: Range = (0.002, 0.05)
     jitter: float = 0.4
     jitter_px: Range = (0.02, 0.5)
     magnification: float = 0.15
@@ -483,6 +488,8 @@ class StackGenerator:
             strength = column([draw.log_uniform(0.005, 0.2) for _ in range(batch)])
             center = 2 * draw.uniform_field(batch, 2) - 1
             signal = signal * vignetting((height, width), strength, center)[:, None, None]
+        if settings.fixed_pattern and draw.chance(settings.fixed_pattern):
+            signal = signal * self._sensitivity(batch, (height, width), draw)[:, None, None]
         if draw.chance(settings.gain_drift):
             flicker = draw.log_uniform(0.001, 0.03) * draw.normal_field(batch, frames)
             wander = draw.log_uniform(0.001, 0.03) * draw.normal_field(batch, frames).cumsum(1)
@@ -501,6 +508,16 @@ class StackGenerator:
             offset = (draw.integer(0, 7), draw.integer(0, 7))
             signal = jpeg_like(signal, draw.integer(*settings.jpeg_quality), offset)
         return signal
+
+    def _sensitivity(self, batch: int, shape: tuple[int, int], draw: Draw) -> Tensor:
+        """Gain (B, H, W) of the pixels: each its own, or with soft specks of dust."""
+        size = draw.choice((0.0, draw.log_uniform(1, 4)))
+        patterns = [
+            draw.log_uniform(*self.settings.fixed_pattern_deviation)
+            * spectral_noise(shape, draw, shortest_px=size)
+            for _ in range(batch)
+        ]
+        return (1 + torch.stack(patterns)).clamp(min=0)
 
 
 def draw_geometry(settings: StackSettings, frames: int, draw: Draw) -> Geometry:

@@ -152,6 +152,36 @@ def test_bare_scenes_have_the_grain_asked_for(deviation):
     assert (with_grain**2 - without**2) ** 0.5 == pytest.approx(deviation, rel=0.15)
 
 
+@pytest.mark.parametrize("deviation", [0.01, 0.05])
+def test_the_pattern_of_the_sensor_is_the_same_in_all_frames(deviation):
+    settings = dataclasses.replace(
+        EASY,
+        surfaces=("plane",),
+        textures=("bare",),
+        two_materials=0.0,
+        grain=0.0,
+        lights=("coaxial",),
+        full_well_electrons=(1e8, 1e8),
+        bit_depths=(16,),
+        vignetting=0.0,
+        gain_drift=0.0,
+        gamma=0.0,
+    )
+    relative = {}
+    for chance in (0.0, 1.0):
+        changed = dataclasses.replace(
+            settings,
+            fixed_pattern=chance,
+            fixed_pattern_deviation=(deviation, 1.001 * deviation),
+        )
+        generator = StackGenerator(changed, seed=3)
+        stacks = torch.cat([generator.batch(step, 2, 4, 48).stack[:, 0] for step in range(3)])
+        relative[chance] = stacks / stacks.mean((2, 3), keepdim=True)  # (B, N, H, W)
+    pattern = relative[1.0] - relative[0.0]
+    assert pattern.std((2, 3)).mean().item() == pytest.approx(deviation, rel=0.1)
+    assert (pattern - pattern.mean(1, keepdim=True)).std() < 0.1 * deviation
+
+
 def test_displaced_frames_move_by_as_much_as_asked():
     # Flat, sharp scenes without noise: the shift follows from the gradient.
     still = StackSettings(
