@@ -12,7 +12,7 @@ LEAST_DEVIATION = 0.5
 """Mean absolute deviation, in frames, of a probability that is as narrow as training makes it."""
 
 # Share of the way from there to the deviation of a depth of which nothing is known.
-_UNKNOWN = 0.4
+_UNKNOWN = 0.3
 
 
 def batch_positions(focus_positions: Tensor | None, like: Tensor, *, name: str) -> Tensor:
@@ -91,7 +91,7 @@ def is_known(confidence: Tensor, n_frames: int) -> Tensor:
         n_frames: N.
 
     Returns:
-        (...) bool. False from two fifths of the way between the deviation of a narrow peak and
+        (...) bool. False from three tenths of the way between the deviation of a narrow peak and
         N / 4, that of even probability: blank surfaces, noise, texture that never changes. In
         simulated stacks of eight kinds these are 1 to 5% of the pixels, with four to nine times the
         error of the others.

@@ -47,7 +47,7 @@ def height_in_frames(frames, method="gplws"):
 
 def mean_difference(first, second):
     difference = np.abs(first - second)
-    assert np.isnan(difference).mean() < 0.02  # what the network does not know
+    assert np.isnan(difference).mean() < 0.04  # what the network does not know
     return float(np.nanmean(difference))
 
 
