@@ -93,8 +93,8 @@ def is_known(confidence: Tensor, n_frames: int) -> Tensor:
     Returns:
         (...) bool. False from three tenths of the way between the deviation of a narrow peak and
         N / 4, that of even probability: blank surfaces, noise, texture that never changes. In
-        simulated stacks of eight kinds these are 1 to 5% of the pixels, with four to nine times the
-        error of the others.
+        simulated stacks of six kinds these are 0.1 to 5% of the pixels, with three to twelve times
+        the error of the others.
     """
     beyond = max(n_frames / 4 - LEAST_DEVIATION, 0)
     return deviation_of(confidence) <= LEAST_DEVIATION + _UNKNOWN * beyond
