@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("gplws")
 
-_FAILURES = (ValueError, TypeError, OSError, RuntimeError, MemoryError, ArithmeticError)
+_FAILURES = (
+    *(ValueError, TypeError, OSError, RuntimeError, MemoryError, ArithmeticError),
+    ModuleNotFoundError,  # of what an extra installs
+)
 DEMO_FOLDER = Path("gplws_demo")
 
 

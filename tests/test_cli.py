@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -114,6 +115,13 @@ def test_a_mesh_that_cannot_be_made_is_refused_before_the_work(
     monkeypatch.setattr(sys.modules["gplws.reconstruct"], "reconstructed", never)
     assert run("reconstruct", folder, "-o", tmp_path / "out", *words) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_of_an_extra_is_named(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run("reconstruct", folder, "-o", tmp_path / "out", "--surface", "sdf") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("gplws: error: a .sdf file needs the package sdfio: pip install")
 
 
 def test_a_surface_file_is_written_where_lengths_are_known(folder, tmp_path, capsys):
