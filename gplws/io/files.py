@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,19 @@ def write_bytes(path: Path, payload: bytes) -> None:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())
+
+
+def kind_of(path: Path, formats: Sequence[str]) -> str:
+    """The format, such as "ply", that the suffix of a file names.
+
+    Raises:
+        ValueError: it names none of ``formats``.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in formats:
+        *others, last = (f".{name}" for name in formats)
+        raise ValueError(f"path must end in {', '.join(others)} or {last}, got {path.name!r}")
+    return kind
 
 
 def write_file(path: Path, payload: Callable[[], bytes], *, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.focal_stack import checked_length
-from .files import write_file
+from .files import kind_of, write_file
 from .pictures import display_uint8
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,7 @@ def write_mesh(
         OSError: the file cannot be written; an existing one is unchanged.
     """
     target = Path(path)
-    kind = target.suffix.lower().removeprefix(".")
-    if kind not in MESH_FORMATS:
-        raise ValueError(f"path must end in .ply, .stl or .glb, got {target.name!r}")
+    kind = kind_of(target, MESH_FORMATS)
     write_file(
         target,
         lambda: encode_mesh(
@@ -117,6 +115,20 @@ def require_calibration(units: str, pixel_size_um: float | None, what: str = "a 
     return checked_length(pixel_size_um, "pixel_size_um")
 
 
+def known_heights(height_um: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    """(H, W) bool: heights that are finite and, where that is told, valid.
+
+    Raises:
+        ValueError: ``valid`` has another shape.
+    """
+    known = np.isfinite(height_um)
+    if valid is not None:
+        if valid.shape != height_um.shape:
+            raise ValueError(f"valid must have shape {height_um.shape}, got {valid.shape}")
+        known &= valid.astype(bool)
+    return known
+
+
 def triangulate(
     height_um: np.ndarray,
     pixel_size_um: float,
@@ -144,11 +156,7 @@ def triangulate(
         raise ValueError(f"height_um must be (H, W) with H, W >= 2, got shape {height_um.shape}")
     if max_faces < 2:
         raise ValueError(f"max_faces must be at least 2, got {max_faces}")
-    known = np.isfinite(height_um)
-    if valid is not None:
-        if valid.shape != height_um.shape:
-            raise ValueError(f"valid must have shape {height_um.shape}, got {valid.shape}")
-        known &= valid.astype(bool)
+    known = known_heights(height_um, valid)
     step = _stride(height_um.shape, max_faces)
     if step > 1:
         logger.info(

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..luminance import LUMINANCE
-from .files import write_file
-from .meshes import require_calibration
+from .files import kind_of, write_file
+from .meshes import known_heights, require_calibration
 
 _PACKAGES = {"gwy": "gwyfile", "sdf": "sdfio"}
 SURFACE_FORMATS = tuple(_PACKAGES)
@@ -57,9 +57,7 @@ def write_surface(
         https://gwyddion.net/documentation/user-guide-en/gwyfile-format.html; ISO 25178-71.
     """
     target = Path(path)
-    kind = target.suffix.lower().removeprefix(".")
-    if kind not in SURFACE_FORMATS:
-        raise ValueError(f"path must end in .gwy or .sdf, got {target.name!r}")
+    kind = kind_of(target, SURFACE_FORMATS)
     write_file(
         target,
         lambda: encode_surface(kind, height_um, pixel_size_um, valid, images=images, units=units),
@@ -81,11 +79,7 @@ def encode_surface(
     require_package(kind)
     if height_um.ndim != 2 or 0 in height_um.shape:
         raise ValueError(f"height_um must be (H, W) and not empty, got shape {height_um.shape}")
-    known = np.isfinite(height_um)
-    if valid is not None:
-        if valid.shape != height_um.shape:
-            raise ValueError(f"valid must have shape {height_um.shape}, got {valid.shape}")
-        known &= valid
+    known = known_heights(height_um, valid)
     if not known.any():
         raise ValueError("height_um has no known height")
     height_m = height_um.astype(np.float64) * _METRES_PER_UM
