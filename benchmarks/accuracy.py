@@ -62,6 +62,7 @@ from gplws.data.topographies import read_textures, read_topographies
 from gplws.datasets import FolderStacks, MiddleburyPairs
 from gplws.evaluation import Evaluation, Method, Pooled, Result, evaluate, method_of
 from gplws.io.writers import jsonable
+from gplws.training_config import require_distinct
 
 SEED = 7_000_000  # far from those of training and validation
 CALM = StackSettings(
@@ -466,9 +467,10 @@ def main() -> None:
 
 def refuse_same_names(parser: argparse.ArgumentParser, what: str, names: Sequence[str]) -> None:
     """End with wrong usage where results of two would stand under one name."""
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        parser.error(f"several {what} are named {', '.join(twice)}: measure them one by one")
+    try:
+        require_distinct(names, what)
+    except ValueError as error:
+        parser.error(f"{error}: measure them one by one")
 
 
 def drawn_from(options: argparse.Namespace) -> dict[str, Any]:

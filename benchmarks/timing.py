@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,11 @@ def take_turns(
 
 
 def machine() -> dict[str, Any]:
-    """Machine, instruction set, threads, versions and commit of this run."""
+    """Machine, instruction set, threads, versions and commits of this run.
+
+    ``commit`` is that of the Python that runs, ``compiled`` that of the compiled parts; both end in
+    ``-dirty`` where files differed from it.
+    """
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -72,10 +77,28 @@ def machine() -> dict[str, Any]:
         "avx512_bf16": build["avx512_bf16"],
         "torch": torch.__version__,
         "gplws": gplws.__version__,
-        "commit": build["commit"],
+        "commit": _commit() or build["commit"],
+        "compiled": build["commit"],
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _commit() -> str | None:
+    """Commit of the sources around the imported package; None where it lies in no work tree."""
+    root = Path(gplws.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    sources = ["gplws", "csrc", "benchmarks/*.py"]  # results are written while benchmarks run
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *sources]).returncode == 0
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("" if same else "-dirty")
 
 
 def introduce() -> None:
@@ -111,7 +134,9 @@ def resumed_rows(name: str, folder: Path | None = None) -> list[dict[str, Any]]:
     if before is None:
         return []
     now, then = machine(), before["machine"]
-    free = {"date", "commit"} if all("commit" in row for row in before["rows"]) else {"date"}
+    free = {"date"}
+    if all("commit" in row for row in before["rows"]):
+        free |= {"commit", "compiled"}
     differing = [key for key in now if key not in free and now[key] != then.get(key)]
     if differing:
         changes = ", ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in differing)

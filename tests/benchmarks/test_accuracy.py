@@ -157,7 +157,7 @@ def test_results_that_would_have_one_name_are_refused_before_any_work(repository
     )
     assert ends == ["2"] * 3
     trained, files, data, _ = ended.stderr.split("--- end of call")
-    assert "several methods are named gplws:" in trained
-    assert "several methods are named net:" in files
-    assert "several sets of stacks are named few:" in data
+    assert "methods: several have the name 'gplws'" in trained
+    assert "methods: several have the name 'net'" in files
+    assert "sets of stacks: several have the name 'few'" in data
     assert not list(tmp_path.iterdir())

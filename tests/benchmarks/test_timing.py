@@ -1,7 +1,9 @@
 """Candidates take turns, once their results are known to agree."""
 
+import subprocess
 from pathlib import Path
 
+import pytest
 from repository_runs import run
 
 SCRIPT = """
@@ -19,3 +21,14 @@ assert len(calls) == 2 + FEWEST_ROUNDS and len(times["a"]) == FEWEST_ROUNDS
 def test_results_are_checked_before_anything_is_timed(repository: Path) -> None:
     ended = run(repository, "-c", SCRIPT)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_commit_of_a_run_is_that_of_the_python_that_ran(repository: Path) -> None:
+    if not (repository / ".git").exists():
+        pytest.skip("not a work tree of git")
+    script = "from benchmarks.timing import machine; print(machine()['commit'])"
+    ended = run(repository, "-c", script)
+    assert ended.returncode == 0, ended.stderr
+    head = subprocess.check_output(["git", "-C", str(repository), "rev-parse", "HEAD"], text=True)
+    said = ended.stdout.strip().removesuffix("-dirty")
+    assert len(said) >= 12 and head.startswith(said)
