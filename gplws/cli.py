@@ -70,9 +70,10 @@ def _with_config(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
     chosen = parser.parse_args(others)["train"]
     if chosen.config:
         return list(words)
-    # A run that goes on has a configuration; the options of this call go over it.
-    usual = str(chosen.out) if chosen.resume else "default"
-    return ["train", "--config", usual, *words[1:]]
+    # A run that goes on has a configuration; the options of this call go over it. Where there is no
+    # such run, the training says that it misses its checkpoint.
+    goes_on = chosen.resume and chosen.out.exists()
+    return ["train", "--config", str(chosen.out) if goes_on else "default", *words[1:]]
 
 
 def _parser() -> ArgumentParser:

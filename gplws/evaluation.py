@@ -21,6 +21,7 @@ from gplws.checkpoints import model_of_checkpoint
 from gplws.classical import METHODS, depth_from_focus
 from gplws.data.samples import DepthSample, collate
 from gplws.data.transforms import split
+from gplws.devices import usable_device
 from gplws.io.writers import jsonable
 from gplws.luminance import luminance
 from gplws.metrics import (
@@ -331,11 +332,12 @@ def _classical(name: str) -> Method:
 
 
 def _network(model: nn.Module, device: str | torch.device) -> Method:
-    model = model.to(device).eval()
+    place = usable_device(device)
+    model = model.to(place).eval()
 
     @torch.inference_mode()
     def run(sample: DepthSample) -> Estimate:
-        batch = collate([sample]).to(device)
+        batch = collate([sample]).to(place)
         stack = batch.stack
         if getattr(model, "in_channels", stack.shape[1]) < stack.shape[1]:
             stack = luminance(stack)

@@ -32,6 +32,7 @@ from gplws.classical import (
 )
 from gplws.classical import METHODS as CLASSICAL_METHODS
 from gplws.data import FocalStack
+from gplws.devices import usable_device
 from gplws.io import read_stack, save_reconstruction
 from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
@@ -500,12 +501,7 @@ def resolve_device(device: str | torch.device, stack: object) -> torch.device:
             return frames.device
         has_kernels = torch.cuda.is_available() and _extension.build_info()["cuda"]
         return torch.device("cuda" if has_kernels else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"device {str(device)!r} cannot be used: {error}") from error
-    return place
+    return usable_device(device)
 
 
 class _Found(NamedTuple):

@@ -39,6 +39,8 @@ from gplws.checkpoints import (
 )
 from gplws.data.samples import DepthSample
 from gplws.data.sources import AugmentedSource, Prefetcher, Source, seed_of
+from gplws.devices import usable_device
+from gplws.io.writers import jsonable
 from gplws.losses import LossTerms
 from gplws.models import GPLWSNet
 from gplws.models.registry import build_model, load_model
@@ -271,7 +273,7 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.device, self.processes = config, folder, device, processes
         self.source, self.validation, self.progress = source, validation, progress
-        self.steps = _total_steps(config, source)
+        self.steps = _total_steps(config, source, processes.world)
         self.model = model.to(device)
         if config.precision.channels_last:
             _channels_last(self.model)
@@ -286,7 +288,6 @@ class _Run:
         self.started = time.monotonic()
         self.errors: dict[str, float] = {}
         self.validated: int | None = None  # step of the errors
-        self.best = math.inf
         self.waited = 0.0  # for data, since the last line of the log
 
     def _compiled_and_parallel(self) -> nn.Module:
@@ -323,7 +324,7 @@ class _Run:
             self._bar() as bar,
         ):
             reason = self._loop(batches, signals, log, bar)
-            if reason == "done" and log.validated != self.step:
+            if reason == "done" and self.validated != self.step:
                 self._validate(log)
         if self.processes.first:
             self.save()
@@ -498,8 +499,6 @@ class _Run:
                 "validation_seconds": round(time.monotonic() - begun, 3),
             }
         )
-        log.validated = self.step
-        self.best = min(self.best, mean)
 
     def _shown(self, share_of_time: float) -> dict[str, str]:
         """Errors, and how much of the time is over, for the progress bar."""
@@ -549,7 +548,6 @@ class _Run:
                 "random": random_state(),
                 "validation": dict(self.errors),
                 "validated": self.validated,
-                "best": self.best,
                 "torch": str(torch.__version__),
             },
         )
@@ -593,7 +591,7 @@ class _Run:
                 f"checkpoint: {path} does not fit the network: {error}"
             ) from error
         self.step, self.seconds_before = state["step"], state["seconds"]
-        self.errors, self.best = dict(state["validation"]), state["best"]
+        self.errors = dict(state["validation"])
         self.validated = state.get("validated")  # older checkpoints do not say
         if self.processes.world == 1:
             restore_random_state(state["random"])
@@ -637,13 +635,9 @@ class _Processes:
         """
         if str(wanted) == "auto":
             wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(wanted)
-            if device.type == "cuda" and device.index is None:
-                device = torch.device("cuda", self._local)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            raise ValueError(f"device {str(wanted)!r} cannot be used: {error}") from error
+        if str(wanted) == "cuda":
+            wanted = f"cuda:{self._local}"
+        device = usable_device(wanted)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         return device
@@ -693,7 +687,6 @@ class _Log:
 
     def __init__(self, path: Path, step: int, writes: bool) -> None:
         self._path, self._step, self._writes = path, step, writes
-        self.validated = -1
 
     def __enter__(self) -> _Log:
         if self._writes:
@@ -711,7 +704,7 @@ class _Log:
 
     def write(self, entry: dict[str, Any]) -> None:
         if self._writes:
-            self._file.write(json.dumps(entry) + "\n")
+            self._file.write(json.dumps(jsonable(entry), allow_nan=False) + "\n")
             self._file.flush()
 
 
@@ -770,19 +763,19 @@ def _optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimiz
     )
 
 
-def _total_steps(config: TrainingConfig, source: Source) -> int | None:
+def _total_steps(config: TrainingConfig, source: Source, world: int) -> int | None:
+    """Steps of a run, None where only time ends it; in each, every process takes one batch."""
     schedule, data = config.schedule, config.data
     if schedule.steps is not None and schedule.epochs is not None:
         raise ValueError("schedule: give steps or epochs, not both")
     if schedule.follow_time and schedule.max_minutes is None:
         raise ValueError("schedule.follow_time needs schedule.max_minutes")
     if schedule.epochs is not None:
-        epoch = data.steps_per_epoch
-        if epoch is None and hasattr(source, "__len__"):
-            epoch = len(source)
-        if epoch is None:
+        if data.steps_per_epoch is not None:
+            return schedule.epochs * data.steps_per_epoch
+        if not hasattr(source, "__len__"):
             raise ValueError("schedule.epochs needs data.steps_per_epoch with this source")
-        return schedule.epochs * epoch
+        return math.ceil(schedule.epochs * len(source) / world)
     if schedule.steps is None and not schedule.follow_time:
         raise ValueError("schedule: give steps, epochs, or max_minutes with follow_time")
     return schedule.steps

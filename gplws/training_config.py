@@ -106,7 +106,8 @@ class DataConfig:
         workers: threads or processes that make batches ahead; 0: none.
         worker_kind: "thread" or "process".
         ahead: batches made ahead.
-        steps_per_epoch: for sources that know no epochs.
+        steps_per_epoch: for sources that know no epochs; with several processes each takes a batch
+            in every step.
 
     Raises:
         ValueError: a value is out of range.
@@ -171,7 +172,8 @@ class ScheduleConfig:
 
     Attributes:
         steps: steps of the whole run.
-        epochs: the same in epochs; exclusive with ``steps``.
+        epochs: the same in epochs; exclusive with ``steps``. Several processes share the batches of
+            an epoch.
         max_minutes: time budget. With ``follow_time`` of the whole run, earlier parts included;
             else of this part: it ends there with a checkpoint, and ``resume`` goes on.
         follow_time: the schedule goes by the share of ``max_minutes`` (or of the steps, where that

@@ -1,6 +1,7 @@
-"""One process of two distributed runs: ``torchrun distributed_training.py OUT STEPS``.
+"""One process of three distributed runs: ``torchrun distributed_training.py OUT STEPS``.
 
-The first goes to the end and lies in OUT, the second is stopped and lies in OUT_stopped.
+The first goes to the end and lies in OUT, the second is stopped and lies in OUT_stopped, the third
+has epochs and lies in OUT_epochs.
 
 Its own folder is on the path, as for any script; PYTHONPATH has that of the package.
 """
@@ -8,12 +9,14 @@ Its own folder is on the path, as for any script; PYTHONPATH has that of the pac
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import torch
 from toy_data import ConvNet, ToySource, distributed_config, seeded
 
 from gplws.data import DepthSample
 from gplws.training import train
+from gplws.training_config import ScheduleConfig
 
 
 class StopsOneProcess(ToySource):
@@ -23,6 +26,13 @@ class StopsOneProcess(ToySource):
         if step == 3:  # the second step of the second process
             os.kill(os.getpid(), signal.SIGTERM)
         return super().__call__(step)
+
+
+class FiveBatches(ToySource):
+    """Knows its epochs."""
+
+    def __len__(self) -> int:
+        return 5
 
 
 if __name__ == "__main__":
@@ -40,4 +50,11 @@ if __name__ == "__main__":
         distributed_config(50), f"{out}_stopped", source=StopsOneProcess(), device="cpu"
     )
     sys.stdout.write(f"{stopped.reason} at step {stopped.step}\n")
+    epochs = train(
+        replace(distributed_config(0), schedule=ScheduleConfig(steps=None, epochs=3)),
+        f"{out}_epochs",
+        source=FiveBatches(),
+        device="cpu",
+    )
+    sys.stdout.write(f"epochs {epochs.reason} at step {epochs.step}\n")
     torch.distributed.destroy_process_group()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import pickle
 import random
 
@@ -152,3 +153,12 @@ def test_the_error_of_the_fused_form_is_found():
     model.fuse = lambda: wrong
     assert fused_error(model) > 1e-3
     assert fused_error(torch.nn.Conv3d(1, 1, 1)) == 0
+
+
+def test_weights_that_are_not_finite_are_not_exported(run, tmp_path):
+    state = load_checkpoint(run / "checkpoint.pt")
+    state["average"]["head.bn.bias"].fill_(math.nan)
+    torch.save(state, tmp_path / "broken.pt")
+    with pytest.raises(ValueError, match=r"broken\.pt: the fused network differs .* by nan"):
+        export(tmp_path / "broken.pt", tmp_path / "net.safetensors")
+    assert not (tmp_path / "net.safetensors").exists()

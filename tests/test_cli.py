@@ -353,7 +353,7 @@ def test_the_printed_configuration_is_the_one_that_is_used(tmp_path, capsys):
         (["train", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["train", "--optimiser.kind", "sgd"], 2, "optimiser"),
         (["train", "--loss.sigma", "-1", *TINY], 1, "loss.sigma must be positive"),
-        (["train", "--resume", "--out", "nowhere"], 2, "nowhere"),
+        (["train", "--resume", "--out", "nowhere"], 1, "no such file: nowhere/checkpoint.pt"),
         (["train", "--model.name", "unet", *TINY], 1, "unknown model 'unet'"),
         (["train", "--model.weights", "w.safetensors", *TINY], 1, "w.safetensors"),
         (["train", "--device", "tpu", *TINY], 1, "device 'tpu' cannot be used"),
@@ -363,6 +363,12 @@ def test_the_printed_configuration_is_the_one_that_is_used(tmp_path, capsys):
         (["evaluate", "--stacks", "[nowhere]"], 1, "nowhere"),
         (["evaluate", "--stacks", "[nowhere]", "--pictures"], 2, "--pictures needs --out"),
         (["evaluate", "--methods", "[magic]", "--data", TINY[3]], 1, "magic"),
+        (
+            ["evaluate", "--methods", "[gplws]", "--data", TINY[3], "--device", "tpu"],
+            1,
+            "device 'tpu' cannot be used",
+        ),
+        (["simulate", "sim", "--device", "tpu"], 1, "device 'tpu' cannot be used"),
     ],
 )
 def test_training_that_cannot_start_says_why(words, code, message, tmp_path, monkeypatch, capsys):

@@ -216,6 +216,8 @@ def test_two_processes_equal_one_with_all_their_batches(tmp_path, repository):
     # A signal to one process stops both, at the same step.
     assert ran.stdout.count("interrupted at step 1\n") == 2
     assert load_checkpoint(tmp_path / "two_stopped" / "checkpoint.pt")["step"] == 1
+    # Three epochs of five batches, two in each step.
+    assert ran.stdout.count("epochs done at step 8\n") == 2
     train(
         distributed_config(steps),
         tmp_path / "one",
@@ -470,6 +472,24 @@ def test_nan_predictions_count_as_the_largest_error():
     )
     nothing = replace(sample, valid=torch.zeros_like(sample.valid))
     assert math.isnan(mean_error(lambda s: s.depth_index(), [nothing]))
+
+
+def test_figures_that_do_not_exist_are_null_in_the_log(tmp_path):
+    sample = ToySource()(0)
+    nothing = replace(sample, valid=torch.zeros_like(sample.valid))
+    train(small_config(1), tmp_path, source=ToySource(), validation=[("nothing", [nothing])])
+    text = (tmp_path / "log.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [line["validation"] for line in lines if "validation" in line] == [{"nothing": None}]
+
+
+def test_a_finished_run_is_validated_once(tmp_path):
+    for resume in (False, True):
+        result = train(
+            small_config(2), tmp_path, resume=resume, source=ToySource(), validation=VALIDATION
+        )
+    assert sum("validation" in line for line in log_of(tmp_path)) == 1
+    assert result.validation.keys() == {"toy"}
 
 
 def toy_set(length):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import usable_device
+
 Item = TypeVar("Item")
 
 
@@ -26,14 +28,14 @@ class Draw:
         device: where fields are drawn.
 
     Raises:
-        ValueError: a negative integer.
+        ValueError: a negative integer, or a device that cannot be used.
     """
 
     def __init__(self, *entropy: int, device: torch.device | str = "cpu") -> None:
         if any(value < 0 for value in entropy):
             raise ValueError(f"entropy: expected integers >= 0, got {entropy}")
         state = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self._numbers = random.Random(int(state[0]))
         self.generator = torch.Generator(self.device).manual_seed(int(state[1] >> np.uint64(1)))
 
