@@ -373,7 +373,8 @@ def _evaluate_parser() -> ArgumentParser:
         type=list[Path],
         default=[],
         metavar="[FOLDER, ...]",
-        help="folders of stacks with gt.npz; see gplws.datasets.FolderStacks",
+        help="folders of stacks with gt.npz, or that gplws simulate wrote; see "
+        "gplws.datasets.FolderStacks",
     )
     add(
         "--data",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +28,16 @@ from gplws.metrics import (
     FrameMetrics,
     Sparsification,
     depth_metrics,
+    focus_uncertainty,
     frame_metrics,
     mean_metrics,
     mean_of_known,
     sparsification,
 )
 from gplws.models.gplws_net import GPLWSNet
+from gplws.models.peer import FocusVolumeNetwork
 from gplws.models.registry import load_model, model_names, name_of_weights
+from gplws.ops.focus_search import focus_search
 from gplws.training import predicted
 from gplws.training_config import require_distinct
 
@@ -60,6 +62,7 @@ class Estimate(NamedTuple):
     valid: Tensor  # bool; where the method trusts its depth
     confidence: Tensor | None  # higher is better
     uncertainty: Tensor | None = None  # unit of the sample
+    logits: Tensor | None = None  # (N, H, W) on any device: the focus volume, where there is one
 
 
 Method = Callable[[DepthSample], Estimate]
@@ -150,7 +153,7 @@ class Evaluation:
     def table(self) -> str:
         """The means as text; errors in frames, shares in percent."""
         head = ["data", "method", *(title for _, title in _COLUMNS)]
-        head += ["found", "trusted", "mean there", "ause", "rmse -20%", "pooled -20%", "s"]
+        head += ["found", "trusted", "mean there", "ause", "rmse -20%", "pooled -20%", "unc", "s"]
         rows = [head]
         pooled = {(of.dataset, of.method): of.rmse_left for of in self.pooled}
         for result, group in zip(self.means(), self.grouped().values(), strict=True):
@@ -163,7 +166,7 @@ class Evaluation:
             cells += [_number(result.trusted.mae_frames)]
             cells += [_number(result.ause), _percent(result.rmse_left)]
             cells += [_percent(pooled.get((result.dataset, result.method), math.nan))]
-            cells += [_number(result.depth.seconds)]
+            cells += [_number(result.depth.mean_uncertainty), _number(result.depth.seconds)]
             rows.append(cells)
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         lines = []
@@ -207,8 +210,8 @@ def evaluate(
         All figures.
 
     Raises:
-        ValueError: no methods, no data, a data set without samples, two of one name, or an unknown
-            method.
+        ValueError: no methods, no data, a data set without samples (known before any work where
+            it has a length), two of one name, or an unknown method.
         WeightsError: weights are missing or foreign; a ValueError.
     """
     from tqdm import tqdm
@@ -220,26 +223,32 @@ def evaluate(
         raise ValueError("datasets: expected at least one")
     require_distinct([name for name, _ in datasets], "datasets")
     ready = {name: _ready(method, device) for name, method in methods.items()}
+    sizes = [len(samples) if isinstance(samples, Sized) else None for _, samples in datasets]
+    for (name, _), size in zip(datasets, sizes, strict=True):
+        if size == 0:
+            raise ValueError(f"datasets: {name} has no samples")
+    total = None if None in sizes else sum(size or 0 for size in sizes)
     results: list[Result] = []
     pixels: dict[tuple[str, str], _Pixels] = defaultdict(_Pixels)
     seen: dict[str, int] = {}
-    with tqdm(desc="gplws evaluate", disable=not progress, unit="stack") as bar:
+    with tqdm(desc="gplws evaluate", total=total, disable=not progress, unit="sample") as bar:
         for dataset, samples in datasets:
             seen[dataset] = 0
-            for sample in itertools.chain.from_iterable(map(split, samples)):
-                label = sample.name or f"{seen[dataset]}"
-                for name, method in ready.items():
-                    bar.set_postfix_str(f"{dataset} {label} {name}", refresh=False)
-                    begun = time.perf_counter()
-                    estimate = method(sample)  # its result is on the CPU, so the work is done
-                    seconds = time.perf_counter() - begun
-                    result = _result(name, dataset, label, sample, estimate, seconds)
-                    results.append(result)
-                    pixels[dataset, name].add(sample, estimate)
-                    if pictures is not None:
-                        file = _file_name(f"{dataset}_{seen[dataset]:03d}_{label}_{name}.png")
-                        save_error_picture(Path(pictures) / file, sample, estimate, result)
-                seen[dataset] += 1
+            for given in samples:
+                for sample in split(given):
+                    label = sample.name or f"{seen[dataset]}"
+                    for name, method in ready.items():
+                        bar.set_postfix_str(f"{dataset} {label} {name}", refresh=False)
+                        begun = time.perf_counter()
+                        estimate = method(sample)  # its result is on the CPU, so the work is done
+                        seconds = time.perf_counter() - begun
+                        result = _result(name, dataset, label, sample, estimate, seconds)
+                        results.append(result)
+                        pixels[dataset, name].add(sample, estimate)
+                        if pictures is not None:
+                            file = _file_name(f"{dataset}_{seen[dataset]:03d}_{label}_{name}.png")
+                            save_error_picture(Path(pictures) / file, sample, estimate, result)
+                    seen[dataset] += 1
                 bar.update()
     for dataset, count in seen.items():
         if not count:
@@ -341,15 +350,33 @@ def _network(model: nn.Module, device: str | torch.device) -> Method:
         stack = batch.stack
         if getattr(model, "in_channels", stack.shape[1]) < stack.shape[1]:
             stack = luminance(stack)
-        found = predicted(model, replace(batch, stack=stack))
+        found, logits = _found_and_logits(model, replace(batch, stack=stack))
         depth = found.depth[0].float().cpu()
         valid = depth.isfinite()
         if isinstance(model, GPLWSNet):
             valid = model.valid(found, stack.shape[2])[0].cpu()
         said = getattr(found, "confidence", None)
-        return Estimate(depth, valid, None if said is None else said[0].float().cpu())
+        confidence = None if said is None else said[0].float().cpu()
+        return Estimate(depth, valid, confidence, logits=logits)
 
     return run
+
+
+def _found_and_logits(model: nn.Module, batch: DepthSample) -> tuple[Any, Tensor | None]:
+    """What a network says, and the focus volume of all frames behind it, where there is one."""
+    if isinstance(model, FocusVolumeNetwork):
+        volume = model.focus_volume(batch.stack).float()
+        return focus_search(volume, batch.focus_positions, log_scale=True), volume[0]
+    outputs: list[Any] = []
+    watched = model.register_forward_hook(lambda module, given, output: outputs.append(output))
+    try:
+        found = predicted(model, batch)
+    finally:
+        watched.remove()
+    volumes = [one for one in outputs if isinstance(one, Tensor)]
+    frames = batch.stack.shape[2]
+    fitting = [volume[0] for volume in volumes if volume.dim() == 4 and volume.shape[1] == frames]
+    return found, fitting[-1] if fitting else None
 
 
 class _Pixels:
@@ -397,6 +424,10 @@ def _result(
     # What lies beyond the focus positions cannot be found by any method.
     known = sample.valid & sample.depth_index().isfinite()
     given = (estimate.depth, sample.depth, sample.focus_positions)
+    uncertainty = estimate.uncertainty
+    if uncertainty is None and estimate.logits is not None:
+        probabilities = estimate.logits.float().softmax(0)[None]
+        uncertainty = focus_uncertainty(probabilities, sample.focus_positions)[0].cpu()
     ause = rmse_left = least_rmse_left = math.nan
     if estimate.confidence is not None:
         found = sparsification(estimate.depth, sample.depth, estimate.confidence, known)
@@ -413,7 +444,7 @@ def _result(
             estimate.depth,
             sample.depth,
             known,
-            uncertainty=estimate.uncertainty,
+            uncertainty=uncertainty,
             seconds=seconds,
         ),
         ause=ause,

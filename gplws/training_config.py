@@ -12,7 +12,7 @@ import importlib
 import inspect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
@@ -467,8 +467,27 @@ def require_distinct(names: Sequence[str], what: str) -> None:
             raise ValueError(f"{what}: several have the name {name!r}")
 
 
-def samples_of(entry: SourceConfig, config: DataConfig, seed: int = 0) -> Iterator[DepthSample]:
-    """Fixed samples of one source, batched, made one by one as they are asked for.
+@dataclass(frozen=True)
+class FixedSamples:
+    """Batched samples that are made one by one as they are asked for.
+
+    Attributes:
+        count: how many.
+        make: the sample of a number from 0 on.
+    """
+
+    count: int
+    make: Callable[[int], DepthSample]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[DepthSample]:
+        return map(self.make, range(self.count))
+
+
+def samples_of(entry: SourceConfig, config: DataConfig, seed: int = 0) -> FixedSamples:
+    """Fixed samples of one source.
 
     Args:
         entry: which source, and how many samples of a data set or batches of anything else.
@@ -481,9 +500,9 @@ def samples_of(entry: SourceConfig, config: DataConfig, seed: int = 0) -> Iterat
     made = _make(entry, entry.name or "data", seed)
     if _is_dataset(made):
         count = len(made) if entry.count is None else min(entry.count, len(made))
-        return (_batched(made[index]) for index in range(count))
+        return FixedSamples(count, lambda index: _batched(made[index]))
     source = _as_source(made, entry, config, seed)
-    return (source(step) for step in range(8 if entry.count is None else entry.count))
+    return FixedSamples(8 if entry.count is None else entry.count, source)
 
 
 def _make(entry: SourceConfig, what: str, seed: int) -> Any:

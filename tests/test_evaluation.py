@@ -8,10 +8,11 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import nn
-from toy_data import ToySource, small_config
+from toy_data import ConvNet, ToySource, small_config
 
 from gplws.data.transforms import split
 from gplws.evaluation import Estimate, evaluate, method_of
+from gplws.metrics import focus_uncertainty
 from gplws.models import WeightsError, save_weights
 from gplws.models.registry import build_model
 from gplws.training import mean_error, predicted_index, train
@@ -58,6 +59,32 @@ def test_the_uncertainty_of_a_method_is_among_its_figures(samples):
     known, none = found.means()
     assert known.depth.mean_uncertainty == pytest.approx(0.25)
     assert math.isnan(none.depth.mean_uncertainty)
+
+
+def test_the_uncertainty_of_a_network_is_the_spread_of_its_softmax(samples):
+    networks = {"gplws": build_model("gplws", small_config(1).model.arguments).eval()}
+    networks["volume"] = ConvNet().eval()
+    networks["fvnet"] = build_model("fvnet", {}).eval()
+    sample = next(iter(split(samples[0])))
+    found = evaluate(networks, [("toy", [sample])])
+    for result in found.means():
+        network = networks[result.method]
+        volume_of = getattr(network, "focus_volume", network)
+        with torch.no_grad():
+            p = volume_of(sample.stack[None]).softmax(1)
+        spread = focus_uncertainty(p, sample.focus_positions)[0]
+        assert spread.std() > 0
+        known = sample.valid & sample.depth_index().isfinite()
+        assert result.depth.mean_uncertainty == pytest.approx(float(spread[known].mean()), rel=1e-3)
+    assert " unc " in found.table()
+
+
+def test_an_empty_data_set_is_known_before_any_work(samples):
+    def method(sample):
+        raise AssertionError("called")
+
+    with pytest.raises(ValueError, match="datasets: none has no samples"):
+        evaluate({"m": method}, [("toy", samples), ("none", [])])
 
 
 def test_a_network_is_read_as_at_training(samples, tmp_path):

@@ -158,7 +158,8 @@ def simulate_stack(
     middle = float(height_um.max() + height_um.min()) / 2
     step = settings.z_step_um
     if step is None:
-        step = max(1.2 * relief_um, 1e-3) / (settings.frames - 1)
+        span_um = relief_um or _USUAL_BLUR_PX / lens.radius_px_per_um  # a flat surface has none
+        step = 1.2 * span_um / (settings.frames - 1)
     index = torch.arange(settings.frames) - (settings.frames - 1) / 2
     focus = middle + step * (index.flip(0) if settings.falling else index)
 
@@ -233,6 +234,8 @@ def _heights(settings: SceneSettings, lens: Lens, shape: tuple[int, int], draw: 
         height = height[rows][:, columns].to(draw.device)
     height = height - height.min()
     relief_um = settings.relief_um
+    if relief_um is not None and not height.max() > 0:
+        raise ValueError(f"relief_um: {settings.surface} is flat, it cannot have {relief_um} um")
     if relief_um is None and measured.pixel_size_um is None:
         relief_um = usual_um
     return height if relief_um is None else height * (relief_um / height.max().clamp(min=1e-9))

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .randomness import Draw, spectral_noise
 
+_DISTANCES_AT_ONCE = 2**25  # of pixels to centres; what bounds memory
+
 
 class Surface(NamedTuple):
     """A relief and where its features are.
@@ -69,7 +71,8 @@ def voronoi(shape: Shape, count: int, draw: Draw) -> tuple[Tensor, Tensor]:
     y, x = pixel_grid(shape, draw)
     centers = draw.uniform_field(count, 2) - 0.5  # (n, 2)
     pixels = torch.stack([y / shape[0], x / shape[1]], -1)  # (H, W, 2)
-    owner = torch.cdist(pixels.reshape(-1, 2), centers).argmin(1).view(shape)
+    some = pixels.view(-1, 2).split(max(1, _DISTANCES_AT_ONCE // count))
+    owner = torch.cat([torch.cdist(part, centers).argmin(1) for part in some]).view(shape)
     return owner, pixels - centers[owner]
 
 

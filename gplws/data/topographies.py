@@ -244,18 +244,20 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         heights = tifffile.imread(path)
     heights = np.asarray(heights)
     if heights.ndim == 3 and heights.shape[-1] in (3, 4):
-        # A gray picture that was saved as RGB.
-        heights = heights[..., 0]
+        red, green, blue = np.moveaxis(heights[..., :3], -1, 0)
+        if not (np.array_equal(red, green) and np.array_equal(green, blue)):
+            raise ValueError("expected one value a pixel, got a colour picture")
+        heights = red  # a gray picture that was saved as RGB
     return {"h_um": heights.squeeze().astype(np.float64)}
 
 
 def _pitch(path: Path, arrays: dict[str, np.ndarray]) -> tuple[float, float] | None:
-    """Pitch of rows and columns, um; None where the file does not say."""
-    if "dx_um" not in arrays:
+    """Pitch of rows and columns, um, one alone that of both; None where the file does not say."""
+    if not arrays.keys() & {"dx_um", "dy_um"}:
         return None
     pitch = {}
-    for name in ("dx_um", "dy_um"):
-        value = arrays.get(name, arrays["dx_um"])
+    for name, other in (("dx_um", "dy_um"), ("dy_um", "dx_um")):
+        value = arrays[name if name in arrays else other]
         if value.size != 1 or value.dtype.kind not in "iuf" or not 0 < value.item() < math.inf:
             raise ValueError(f"{path}: {name}: expected one positive number, got {value}")
         pitch[name] = float(value.item())

@@ -82,14 +82,16 @@ class FlyingThings3DStacks(_DisparityStacks):
         root/.../SCENE/disp.exr                disparity in pixels; 0 and below: unknown
         root/train/focal_stack_path.txt        a list: 15 frames, .., the disparity map, a line each
 
-    Frames whose names are no numbers are taken in natural order (in the order of the list), evenly
-    spaced between the disparities above.
+    Pictures beside frames that are called by numbers are no frames. Where no name is a number, the
+    15 pictures are taken in natural order (in the order of the list), evenly spaced between the
+    disparities above.
 
     Args:
         root: folder of the scenes.
         list_file: the list of a split; paths in it may be those of another machine: as many of
-            their last parts as needed are looked up below ``root`` and beside the list. None: every
-            folder below ``root`` with a disparity map.
+            their last parts as possible are looked up below ``root`` and beside the list, the same
+            number of first parts left out of all paths. None: every folder below ``root`` with a
+            disparity map.
 
     Raises:
         FileNotFoundError: ``root`` or the list does not exist.
@@ -128,6 +130,13 @@ def _scene_of_folder(disparity: Path) -> _Scene:
     folder = disparity.parent
     pictures = [path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg")]
     frames = [path for path in pictures if path.stem.lower() != "aif"]
+    numbered = [path for path in frames if _number(path) is not None]
+    if not numbered and len(frames) != _FRAMES:
+        raise DatasetError(
+            f"{folder}: expected frames called by their disparity, or {_FRAMES}, got {len(frames)} "
+            "with other names"
+        )
+    frames = numbered or frames
     if len(frames) < 2:
         raise DatasetError(f"{folder}: expected at least two frames, got {len(frames)}")
     frames.sort(key=lambda path: (_number(path) or 0.0, natural_key(path.name)))
@@ -139,6 +148,7 @@ def _listed_scenes(list_file: Path, root: Path) -> list[_Scene]:
     if not list_file.is_file():
         raise FileNotFoundError(f"list_file: no such file: {list_file}")
     scenes = []
+    locate = _Locator(root, list_file.parent)
     for number, line in enumerate(list_file.read_text(encoding="utf-8").splitlines(), start=1):
         entries = line.split()
         if not entries:
@@ -149,7 +159,7 @@ def _listed_scenes(list_file: Path, root: Path) -> list[_Scene]:
                 f"{where}: expected {_FRAMES} frames, perhaps an all-in-focus image, and a "
                 f"disparity map, got {len(entries)} paths"
             )
-        paths = [_located(entry, where, root, list_file.parent) for entry in entries]
+        paths = [locate(entry, where) for entry in entries]
         image = paths[_FRAMES] if len(paths) == _FRAMES + 2 else None
         if image is None and (paths[-1].parent / "AiF.png").is_file():
             image = paths[-1].parent / "AiF.png"
@@ -159,12 +169,32 @@ def _listed_scenes(list_file: Path, root: Path) -> list[_Scene]:
     return scenes
 
 
-def _located(entry: str, where: str, *folders: Path) -> Path:
-    """File of a list that may have been written on another machine."""
-    parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".")]
-    for first in range(len(parts)):
-        for folder in folders:
-            path = folder.joinpath(*parts[first:])
-            if path.is_file():
-                return path
-    return require_file(Path(entry), f"named in {where}")
+class _Locator:
+    """Finds the files of a list that may have been written on another machine.
+
+    The first of them decides which folder and how many of the first parts of its path stand for the
+    same place; all others have the same first parts, so that no file of another scene or split is
+    taken for one that is missing.
+    """
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+        self._place: tuple[list[str], Path] | None = None
+
+    def __call__(self, entry: str, where: str) -> Path:
+        parts = [part for part in entry.replace("\\", "/").split("/") if part not in ("", ".")]
+        if self._place is None:
+            places = ((parts[:n], folder) for n in range(len(parts)) for folder in self._folders)
+            self._place = next(
+                (place for place in places if place[1].joinpath(*parts[len(place[0]) :]).is_file()),
+                None,
+            )
+        purpose = f"named in {where}"
+        if self._place is None:
+            return require_file(Path(entry), purpose)
+        dropped, folder = self._place
+        if parts[: len(dropped)] != dropped:
+            raise DatasetError(
+                f"{where}: {entry} does not begin with {'/'.join(dropped)}, as the paths before it"
+            )
+        return require_file(folder.joinpath(*parts[len(dropped) :]), purpose)

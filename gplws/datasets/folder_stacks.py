@@ -1,4 +1,4 @@
-"""Any folders of frames, with true depth in a file beside them."""
+"""Any folders of frames with true depth in a file, and those of ``gplws simulate``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..data import DepthSample
-from ..io.readers import list_frames
+from ..io.readers import list_frames, read_stack
 from .files import (
     DatasetError,
     DepthDataset,
     PathLike,
     depth_sample,
     existing_folder,
+    frames_tensor,
     load_frames,
     read_arrays,
+    read_depth_map,
     subfolders,
 )
+
+_TRUTH, _SIMULATED_TRUTH = "gt.npz", "depth_index.tif"
 
 
 class FolderStacks(DepthDataset):
@@ -34,12 +39,20 @@ class FolderStacks(DepthDataset):
         root/NAME/gt.npz                    "gt_index": (H, W) frame number from 0 with fractions,
                                             NaN where unknown
 
-    Samples are in frames, or in um where ``stack.json`` says the focus positions.
+    or, as ``gplws simulate`` writes them,
+
+    ::
+
+        root/NAME/stack.tif                 the frames; or frames/f000.png, f001.png, ...
+        root/NAME/info.json                 {"focus_positions_um": [...]}; other keys are ignored
+        root/NAME/depth_index.tif           (H, W) as gt_index
+
+    Samples are in frames, or in um where ``stack.json`` or ``info.json`` say the focus positions.
 
     Args:
         root: folder of the stacks, or one stack itself.
-        require_depth: True leaves stacks without ``gt.npz`` out; False gives them with no pixel
-            valid.
+        require_depth: True leaves stacks without true depth out; False gives those that have a
+            ``stack.json``, with no pixel valid.
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
@@ -49,36 +62,49 @@ class FolderStacks(DepthDataset):
     def __init__(self, root: PathLike, *, require_depth: bool = True) -> None:
         folder = existing_folder(root)
         candidates = [folder, *subfolders(folder)]
-        found = [
-            path
-            for path in candidates
-            if (path / "gt.npz").is_file()
-            or (not require_depth and (path / "stack.json").is_file())
-        ]
+        marks = [_TRUTH, _SIMULATED_TRUTH, *([] if require_depth else ["stack.json"])]
+        found = [path for path in candidates if any((path / mark).is_file() for mark in marks)]
         if not found:
-            needed = "gt.npz" if require_depth else "gt.npz or stack.json"
+            needed = f"{', '.join(marks[:-1])} or {marks[-1]}"
             raise DatasetError(f"{folder}: no stack with {needed} in it or its subfolders")
         self._folders = found
         super().__init__([path.name for path in found])
 
     def _load(self, index: int) -> DepthSample:
         folder = self._folders[index]
-        source = folder / "stack.json"
-        description = read_json(source)
-        paths = _frame_files(folder, description, source)
-        stack = load_frames(paths)
-        numbers = np.arange(len(paths), dtype=np.float64)
-        truth = folder / "gt.npz"
-        depth = np.full(stack.shape[2:], np.nan)
-        if truth.is_file():
-            (depth,) = read_arrays(truth, "gt_index")
+        truth = folder / _TRUTH
+        if (folder / _SIMULATED_TRUTH).is_file() and not truth.is_file():
+            truth, source = folder / _SIMULATED_TRUTH, folder / "info.json"
+            description = read_json(source)
+            stack = _simulated_frames(folder)
+            depth = read_depth_map(truth)
+        else:
+            source = folder / "stack.json"
+            description = read_json(source)
+            stack = load_frames(_frame_files(folder, description, source))
+            depth = np.full(stack.shape[2:], np.nan)
+            if truth.is_file():
+                (depth,) = read_arrays(truth, "gt_index")
+        numbers = np.arange(stack.shape[1], dtype=np.float64)
         if "focus_positions_um" not in description:
             unit, positions = "frames", numbers
         else:
             unit = "um"
-            positions = read_positions(description, "focus_positions_um", len(paths), source)
+            positions = read_positions(description, "focus_positions_um", len(numbers), source)
             depth = np.interp(depth, numbers, positions, left=np.nan, right=np.nan)
         return depth_sample(stack, depth, positions, unit=unit, name=folder.name, source=truth)
+
+
+def _simulated_frames(folder: Path) -> Tensor:
+    """Frames (1, N, H, W) of a folder that ``gplws simulate`` wrote."""
+    tiff, pictures = folder / "stack.tif", folder / "frames"
+    try:
+        stack = read_stack(tiff if tiff.is_file() else pictures)
+    except (ValueError, FileNotFoundError) as error:
+        raise DatasetError(
+            f"{folder}: neither stack.tif nor frames/ is a stack: {error}"
+        ) from error
+    return frames_tensor(np.asarray(stack.frames), str(folder))
 
 
 def _frame_files(folder: Path, description: dict[str, Any], source: Path) -> list[Path]:

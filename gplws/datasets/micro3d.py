@@ -106,7 +106,7 @@ def frame_files(scene: Path) -> list[Path]:
         DatasetError: there are fewer than two.
     """
     try:
-        found = [path for path in list_frames(scene) if path.name.lower() not in _NOT_FRAMES]
+        found = list_frames(scene, leave_out=_NOT_FRAMES)
     except ValueError as error:
         raise DatasetError(str(error)) from error
     if len(found) < 2:

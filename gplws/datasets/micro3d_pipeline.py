@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ..data import FocalStack
 from ..data.focal_stack import checked_length
-from ..io.files import new_folder_content, write_bytes
+from ..io.files import new_folder_content, require_free_folder, write_bytes
 from ..io.pictures import display_uint8, robust_limits
 from ..io.readers import StackSource, read_stack
 from ..io.writers import encode_float_tiff, jsonable
@@ -30,6 +31,7 @@ from .files import read_depth_map
 from .registration import Registration, align_height_map, register_height_map
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
 # Values of the source map.
@@ -127,7 +129,9 @@ def build_micro3d_scene(
     method: str = "auto",
     max_rotation_deg: float = 15.0,
     least_confidence: float = 0.0,
+    device: str | torch.device = "auto",
     overwrite: bool = False,
+    progress: bool = False,
 ) -> Micro3DScene:
     """A scene folder from a focal stack and a measured height map of the same place.
 
@@ -135,9 +139,9 @@ def build_micro3d_scene(
     2. Registration of the measured map to it: `register_height_map`.
     3. Fusion: `fuse_heights`.
     4. The folder, complete or not at all: the frames as ``1.bmp``, ``2.bmp``, .. (``.tif`` where
-       they have more than 8 bits), ``height.tif`` in um, ``valid.png``, ``source.png`` (0 unknown,
-       127 from the stack, 255 measured), ``scene.json`` (calibration, registration, shares) and
-       ``review.png`` for the eye, which has the last word.
+       they have more than 8 bits; floats in 0..1), ``height.tif`` in um, ``valid.png``,
+       ``source.png`` (0 unknown, 127 from the stack, 255 measured), ``scene.json`` (calibration,
+       registration, shares) and ``review.png`` for the eye, which has the last word.
 
     Args:
         stack: anything that `gplws.io.read_stack` reads.
@@ -153,7 +157,9 @@ def build_micro3d_scene(
         method: of the initial depth, see `gplws.reconstruct`.
         max_rotation_deg: see `register_height_map`.
         least_confidence: heights from the stack below it are left out of the fusion, 0..1.
+        device: of the initial depth, see `gplws.reconstruct`.
         overwrite: whether a folder with content is accepted; an old scene in it is replaced.
+        progress: show on stderr which of the steps is under way.
 
     Returns:
         The scene, as it was written.
@@ -165,6 +171,7 @@ def build_micro3d_scene(
         FileExistsError: the folder has content and ``overwrite`` is False.
         OSError: the folder cannot be written; nothing was changed.
     """
+    require_free_folder(Path(out_dir), overwrite=overwrite)
     focal_stack = read_stack(
         stack,
         z_step_um=z_step_um,
@@ -182,39 +189,48 @@ def build_micro3d_scene(
     else:
         measured = read_depth_map(Path(measured_um))
 
-    found = reconstruct(focal_stack, z_direction=z_direction, method=method)
-    stack_um, confidence = np.asarray(found.height), np.asarray(found.confidence)
-    registration = register_height_map(
-        stack_um,
-        measured,
-        reference_pixel_um=pixel,
-        measured_pixel_um=measured_pixel,
-        max_rotation_deg=max_rotation_deg,
-    )
-    aligned = align_height_map(
-        measured,
-        registration,
-        (focal_stack.height, focal_stack.width),
-        reference_pixel_um=pixel,
-        measured_pixel_um=measured_pixel,
-    )
-    fused = fuse_heights(
-        stack_um, aligned, confidence=confidence, least_confidence=least_confidence
-    )
-    scene = Micro3DScene(Path(out_dir), fused, aligned, stack_um, registration)
-    sign = 1.0 if z_direction == "up" else -1.0
-    information = {
-        "unit": "um",
-        "focus_positions": (sign * positions).tolist(),
-        "pixel_size_um": pixel,
-        "measured_pixel_um": measured_pixel,
-        "registration": asdict(registration),
-        "share_measured": float((fused.source == MEASURED).mean()),
-        "share_from_stack": float((fused.source == FROM_STACK).mean()),
-        "method": found.metadata["method"],
-        "versions": found.metadata["versions"],
-    }
-    _write(scene, focal_stack, found, information, overwrite)
+    with tqdm(total=3, unit="step", disable=not progress, leave=False) as bar:
+        bar.set_description("gplws: depth from the stack")
+        found = reconstruct(
+            focal_stack, z_direction=z_direction, method=method, device=device, progress=progress
+        )
+        stack_um, confidence = np.asarray(found.height), np.asarray(found.confidence)
+        bar.update()
+        bar.set_description("gplws: registration")
+        registration = register_height_map(
+            stack_um,
+            measured,
+            reference_pixel_um=pixel,
+            measured_pixel_um=measured_pixel,
+            max_rotation_deg=max_rotation_deg,
+        )
+        bar.update()
+        bar.set_description("gplws: fusion")
+        aligned = align_height_map(
+            measured,
+            registration,
+            (focal_stack.height, focal_stack.width),
+            reference_pixel_um=pixel,
+            measured_pixel_um=measured_pixel,
+        )
+        fused = fuse_heights(
+            stack_um, aligned, confidence=confidence, least_confidence=least_confidence
+        )
+        scene = Micro3DScene(Path(out_dir), fused, aligned, stack_um, registration)
+        sign = 1.0 if z_direction == "up" else -1.0
+        information = {
+            "unit": "um",
+            "focus_positions": (sign * positions).tolist(),
+            "pixel_size_um": pixel,
+            "measured_pixel_um": measured_pixel,
+            "registration": asdict(registration),
+            "share_measured": float((fused.source == MEASURED).mean()),
+            "share_from_stack": float((fused.source == FROM_STACK).mean()),
+            "method": found.metadata["method"],
+            "versions": found.metadata["versions"],
+        }
+        _write(scene, focal_stack, found, information, overwrite)
+        bar.update()
     return scene
 
 
@@ -292,6 +308,9 @@ def _write(
     assert pixel is not None
     with new_folder_content(scene.folder, _replaced(scene.folder), overwrite=overwrite) as part:
         for number, frame in enumerate(np.asarray(stack.frames), start=1):
+            if frame.dtype.kind == "f":  # those of a data set lie in 0..1
+                black, span = stack.levels
+                frame = np.clip((frame.astype(np.float32) - black) / span, 0, 1)
             suffix, payload = _encode_frame(frame)
             write_bytes(part / f"{number}{suffix}", payload)
         fused = scene.fused

@@ -123,6 +123,15 @@ def explained(error: OSError, what: str, consequence: str) -> OSError:
     return OSError(message) if error.errno is None else OSError(error.errno, message)
 
 
+def require_free_folder(folder: Path, *, overwrite: bool) -> None:
+    """What `new_folder_content` checks, before the work whose results it is to take.
+
+    Raises:
+        FileExistsError: as there.
+    """
+    _check_free(folder, overwrite, None)
+
+
 def _check_free(folder: Path, overwrite: bool, part: Path | None) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; out_dir must be a folder")

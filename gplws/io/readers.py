@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,7 +112,7 @@ def read_stack(
     )
 
 
-def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
+def list_frames(folder: str | os.PathLike[str], *, leave_out: Collection[str] = ()) -> list[Path]:
     """Image files of a folder in natural order: f1, f2, f10.
 
     Where names differ in one number alone it may have decimals and a sign: z-2, z-0.5, z0, z0.25.
@@ -121,6 +121,7 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
 
     Args:
         folder: folder to list; its subfolders are not entered.
+        leave_out: names, in lower case, of images that are no frames.
 
     Returns:
         BMP, PNG, JPEG and TIFF files that are not hidden.
@@ -141,6 +142,7 @@ def list_frames(folder: str | os.PathLike[str]) -> list[Path]:
         for path in entries
         if path.suffix.lower() in _IMAGE_SUFFIXES
         and not path.name.startswith(".")
+        and path.name.lower() not in leave_out
         and path.is_file()
     ]
     if not paths:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,17 @@ def test_progress_counts_frames_and_chunks_do_not_change_the_scene(monkeypatch):
     assert seen == [(k + 1, 5) for k in range(5)]
     assert (whole.frames.int() - parts.frames.int()).abs().max() <= 2
     assert torch.equal(whole.height_um, parts.height_um)
+
+
+def test_a_flat_surface_has_steps_to_see_but_no_relief(tmp_path):
+    np.save(tmp_path / "flat.npy", np.zeros((32, 32)))
+    settings = SceneSettings(surface=str(tmp_path / "flat.npy"), height=16, width=16, frames=4)
+    stack = simulate_stack(settings)
+    usual = simulate_stack(replace(settings, surface="holes"))
+    steps, usual_steps = stack.focus_positions_um.diff(), usual.focus_positions_um.diff()
+    torch.testing.assert_close(steps, usual_steps, rtol=0.05, atol=0)
+    with pytest.raises(ValueError, match=r"relief_um: .*flat\.npy is flat"):
+        simulate_stack(replace(settings, relief_um=10.0))
 
 
 def test_gloss_makes_highlights():

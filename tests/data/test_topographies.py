@@ -74,6 +74,24 @@ def test_files_of_all_kinds_are_read(tmp_path):
         found[1].resampled(1.0)
 
 
+def test_a_colour_picture_is_no_height_map(tmp_path):
+    gray = ((waves() + 1) * 127).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "gray.png"), np.stack([gray] * 3, -1))
+    assert read_topography(tmp_path / "gray.png").height_um.shape == gray.shape
+    cv2.imwrite(str(tmp_path / "colour.png"), cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS))
+    with pytest.raises(ValueError, match=r"colour\.png: .* got a colour picture"):
+        read_topography(tmp_path / "colour.png")
+
+
+@pytest.mark.parametrize(
+    ("given", "pitch"),
+    [({"dx_um": 2.0}, (2.0, 2.0)), ({"dy_um": 3.0}, (3.0, 3.0)), ({}, None)],
+)
+def test_one_pitch_is_that_of_rows_and_columns(tmp_path, given, pitch):
+    np.savez(tmp_path / "a.npz", h_um=waves(), **given)
+    assert read_topography(tmp_path / "a.npz").pixel_size_um == pitch
+
+
 def test_parts_are_drawn_over_the_whole_surface_and_repeat(tmp_path):
     np.savez(tmp_path / "a.npz", h_um=waves((200, 240)))
     topography = read_topography(tmp_path / "a.npz")

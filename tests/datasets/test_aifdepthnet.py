@@ -48,6 +48,37 @@ def test_lists_of_other_machines_are_looked_up_by_the_end_of_their_paths(tmp_pat
     assert sample.all_in_focus is not None
 
 
+def test_pictures_beside_the_frames_are_no_frames(tmp_path):
+    write_scene(tmp_path / "numbered")
+    Image.new("RGB", (6, 4)).save(tmp_path / "numbered" / "disp_color.png")
+    sample = FlyingThings3DStacks(tmp_path)[0]
+    np.testing.assert_allclose(sample.focus_positions, DISPARITIES, atol=0.006)
+    write_scene(tmp_path / "named", [f"frame{number}" for number in range(1, 16)])
+    Image.new("RGB", (6, 4)).save(tmp_path / "named" / "disp_color.png")
+    with pytest.raises(DatasetError, match=r"named: .* 15, got 16 with other names"):
+        FlyingThings3DStacks(tmp_path)
+
+
+def test_no_file_of_another_scene_stands_for_a_missing_one(tmp_path):
+    """All paths of a list lose the same first parts."""
+    first = write_scene(tmp_path / "train" / "0000")
+    second = write_scene(tmp_path / "train" / "0001")
+    lines = [
+        " ".join(f"/data/FT/train/{n}/{name}" for name in [*(p.name for p in paths), "disp.exr"])
+        for n, paths in (("0000", first), ("0001", second))
+    ]
+    list_file = tmp_path / "lists" / "all.txt"
+    list_file.parent.mkdir()
+    list_file.write_text("\n".join(lines))
+    assert FlyingThings3DStacks(tmp_path, list_file).names == ("0000", "0001")
+    (tmp_path / "train" / "0001" / "disp.exr").unlink()
+    write_scene(tmp_path / "0001")
+    with pytest.raises(DatasetError, match=r"train/0001/disp\.exr: missing .*line 2"):
+        FlyingThings3DStacks(tmp_path, list_file)
+    with pytest.raises(DatasetError, match=r"line 2: .* does not begin with data/FT/train/0000"):
+        FlyingThings3DStacks(tmp_path / "train" / "0000", list_file)
+
+
 def test_missing_and_damaged_files_are_named(tmp_path):
     frames = write_scene(tmp_path / "a")
     list_file = tmp_path / "focal_stack_path.txt"

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from gplws.data.scenes import SceneSettings, simulate_stack
 from gplws.datasets import DatasetError, FolderStacks
+from gplws.io.writers import save_simulation
 
 
 def write_stack(folder, values=(10, 20, 30), *, names=None, index=None, description=None):
@@ -48,6 +50,31 @@ def test_stack_json_gives_order_and_positions(tmp_path):
     assert sample.unit == "um"
     assert sample.depth[0, 0] == 7.0
     assert sample.depth_index()[0, 0] == 1.5
+
+
+@pytest.mark.parametrize("frame_format", ["tiff", "png"])
+@pytest.mark.parametrize("falling", [False, True])
+def test_simulated_stacks_are_read_back(tmp_path, frame_format, falling):
+    settings = SceneSettings(height=24, width=32, frames=6, falling=falling, bit_depth=12)
+    stack = simulate_stack(settings)
+    for name in ("000", "001"):
+        save_simulation(stack, tmp_path / name, pixel_size_um=0.5, frame_format=frame_format)
+    stacks = FolderStacks(tmp_path)
+    assert stacks.names == ("000", "001") and FolderStacks(tmp_path / "001").names == ("001",)
+    sample = stacks[1]
+    assert sample.unit == "um" and sample.stack.shape == (1, 6, 24, 32)
+    torch.testing.assert_close(sample.stack[0], stack.frames.float() / 65535)
+    torch.testing.assert_close(sample.focus_positions, stack.focus_positions_um.float())
+    known = stack.depth_index.isfinite()
+    assert known.any() and torch.equal(sample.valid, known)
+    torch.testing.assert_close(sample.depth[known], stack.height_um[known], rtol=1e-4, atol=1e-3)
+    (tmp_path / "001" / "info.json").write_text("{}")
+    assert stacks[1].unit == "frames"
+    torch.testing.assert_close(stacks[1].depth[known], stack.depth_index[known])
+    frames = tmp_path / "001" / ("stack.tif" if frame_format == "tiff" else "frames")
+    frames.rename(tmp_path / "away")
+    with pytest.raises(DatasetError, match=r"001: neither stack\.tif nor frames/ is a stack"):
+        stacks[1]
 
 
 def test_stacks_without_truth_are_left_out_or_given_without_a_valid_pixel(tmp_path):

@@ -112,6 +112,25 @@ def test_a_file_a_falling_stack_and_16_bits_give_the_same_scene(scene_data, scen
     np.testing.assert_allclose(sample.focus_positions.numpy(), positions[::-1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1 / 255, 1.0])
+def test_float_frames_are_read_back_in_their_range(scene_data, tmp_path, scale):
+    frames = scene_data[0].astype(np.float32) * np.float32(scale)
+    folder = build((frames, *scene_data[1:]), tmp_path / "scene").folder
+    sample = Micro3D(folder)[0]
+    np.testing.assert_allclose(sample.stack[0].numpy() * 255, scene_data[0], atol=1e-3)
+
+
+def test_an_occupied_folder_is_refused_before_the_work(scene_data, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="overwrite"):
+        build(scene_data, tmp_path, method="no such method")
+
+
+def test_a_scene_is_read_without_warnings(scene, caplog):
+    Micro3D(scene.folder)[0]
+    assert not caplog.records
+
+
 def test_an_old_scene_is_replaced_with_all_its_frames_only_on_request(scene_data, tmp_path):
     folder = tmp_path / "scene"
     folder.mkdir()
