@@ -34,8 +34,9 @@ from benchmarks import paper
 from benchmarks.accuracy import LEVELS, SEED, TRAINED_ON, figures, level_samples, measured
 from benchmarks.networks import in_channels_last, with_statistics
 from benchmarks.summary import medians, shape_name
-from benchmarks.timing import introduce, resumed_rows, save, show, take_turns
+from benchmarks.timing import introduce, resumed_rows, save, show
 from benchmarks.trained import FOLDER, Recipe, method_of_network, train_network, trained_network
+from gplws.benchmark import take_turns
 from gplws.models import GPLWSNet
 from gplws.training_config import ModelConfig
 

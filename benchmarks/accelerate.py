@@ -16,7 +16,8 @@ from torch import nn
 import gplws
 from benchmarks.networks import NETWORKS, in_channels_last, random_gplws, random_peer
 from benchmarks.summary import medians
-from benchmarks.timing import FEWEST_ROUNDS, introduce, resumed_rows, save, show, take_turns
+from benchmarks.timing import introduce, resumed_rows, save, show
+from gplws.benchmark import FEWEST_ROUNDS, take_turns
 
 SIZES = (256, 512)
 FRAMES = 10

@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks import paper
 from benchmarks.networks import NETWORKS, frames_of
@@ -423,26 +424,23 @@ def main() -> None:
     given = zip(stems, options.methods, strict=True)
     methods |= {stem: method_of(name, options.device) for stem, name in given}
 
-    datasets: Datasets = [
-        (
-            name,
-            list(
-                level_samples(
-                    LEVELS[name],
-                    options.count,
-                    options.side,
-                    options.frames,
-                    options.surfaces,
-                    options.textures,
-                )
-            ),
+    datasets: Datasets = []
+    for name in options.levels:
+        samples = level_samples(
+            LEVELS[name],
+            options.count,
+            options.side,
+            options.frames,
+            options.surfaces,
+            options.textures,
         )
-        for name in options.levels
-    ]
+        shown = tqdm(samples, desc=f"rendering {name}", total=options.count, unit="stack")
+        datasets.append((name, list(shown)))
     datasets += [(folder.name, list(_all(FolderStacks(folder)))) for folder in options.stacks]
     if options.middlebury:
         pairs = MiddleburyPairs(options.middlebury, frames=options.frames)
-        datasets.append(("Middlebury, rendered", list(_all(pairs))))
+        shown = tqdm(_all(pairs), desc="rendering Middlebury", total=len(pairs), unit="stack")
+        datasets.append(("Middlebury, rendered", list(shown)))
     with torch.inference_mode():
         evaluation, left_out = measured(
             methods, datasets, only_frames=only_frames, pictures=options.pictures

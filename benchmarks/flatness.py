@@ -16,7 +16,8 @@ from benchmarks import plots
 from benchmarks.latency import SHAPES
 from benchmarks.networks import random_gplws
 from benchmarks.summary import flatness, shape_name
-from benchmarks.timing import introduce, save, show, take_turns
+from benchmarks.timing import introduce, save, show
+from gplws.benchmark import take_turns
 
 OVER = {"frames": SHAPES["frames"], "size": SHAPES["sizes"]}
 

@@ -52,7 +52,8 @@ from benchmarks.summary import (
     times_gplws,
     voxels,
 )
-from benchmarks.timing import FEWEST_ROUNDS, introduce, resumed_rows, save, show, take_turns, when
+from benchmarks.timing import introduce, resumed_rows, save, show, when
+from gplws.benchmark import FEWEST_ROUNDS, take_turns
 
 SHAPES = {
     "one": [(10, 512, 512)],

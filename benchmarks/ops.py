@@ -27,7 +27,8 @@ import torch.nn.functional as F
 
 from benchmarks import plots
 from benchmarks.summary import medians
-from benchmarks.timing import introduce, save, show, take_turns
+from benchmarks.timing import introduce, save, show
+from gplws.benchmark import take_turns
 from gplws.ops import (
     FocusSearchResult,
     focus_search,

@@ -1,4 +1,4 @@
-"""Timing in turns, and what has to be known about a run."""
+"""What has to be known about a run, and its results on disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +16,6 @@ import torch
 
 import gplws
 from benchmarks.summary import RESULTS, load
-
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 30
-
-
-def take_turns(
-    candidates: Mapping[str, Callable[[], object]],
-    *,
-    seconds: float = 6.0,
-    fewest: int = FEWEST_ROUNDS,
-    once: float | None = None,
-    check: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, list[float]]:
-    """Times of each candidate, in seconds; in each round every candidate has one turn.
-
-    Args:
-        candidates: functions without arguments, by name.
-        seconds: how long all of it may take, roughly.
-        fewest: rounds, also where they take longer.
-        once: how long a round took that the caller has run; by default one is run here first.
-        check: is given the results of that first round, by name, before anything is timed.
-
-    Returns:
-        The times, by name, in the order of the rounds.
-    """
-    if once is None:
-        start = time.perf_counter()
-        results = {name: run() for name, run in candidates.items()}  # compiles, fills caches
-        once = time.perf_counter() - start
-        if check is not None:
-            check(results)
-        del results
-    count = max(fewest, min(MOST_ROUNDS, int(seconds / once)))
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(count):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 def machine() -> dict[str, Any]:

@@ -93,6 +93,7 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("train", _train_parser(), help="train a network")
     commands.add_subcommand("export", _export_parser(), help="checkpoint to weights file")
     commands.add_subcommand("evaluate", _evaluate_parser(), help="errors on known depth")
+    commands.add_subcommand("benchmark", _benchmark_parser(), help="seconds on this machine")
 
     info = ArgumentParser(
         description="Say what was compiled and what this machine can use, as JSON."
@@ -392,6 +393,88 @@ def _evaluate_parser() -> ArgumentParser:
     return evaluate
 
 
+def _benchmark_parser() -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    benchmark = ArgumentParser(
+        description="Measure how long methods take on this machine, from frames in memory to maps "
+        "in memory, the methods taking turns.",
+    )
+    add = benchmark.add_argument
+    add("--config", action=ActionConfigFile, help="YAML file with these options")
+    add(
+        "path",
+        type=Path | None,
+        nargs="?",
+        default=None,
+        help="a stack, as for gplws reconstruct; default: one that is rendered",
+    )
+    add(
+        "--methods",
+        type=list[str],
+        default=["rdf", "rr", "gplws"],
+        metavar="[METHOD, ...]",
+        help="names, as --method of gplws reconstruct",
+    )
+    add("--frames", type=int | None, default=None, help="of the rendered stack; default: 10")
+    add("--height", type=int | None, default=None, help="rows of its frames; default: 512")
+    add("--width", type=int | None, default=None, help="columns of its frames; default: 512")
+    add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--memory-mb", type=float, default=640, help="working memory, MiB")
+    add("--seconds", type=float, default=10.0, help="for all of it, roughly")
+    add("-o", "--out", type=Path | None, default=None, help="JSON file to write")
+    _add_shared(add, "--overwrite", "--quiet", "--verbose")
+    return benchmark
+
+
+def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
+    from gplws.benchmark import time_methods
+    from gplws.io import read_stack
+    from gplws.io.files import write_file
+
+    if options.out is not None and options.out.exists() and not options.overwrite:
+        raise FileExistsError(f"--out: {options.out} exists; --overwrite replaces it")
+    if options.path is None:
+        stack = _rendered(options)
+    else:
+        for name in ("frames", "height", "width"):
+            if options[name] is not None:
+                raise ValueError(f"--{name} is of a rendered stack, it does not go with a path")
+        stack = read_stack(options.path, progress=not options.quiet)
+    times = time_methods(
+        stack,
+        options.methods,
+        device=options.device,
+        memory_mb=options.memory_mb,
+        seconds=options.seconds,
+        progress=not options.quiet,
+    )
+    print(times.table())
+    if options.out is not None:
+        write_file(options.out, times.as_json().encode, overwrite=options.overwrite)
+        print(options.out)
+    return 0
+
+
+def _rendered(options: Namespace) -> FocalStack:
+    """A stack for a benchmark."""
+    from tqdm import tqdm
+
+    from gplws.data import FocalStack
+    from gplws.data.scenes import SceneSettings, simulate_stack
+
+    settings = SceneSettings(
+        frames=10 if options.frames is None else options.frames,
+        height=512 if options.height is None else options.height,
+        width=512 if options.width is None else options.width,
+    )
+    with tqdm(
+        desc="rendering", total=settings.frames, unit="frame", disable=options.quiet, leave=False
+    ) as bar:
+        made = simulate_stack(settings, progress=lambda done, total: bar.update(done - bar.n))
+    return FocalStack(made.frames.numpy(), made.focus_positions_um.numpy(), settings.pixel_size_um)
+
+
 def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
     from gplws.evaluation import evaluate
     from gplws.io.files import write_file
@@ -678,6 +761,7 @@ _COMMANDS = {
     "train": _train,
     "export": _export,
     "evaluate": _evaluate,
+    "benchmark": _benchmark,
     "info": _info,
 }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import statistics
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import tifffile
 import yaml
 
+from gplws import __version__
 from gplws.cli import main
 from gplws.io import read_stack
 
@@ -325,6 +327,35 @@ def test_presets_say_what_they_promise(tmp_path, capsys):
 def printed_config(capsys, *words):
     assert run("train", *words) == 0
     return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_methods_are_timed_on_a_stack_that_is_rendered_or_given(tmp_path, capsys):
+    out = tmp_path / "times.json"
+    size = ("--frames", 5, "--height", 48, "--width", 40)
+    words = ("--methods", "[sml, gplws]", "--seconds", 0.1, "--quiet")
+    assert run("benchmark", *size, *words, "-o", out) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0] == "5 x 48 x 40 uint8, device cpu" and shown.err == ""
+    assert [line.split()[0] for line in lines[1:]] == ["method", "sml", "gplws", str(out)]
+    found = json.loads(out.read_text())
+    assert found["shape"] == [5, 48, 40] and found["build"]["version"] == __version__
+    for method, line in zip(("sml", "gplws"), lines[2:4], strict=True):
+        seconds = found["seconds"][method]
+        cells = [float(cell) for cell in line.split()[1:]]
+        assert len(seconds) >= 3 and cells[-1] == len(seconds)
+        median = statistics.median(seconds)
+        expected = [median, min(seconds), 1 / median, 5 * 48 * 40 * 1e-6 / median]
+        assert cells[:4] == pytest.approx(expected, rel=1e-3)
+    assert run("benchmark", *size, *words, "-o", out) == 1
+    assert "times.json exists" in capsys.readouterr().err
+    np.save(tmp_path / "stack.npy", np.random.default_rng(0).random((4, 16, 16)))
+    assert run("benchmark", tmp_path / "stack.npy", *words) == 0
+    assert capsys.readouterr().out.startswith("4 x 16 x 16 float64, device cpu\n")
+    assert run("benchmark", tmp_path / "stack.npy", "--frames", 5, *words) == 1
+    assert "--frames is of a rendered stack" in capsys.readouterr().err
+    assert run("benchmark", *size, "--methods", "[magic]", "--quiet") == 1
+    assert "method must be one of" in capsys.readouterr().err
 
 
 def test_the_printed_configuration_is_the_one_that_is_used(tmp_path, capsys):

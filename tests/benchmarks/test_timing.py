@@ -7,7 +7,7 @@ import pytest
 from repository_runs import run
 
 SCRIPT = """
-from benchmarks.timing import FEWEST_ROUNDS, take_turns
+from gplws.benchmark import FEWEST_ROUNDS, take_turns
 calls = []
 def candidate():
     calls.append("run")

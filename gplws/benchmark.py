@@ -1,0 +1,141 @@
+"""How long methods take on this machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from gplws import _extension
+from gplws.data import FocalStack
+from gplws.reconstruct import engine_of, reconstruct, resolve_device
+
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 30
+
+
+@dataclass(frozen=True)
+class Times:
+    """Times of methods on one stack, from frames in memory to maps in memory.
+
+    Attributes:
+        shape: of the frames, (N, H, W) or (N, H, W, 3).
+        dtype: of the frames.
+        device: as it was asked for; classical methods but for their focus search run on the CPU.
+        seconds: of each call of each method.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    seconds: dict[str, list[float]]
+
+    def table(self) -> str:
+        """Median, fastest call, and what follows from the median, as text."""
+        head = ("method", "median s", "fastest s", "stacks/s", "Mpixel/s", "runs")
+        pixels = math.prod(self.shape[:3])
+        rows: list[tuple[str, ...]] = [head]
+        for method, seconds in self.seconds.items():
+            median = statistics.median(seconds)
+            figures = (median, min(seconds), 1 / median, 1e-6 * pixels / median)
+            rows.append((method, *(f"{value:.4g}" for value in figures), str(len(seconds))))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = [f"{' x '.join(map(str, self.shape))} {self.dtype}, device {self.device}"]
+        for name, *cells in rows:
+            right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append("  ".join([name.ljust(widths[0]), *right]))
+        return "\n".join(lines)
+
+    def as_json(self) -> str:
+        """The same with every call, and what was built for which machine."""
+        build = _extension.build_info()
+        content = {**asdict(self), "threads": torch.get_num_threads(), "build": build}
+        return json.dumps(content, indent=2) + "\n"
+
+
+def time_methods(
+    stack: FocalStack,
+    methods: Sequence[str],
+    *,
+    device: str | torch.device = "auto",
+    memory_mb: float = 640,
+    seconds: float = 6.0,
+    progress: bool = False,
+) -> Times:
+    """Times of `gplws.reconstruct`, the methods taking turns.
+
+    The first call of each, which loads weights and fills caches, does not count.
+
+    Args:
+        stack: what is reconstructed.
+        methods: names, see `gplws.reconstruct`.
+        device, memory_mb: see there.
+        seconds: how long all of it may take, roughly; each method has three turns at least.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: no method, or one that is unknown; a device that cannot be used.
+    """
+    if not methods:
+        raise ValueError("methods: expected at least one")
+    place = resolve_device(device, stack)
+    options: dict[str, Any] = {"device": place, "memory_mb": memory_mb}
+    for name in methods:
+        engine_of(name, place, shared=True)  # an unknown name is an error before any work
+    runs = {name: partial(reconstruct, stack, method=name, **options) for name in methods}
+    times = take_turns(runs, seconds=seconds, progress=progress)
+    return Times(tuple(stack.frames.shape), str(stack.frames.dtype), str(place), times)
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 6.0,
+    fewest: int = FEWEST_ROUNDS,
+    once: float | None = None,
+    check: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool = False,
+) -> dict[str, list[float]]:
+    """Times of each candidate, in seconds; in each round every candidate has one turn.
+
+    Args:
+        candidates: functions without arguments, by name.
+        seconds: how long all of it may take, roughly.
+        fewest: rounds, also where they take longer.
+        once: how long a round took that the caller has run; by default one is run here first.
+        check: is given the results of that first round, by name, before anything is timed.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The times, by name, in the order of the rounds.
+    """
+    from tqdm import tqdm
+
+    with tqdm(desc="gplws benchmark", unit="run", file=sys.stderr, disable=not progress) as bar:
+        if once is None:
+            start = time.perf_counter()
+            results = {}
+            for name, run in candidates.items():  # compiles, fills caches
+                results[name] = run()
+                bar.update()
+            once = time.perf_counter() - start
+            if check is not None:
+                check(results)
+            del results
+        count = max(fewest, min(MOST_ROUNDS, int(seconds / once)))
+        bar.total = bar.n + count * len(candidates)
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+        for _ in range(count):
+            for name, run in candidates.items():
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+                bar.update()
+    return times
