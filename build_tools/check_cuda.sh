@@ -166,7 +166,9 @@ for name in "${steps[@]}"; do
         "not half and (way_up or (conv_agrees and contiguous_format))" \
         "half and torch.bfloat16 and (way_up or conv_agrees)"
       ;;
-    rest) step rest 120 "${pytest[@]}" "${parallel[@]}" -m "not cuda" ;;
+    rest) # on the CPU: its results are compared with those of fixed devices
+      step rest 120 env CUDA_VISIBLE_DEVICES= "${pytest[@]}" "${parallel[@]}" -m "not cuda"
+      ;;
     bench)
       step bench "$(left)" "$python" -m benchmarks.gpu --out "$out" --minutes "$(minutes_but 6)" \
         "${bench_options[@]}"

@@ -146,6 +146,7 @@ class _Item:
     arrived: float  # when the iterable handed it over
     read_seconds: float
     slot: _Slot | None = None  # on a GPU, for frames that come from the host
+    ready: _Mark | None = None  # on a GPU, where its frames are on the device
     launched: float = math.nan
 
 
@@ -460,11 +461,28 @@ class _CudaQueues:
             work()
         stream = torch.cuda.current_stream(self.device)
         stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on copying, this one may not.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            work()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            # Other threads may go on copying, this one may not.
+            with torch.cuda.graph(
+                graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                work()
+        except RuntimeError:
+            self._leave_pool(pool)
+            raise
         return graph.replay
+
+    def _leave_pool(self, pool: Any) -> None:
+        """After a recording that failed: torch would take it to be under way for ever.
+
+        Its allocator would then give memory that several streams used back to none of them.
+        """
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            leave = getattr(torch._C, name, None)  # not public
+            if leave is not None:
+                with contextlib.suppress(RuntimeError):
+                    leave(self.device.index, pool)
 
 
 class _Layout:
@@ -495,7 +513,6 @@ class _Slot:
         self.device_frames = queues.empty(shape, dtype)
         self.host_maps: Tensor | None = None  # (size,) uint8; their size is known later
         self.device_maps: Tensor | None = None
-        self.uploaded: _Mark | None = None
 
 
 class _DeviceLine:
@@ -540,6 +557,7 @@ class _DeviceLine:
                     f"stacks: frames of stack {item.number} must be on the CPU or on "
                     f"{self._queues.device}, got {frames.device}"
                 )
+            item.ready = self._queues.mark()  # of the reading thread, which may have made them
             return
         if not self._slots:
             self._make_slots(item.stack)
@@ -555,19 +573,17 @@ class _DeviceLine:
                 np.copyto(source.numpy(), frames)  # any strides and byte order
         with self._queues.on("upload"):
             slot.device_frames.copy_(source, non_blocking=True)
-            slot.uploaded = self._queues.mark()
+            item.ready = self._queues.mark()
 
     def launch(self, item: _Item) -> Callable[[], bool]:
-        if item.slot is None:
-            ready: _Mark | None = self._queues.mark()  # of the caller
-            frames = item.stack.frames
-        else:
-            ready = item.slot.uploaded
-            frames = item.slot.device_frames
+        frames = item.stack.frames if item.slot is None else item.slot.device_frames
         assert isinstance(frames, Tensor)
-        assert ready is not None
+        assert item.ready is not None
+        caller = self._queues.mark()
         with self._queues.on("compute"):
-            self._queues.wait_for(ready)
+            self._queues.wait_for(item.ready)
+            if item.slot is None:
+                self._queues.wait_for(caller)
             with torch.inference_mode():
                 maps = self._maps(item.stack, frames)
             if item.slot is not None:

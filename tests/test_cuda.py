@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -362,6 +363,52 @@ def test_half_ops_run_on_the_current_stream_and_in_graphs_with_the_same_bits(
             late.copy_(stack)
             graph.replay()
             assert torch.equal(captured, expected)
+
+
+def test_packed_weights_live_as_long_as_the_graph_that_reads_them() -> None:
+    model = GPLWSNet().eval().cuda().to(torch.bfloat16).fuse()
+    stack = torch.rand(1, 3, 6, 40, 56, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = model(stack).clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = model(stack)
+    model(stack)  # with gradients: what was packed is dropped
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1)  # and packed anew
+    with torch.inference_mode():
+        model(stack)
+    noise = [torch.full((size,), 1e9, device="cuda") for size in (256, 1024, 4096, 2**14) * 200]
+    graph.replay()
+    assert torch.equal(captured, expected) and len(noise) == 800
+
+
+def test_two_threads_launch_layers_that_need_unlike_shared_memory() -> None:
+    model = GPLWSNet().eval().cuda().fuse()
+    stack = torch.rand(1, 3, 10, 96, 96, device="cuda")
+    with torch.inference_mode():
+        expected = model(stack)
+    failures: list[BaseException] = []
+
+    def work(network: torch.nn.Module) -> None:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(200):
+                    volume = network(stack)
+                torch.cuda.current_stream().synchronize()
+                assert torch.equal(volume, expected)
+        except BaseException as error:
+            failures.append(error)
+
+    torch.cuda.synchronize()
+    copies = [copy.deepcopy(model) for _ in range(2)]
+    threads = [threading.Thread(target=work, args=(network,)) for network in copies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
 
 
 @pytest.mark.parametrize("stride", [1, 2])

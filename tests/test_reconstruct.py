@@ -166,7 +166,7 @@ def test_colour_gives_a_colour_image(wedge):
 
 def test_a_tensor_comes_back_as_tensors(wedge):
     frames, _ = wedge
-    expected = gplws.reconstruct(frames)
+    expected = gplws.reconstruct(frames, device="cpu")
     result = gplws.reconstruct(torch.from_numpy(frames))
     assert isinstance(result.height, torch.Tensor)
     assert np.array_equal(result.height.numpy(), expected.height, equal_nan=True)
@@ -228,7 +228,8 @@ def test_a_peer_network_is_a_method(wedge, network, tmp_path):
     frames = frames[:10, :40, :50]
     model = network().eval()
     positions = np.cumsum(np.arange(1.0, 11.0))
-    result = gplws.reconstruct(frames, method=model, focus_positions_um=positions)
+    options = {"focus_positions_um": positions, "device": "cpu"}
+    result = gplws.reconstruct(frames, method=model, **options)
     assert result.metadata["method"] == network.__name__ and result.valid.all()
     assert result.height.min() >= 1 and result.height.max() <= 55
     stack = torch.from_numpy(frames / np.float32(255))[None, None]

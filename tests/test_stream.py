@@ -395,7 +395,8 @@ def test_a_network_that_cannot_be_recorded_runs_without(monkeypatch, queues, cap
     assert "GPLWSNet runs without a CUDA graph: operation not permitted" in caplog.text
     assert len(caplog.records) == 1
     for result, frames in zip(found, given, strict=True):
-        assert np.array_equal(result.height, gplws.reconstruct(frames, method=method).height)
+        expected = gplws.reconstruct(frames, method=method, device="cpu")
+        assert np.array_equal(result.height, expected.height)
 
 
 def test_over_a_device_the_reading_thread_follows_the_queue_of_the_caller(queues):
@@ -444,6 +445,26 @@ def test_on_a_gpu_pinned_frames_and_frames_on_the_gpu_are_taken_from_where_they_
 
 
 @cuda
+def test_on_a_gpu_frames_are_awaited_on_the_stream_that_made_them():
+    """Also where results are taken on another one."""
+    method, arrays = small_network().cuda(), stacks(4)
+    expected = [gplws.reconstruct(a, method=method, device="cuda").height for a in arrays]
+
+    def made():
+        for frames in arrays:
+            late = torch.zeros(frames.shape, dtype=torch.uint8, device="cuda")
+            torch.cuda._sleep(100_000_000)
+            yield late.copy_(torch.from_numpy(frames).cuda())
+
+    results = gplws.reconstruct_stream(made(), method=method, device="cuda")
+    found = [next(results)]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        found += list(results)
+    for result, height in zip(found, expected, strict=True):
+        assert np.allclose(result.height.cpu().numpy(), height, atol=1e-3, equal_nan=True)
+
+
+@cuda
 def test_on_a_gpu_a_network_is_replayed_as_one_graph(monkeypatch):
     replays = []
     replay = torch.cuda.CUDAGraph.replay
@@ -470,6 +491,13 @@ def test_on_a_gpu_a_network_that_asks_the_host_runs_without_a_graph(caplog):
         assert np.allclose(result.height, expected.height, atol=1e-3)
     torch.cuda.synchronize()  # nothing broken is left behind
     assert float(torch.ones(3, device="cuda").sum()) == 3
+    side = torch.cuda.Stream()
+    reserved = []
+    for _ in range(20):  # memory that two streams used comes back
+        torch.empty(64 << 20, dtype=torch.uint8, device="cuda").record_stream(side)
+        torch.cuda.synchronize()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] == reserved[3]
 
 
 @cuda

@@ -143,6 +143,7 @@ bool fits(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits, H
   plan.middle_offset = static_cast<int>(conv + pointwise);
   plan.stage_offset = static_cast<int>(conv + pointwise + middle);
   plan.shared_bytes = static_cast<int>(total);
+  plan.granted_bytes = limits.shared_bytes;
   return true;
 }
 

@@ -71,6 +71,7 @@ struct HalfPlan {
   int64_t conv_words, pointwise_words;  // packed weights, in words of 32 bits
   int weight_offset, pointwise_offset, middle_offset, stage_offset;  // in shared memory
   int shared_bytes;
+  int granted_bytes;  // that the kernel asks for: the same in every plan of a device
 };
 
 // Plans a call, which must have a result that is not empty. False: these kernels cannot do it.

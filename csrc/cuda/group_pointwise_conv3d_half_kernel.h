@@ -609,8 +609,10 @@ template <class T, int kStride, int kTiles, int kRows, WeightPlace kPlace>
 cudaError_t launch_tiles(const GroupPointwiseConv3dHalfParams& p, const HalfPlan& plan,
                          const uint32_t* packed, cudaStream_t stream) {
   const auto kernel = group_pointwise_conv3d_half_kernel<T, kStride, kTiles, kRows, kPlace>;
+  // The limit belongs to the kernel, not to the launch: another thread that asked for less would
+  // take it from this one.
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.granted_bytes);
   if (error != cudaSuccess) return error;
   return launch(kernel, dim3(static_cast<unsigned>(plan.blocks)), plan.warps * kLanesPerWarp,
                 plan.shared_bytes, stream, p, plan, packed);

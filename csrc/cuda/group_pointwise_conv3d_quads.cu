@@ -510,6 +510,7 @@ bool fits(const GroupPointwiseConv3dParams& p, const DeviceLimits& limits, const
   plan.stage_floats = static_cast<int>(stage);
   plan.pointwise_floats = p.pointwise ? static_cast<int>(p.middle) * plan.out_pitch : 0;
   plan.shared_bytes = static_cast<int>(floats) * static_cast<int>(sizeof(float));
+  plan.granted_bytes = limits.shared_bytes;
   const int64_t tiles_w = ceil_div(p.width_out, columns), tiles_h = ceil_div(p.height_out, a.rows);
   const int64_t tiles_n = ceil_div(p.frames, a.frames);
   plan.tiles_w = static_cast<int>(tiles_w);
@@ -572,8 +573,10 @@ template <int kStride, int kFrames, int kSlot>
 cudaError_t launch_kernel(const GroupPointwiseConv3dParams& p, const QuadsPlan& plan,
                           cudaStream_t stream) {
   const auto kernel = group_pointwise_conv3d_quads_kernel<kStride, kFrames, kSlot>;
+  // The limit belongs to the kernel, not to the launch: another thread that asked for less would
+  // take it from this one.
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.granted_bytes);
   if (error != cudaSuccess) return error;
   return launch(kernel, dim3(static_cast<unsigned>(plan.tiles)), plan.threads, plan.shared_bytes,
                 stream, p, plan);

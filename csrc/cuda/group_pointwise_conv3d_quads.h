@@ -24,6 +24,7 @@ struct QuadsPlan {
   int stage_floats;
   int out_pitch, pointwise_floats;
   int shared_bytes;
+  int granted_bytes;  // that the kernel asks for: the same in every plan of a device
   // Distances in x: of lines copied at once, from the end of a frame to the next one, of groups.
   int64_t input_step, input_wrap, group_stride;
   bool input_vectors;                    // x gives 8 bytes at once along W

@@ -19,13 +19,14 @@ class _PackedWeights:
     """Weights and biases of a conv in the order of the tensor cores of a GPU, kept between calls.
 
     They are packed anew when one of them was changed or replaced. Changes by way of ``.data`` go
-    unnoticed, as elsewhere in torch.
+    unnoticed, as elsewhere in torch; a recorded CUDA graph keeps the weights of its recording.
     """
 
     def __init__(self) -> None:
         self._key: Any = None
         self._given: list[Tensor] = []  # their memory; nothing else can come to lie there
         self._packed: Tensor | None = None
+        self._recorded: list[Tensor] = []  # what graphs read at every replay
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _PackedWeights:
         return _PackedWeights()
@@ -55,7 +56,13 @@ class _PackedWeights:
             assert weight is not None
             self._packed = pack_weights(weight, *others, groups=groups, stride=stride)
             self._key, self._given = key, [tensor.detach() for tensor in given]
-        return self._packed
+        packed = self._packed
+        assert packed is not None
+        if torch.cuda.is_current_stream_capturing() and not any(
+            packed is kept for kept in self._recorded
+        ):
+            self._recorded.append(packed)
+        return packed
 
 
 def _has_kernels(weight: Tensor) -> bool:
