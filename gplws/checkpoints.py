@@ -130,6 +130,7 @@ def export(
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists; pass overwrite=True to replace it")
     state = load_checkpoint(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
     model = model_of_checkpoint(path, averaged=averaged)
     error = fused_error(model)
     if not error < _FUSED_TOLERANCE:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -138,7 +139,7 @@ def _reconstruct_parser() -> ArgumentParser:
         "path",
         type=Path | None,
         nargs="?",
-        default=None,
+        default=SUPPRESS,  # else it would hide that of a --config file
         help="folder of BMP, PNG, JPEG or TIFF frames, or a multipage, ImageJ or OME TIFF",
     )
     add("--stack", type=Path | None, default=None, help="the same as PATH, for --config files")
@@ -179,8 +180,8 @@ def _reconstruct_parser() -> ArgumentParser:
         "--method",
         type=str,
         default="auto",
-        help="auto (rdf), rdf, sml, mdml, tenengrad, glv, wavelet, shearlet, rr, tft, gplws, or "
-        "another network with weights",
+        help="auto (rdf), rdf, sml, mdml, tenengrad, glv, wavelet, shearlet, rr, tft, gplws, or a "
+        ".safetensors file of a network",
     )
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add(
@@ -250,7 +251,8 @@ def _simulate_parser() -> ArgumentParser:
         "--relief-um",
         "--relief",
         default=usual.relief_um,
-        text="lowest to highest point, um; default: of the file, or what blurs by 15 pixels",
+        text="lowest to highest point, um; default: of a file that says its pixel size (dx_um of "
+        ".npz), else what blurs by 15 pixels",
     )
     length(
         "--pixel-size-um",
@@ -406,7 +408,7 @@ def _benchmark_parser() -> ArgumentParser:
         "path",
         type=Path | None,
         nargs="?",
-        default=None,
+        default=SUPPRESS,
         help="a stack, as for gplws reconstruct; default: one that is rendered",
     )
     add(
@@ -432,15 +434,18 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
     from gplws.io import read_stack
     from gplws.io.files import write_file
 
-    if options.out is not None and options.out.exists() and not options.overwrite:
-        raise FileExistsError(f"--out: {options.out} exists; --overwrite replaces it")
-    if options.path is None:
+    if options.out is not None:
+        if options.out.exists() and not options.overwrite:
+            raise FileExistsError(f"--out: {options.out} exists; --overwrite replaces it")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    path = options.get("path")
+    if path is None:
         stack = _rendered(options)
     else:
         for name in ("frames", "height", "width"):
             if options[name] is not None:
                 raise ValueError(f"--{name} is of a rendered stack, it does not go with a path")
-        stack = read_stack(options.path, progress=not options.quiet)
+        stack = read_stack(path, progress=not options.quiet)
     times = time_methods(
         stack,
         options.methods,
@@ -495,11 +500,16 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
     data = DataConfig(batch_size=1, frames=options.frames, crop=options.crop)
     methods = _path_ends([Path(method) for method in options.methods], "--methods")
     sets = zip(source_names(entries, "--data"), entries, strict=True)
+    pictures = None
+    if options.pictures:
+        pictures = options.out / "pictures"
+        for old in pictures.glob("*.png"):  # of methods and data that are not among these
+            old.unlink()
     found = evaluate(
         dict(zip(methods, options.methods, strict=True)),
         [(name, samples_of(entry, data)) for name, entry in sets],
         device=options.device,
-        pictures=options.out / "pictures" if options.pictures else None,
+        pictures=pictures,
         progress=not options.quiet,
     )
     print(found.table())
@@ -622,7 +632,8 @@ def _info(parser: ArgumentParser, options: Namespace) -> int:
 
 
 def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
-    given = [source for source in (options.path, options.stack) if source is not None]
+    sources = (options.get("path"), options.stack)
+    given = [source for source in sources if source is not None]
     if len(given) + options.demo != 1:
         parser.error("give either the path of a stack or --demo")
 

@@ -38,6 +38,7 @@ from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
 from gplws.models.classical_steps import CLASSICAL_STEPS, ClassicalStep
 from gplws.models.frame_bins import bin_size
+from gplws.models.registry import name_of_weights
 from gplws.ops.focus_search import focus_search
 from gplws.tiling import Tile
 
@@ -122,7 +123,8 @@ def reconstruct(
         axes: one letter per axis of the array or file, such as "ZYX", where it is ambiguous.
         method: "auto", the name of a classical method ("rdf", "sml", "mdml", "tenengrad", "glv",
             "wavelet", "shearlet", "rr", "tft"; see :func:`gplws.classical.depth_from_focus`), the
-            name of a network with weights ("gplws"), or a network: a module with
+            name of a network with weights ("gplws"), a ``.safetensors`` file of weights (of
+            ``gplws export`` or :func:`gplws.models.save_weights`), or a network: a module with
             ``predict(stack, focus_positions)`` like those of :mod:`gplws.models`, with positions
             from that of the first frame on, or one that maps (1, 1, N, H, W) in 0..1, in the dtype
             of its parameters, to a focus volume (1, N, H, W) of logits. A network is moved to the
@@ -487,10 +489,13 @@ def engine_of(method: str | nn.Module, device: torch.device, *, shared: bool = F
     name = DEFAULT_METHOD if method == "auto" else method
     if name in CLASSICAL_METHODS:
         return _ClassicalEngine(name)
+    if name.endswith(".safetensors"):
+        model = load_model(name_of_weights(name), weights=name)
+        return _NetworkEngine(model, Path(name).stem, device)
     if name in model_names():
         model = _shared_model(name, device) if shared else load_model(name)
         return _NetworkEngine(model, name, device, shared)
-    known = ", ".join(["auto", *CLASSICAL_METHODS, *model_names()])
+    known = ", ".join(["auto", *CLASSICAL_METHODS, *model_names(), "a .safetensors file"])
     raise ValueError(f"method must be one of {known}, got {method!r}")
 
 
@@ -537,16 +542,16 @@ class StackSearch:
         # From the first frame on: float32 would not tell absolute positions of a stage apart.
         self._start = 0.0
         self._known: np.ndarray | None = None
-        self._positions = torch.empty(stack.n_frames, device=device)
-        self._levels = torch.empty(2, device=self._home)
+        self._positions = torch.empty(stack.n_frames, dtype=torch.float32, device=device)
+        self._levels = torch.empty(2, dtype=torch.float32, device=self._home)
         self.set_scales(stack.focus_positions_um, stack.levels)
         self._parts = _parts(stack, memory_mb)
         self._tiles: list[Tile] = []
         self._last_tiles: list[list[Tile]] = []  # of each last step
         shape = (stack.height, stack.width)
         self._found = _Found(
-            depth=torch.empty(shape, device=self._home),
-            confidence=torch.empty(shape, device=self._home),
+            depth=torch.empty(shape, dtype=torch.float32, device=self._home),
+            confidence=torch.empty(shape, dtype=torch.float32, device=self._home),
             valid=torch.empty(shape, dtype=torch.bool, device=self._home),
             all_in_focus=_like_frames(stack),
         )

@@ -15,6 +15,8 @@ import yaml
 from gplws import __version__
 from gplws.cli import main
 from gplws.io import read_stack
+from gplws.models import save_weights
+from gplws.models.registry import build_model
 
 
 @pytest.fixture
@@ -267,6 +269,21 @@ def test_the_default_preset_trains_on_simulated_stacks(tmp_path, capsys):
     assert config["optimiser"]["kind"] == "adamw" and config["data"]["crop"] == 16
 
 
+def test_the_stack_and_the_weights_may_be_named_in_files(tmp_path, capsys, folder):
+    network = build_model(
+        "gplws", {"widths": [4, 8], "depths": [1, 1], "middle": 1, "decoder_depths": [1]}
+    )
+    save_weights(network, tmp_path / "net.safetensors")
+    (tmp_path / "config.yaml").write_text(f"path: {folder}\nmethod: {tmp_path}/net.safetensors\n")
+    out = tmp_path / "out"
+    assert run("reconstruct", "--config", tmp_path / "config.yaml", "-o", out, "--quiet") == 0
+    assert json.loads((out / "info.json").read_text())["method"] == "net"
+    (tmp_path / "other.safetensors").write_bytes(b"nothing")
+    words = ("reconstruct", folder, "-o", tmp_path / "new", "--quiet")
+    assert run(*words, "--method", tmp_path / "other.safetensors") == 1
+    assert "other.safetensors" in capsys.readouterr().err
+
+
 def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folder):
     y = np.broadcast_to(np.linspace(2, 4, 40)[:, None], (40, 50))
     np.savez(folder / "gt.npz", gt_index=y)
@@ -280,7 +297,9 @@ def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folde
     assert json.loads((out / "evaluation.json").read_text())["means"][0]["dataset"] == "frames"
     assert len(list((out / "pictures").iterdir())) == 6
     assert run(*words, "--quiet") == 1 and "--overwrite" in capsys.readouterr().err
-    assert run(*words, "--quiet", "--overwrite") == 0
+    assert run(*words, "--quiet", "--overwrite", "--methods", "[rdf]") == 0
+    names = {path.name for path in (out / "pictures").iterdir()}
+    assert len(names) == 3 and all(name.endswith("_rdf.png") for name in names)
 
 
 def test_methods_and_stacks_of_one_file_name_are_told_apart(tmp_path, capsys, folder):
@@ -354,6 +373,11 @@ def test_methods_are_timed_on_a_stack_that_is_rendered_or_given(tmp_path, capsys
     assert capsys.readouterr().out.startswith("4 x 16 x 16 float64, device cpu\n")
     assert run("benchmark", tmp_path / "stack.npy", "--frames", 5, *words) == 1
     assert "--frames is of a rendered stack" in capsys.readouterr().err
+    config = tmp_path / "config.yaml"
+    config.write_text(f"path: {tmp_path}/stack.npy\n")
+    new = ("-o", tmp_path / "new" / "times.json")
+    assert run("benchmark", "--config", config, *words, *new) == 0
+    assert capsys.readouterr().out.startswith("4 x 16 x 16 float64, device cpu\n")
     assert run("benchmark", *size, "--methods", "[magic]", "--quiet") == 1
     assert "method must be one of" in capsys.readouterr().err
 

@@ -193,6 +193,24 @@ def test_tiles_do_not_change_the_result(wedge):
     assert np.array_equal(whole.all_in_focus, tiles.all_in_focus)
 
 
+@pytest.mark.parametrize("method", ["rdf", "rr", "tft", "shearlet", "gplws"])
+@pytest.mark.parametrize("default", [torch.float64, torch.float16], ids=str)
+def test_the_default_dtype_of_torch_changes_nothing(wedge, method, default):
+    frames = wedge[0][:7, :40, :48]
+    positions = 300.0 * np.arange(7)
+    expected = gplws.reconstruct(frames, method=method, focus_positions_um=positions)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        network = gplws.load_model("gplws") if method == "gplws" else method
+        result = gplws.reconstruct(frames, method=network, focus_positions_um=positions)
+    finally:
+        torch.set_default_dtype(before)
+    assert result.height.dtype == np.float32
+    np.testing.assert_array_equal(result.height, expected.height)
+    np.testing.assert_array_equal(result.valid, expected.valid)
+
+
 def test_the_input_is_not_changed(wedge):
     frames, _ = wedge
     before = frames.copy()

@@ -514,7 +514,7 @@ def _fused(octaves: Sequence[DepthFromFocus], positions: Tensor) -> DepthFromFoc
     """What several octaves, finest first, find together."""
     confidences = torch.stack([found.confidence for found in octaves])
     # The coarser octave has the wider peaks: half the say.
-    shares = 0.5 ** torch.arange(len(octaves), device=confidences.device)
+    shares = 0.5 ** torch.arange(len(octaves)).to(confidences)
     depths = torch.stack([found.depth_index for found in octaves])
     reliabilities = confidences * shares.view(-1, 1, 1)
     index = fuse_by_texture(depths, reliabilities)

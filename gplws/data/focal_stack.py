@@ -125,6 +125,8 @@ class FocalStack:
             ValueError: as for the class, and axes that are wrong or ambiguous, both or neither of
                 which is guessed; a z-step that is not positive.
         """
+        if isinstance(frames, np.ma.MaskedArray):
+            raise TypeError("frames must be a plain array: a mask is not used; fill what it hides")
         if not isinstance(frames, np.ndarray | Tensor):
             raise TypeError(
                 f"frames must be a numpy array or a torch tensor, got {type(frames).__name__}"

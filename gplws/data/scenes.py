@@ -32,7 +32,8 @@ class SceneSettings:
 
     Attributes:
         surface: a procedural surface (see `gplws.data.surfaces.SURFACES`), or a file that
-            `read_topography` reads; a file with a pixel size keeps its scale.
+            `read_topography` reads, as it is, tilt included; a file with a pixel size keeps its
+            scale.
         texture: a procedural texture (see `gplws.data.textures.TEXTURES`), or a picture.
         height, width: pixels, at least 8.
         frames: focus positions, at least 2.
@@ -219,7 +220,7 @@ def _heights(settings: SceneSettings, lens: Lens, shape: tuple[int, int], draw: 
             f"surface: expected a file or one of {', '.join(sorted(SURFACES))}, "
             f"got {settings.surface!r}"
         )
-    measured = read_topography(settings.surface)
+    measured = read_topography(settings.surface, level=0)
     if measured.pixel_size_um is None:
         height = draw_part(measured.height_um[None], shape, draw)[0]
     else:

@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ..data.focal_stack import checked_length
+from .arrays import as_numpy
 from .files import kind_of, write_file
 from .pictures import display_uint8
 
@@ -20,11 +22,11 @@ DEFAULT_MAX_FACES = 2_000_000
 
 def write_mesh(
     path: str | Path,
-    height_um: np.ndarray,
+    height_um: np.ndarray | Tensor,
     pixel_size_um: float | None,
-    valid: np.ndarray | None = None,
+    valid: np.ndarray | Tensor | None = None,
     *,
-    texture: np.ndarray | None = None,
+    texture: np.ndarray | Tensor | None = None,
     units: str = "um",
     max_faces: int = DEFAULT_MAX_FACES,
     overwrite: bool = False,
@@ -70,11 +72,11 @@ def write_mesh(
 
 def encode_mesh(
     kind: str,
-    height_um: np.ndarray,
+    height_um: np.ndarray | Tensor,
     pixel_size_um: float | None,
-    valid: np.ndarray | None = None,
+    valid: np.ndarray | Tensor | None = None,
     *,
-    texture: np.ndarray | None = None,
+    texture: np.ndarray | Tensor | None = None,
     units: str = "um",
     max_faces: int = DEFAULT_MAX_FACES,
 ) -> bytes:
@@ -82,6 +84,9 @@ def encode_mesh(
     import trimesh
 
     size = require_calibration(units, pixel_size_um)
+    height_um = as_numpy(height_um)
+    valid = None if valid is None else as_numpy(valid)
+    texture = None if texture is None else as_numpy(texture)
     vertices, faces, rows, columns = triangulate(height_um, size, valid, max_faces=max_faces)
     colors = None
     if texture is not None and kind != "stl":

@@ -167,6 +167,9 @@ def list_frames(folder: str | os.PathLike[str], *, leave_out: Collection[str] = 
 
 def _values_of_names(names: Sequence[str]) -> list[float] | None:
     """The one number in which the names differ; None where they differ otherwise."""
+    if any(re.search("[0-9],[0-9]", name) for name in names) and not any("." in n for n in names):
+        commas = [re.sub("([0-9]),(?=[0-9])", r"\1.", name) for name in names]
+        return _values_of_names(commas)
     parts = [re.split(f"({_NUMBER})", name) for name in names]
     if len({len(part) for part in parts}) > 1:
         return None
@@ -251,6 +254,8 @@ class _Given:
                 "z_step_um" if z_step is not None else "focus_positions_um",
                 found.source,
             )
+            if z_step is not None:
+                _warn_of_direction(found.focus_positions_um, source or "source")
         pixel_size = self.pixel_size_um
         if pixel_size is None:
             pixel_size = found.pixel_size_um
@@ -278,6 +283,16 @@ class _Given:
         )
 
 
+def _warn_of_direction(replaced: Sequence[float] | np.ndarray | None, source: str) -> None:
+    """A z-step rises, whatever the focus positions did that it replaces."""
+    if replaced is not None and len(replaced) > 1 and replaced[1] < replaced[0]:
+        logger.warning(
+            "%s: its focus positions fall, with z_step_um they rise, which turns the surface over; "
+            "pass z_direction='down' with it, or focus_positions_um",
+            source,
+        )
+
+
 def _override(stack: FocalStack, given: _Given) -> FocalStack:
     changes: dict[str, Any] = {}
     if given.axes is not None:
@@ -285,6 +300,8 @@ def _override(stack: FocalStack, given: _Given) -> FocalStack:
     positions = resolve_positions(stack.n_frames, given.z_step_um, given.focus_positions_um)
     if positions is not None:
         changes["focus_positions_um"] = positions
+        if given.z_step_um is not None:
+            _warn_of_direction(stack.focus_positions_um, "source")
     if given.pixel_size_um is not None:
         changes["pixel_size_um"] = given.pixel_size_um
     return replace(stack, **changes) if changes else stack
@@ -418,7 +435,7 @@ def _read_files(
     frames[0] = first
 
     def load(index: int) -> None:
-        frame, _ = _read_frame(paths[index])
+        frame, _ = _read_frame(paths[index], calibrated=False)
         if frame.shape != first.shape or frame.dtype != first.dtype:
             raise StackReadError(
                 f"frames differ: {paths[0]} is {_mode(first)}, {paths[index]} is {_mode(frame)}; "
@@ -454,10 +471,10 @@ def _mode(frame: np.ndarray) -> str:
     return f"{width} x {height} pixels, {kind}, {frame.dtype}"
 
 
-def _read_frame(path: Path) -> tuple[np.ndarray, Calibration]:
+def _read_frame(path: Path, *, calibrated: bool = True) -> tuple[np.ndarray, Calibration]:
     """Gray (H, W) or RGB (H, W, 3) pixels of one file."""
     if path.suffix.lower() in _TIFF_SUFFIXES:
-        pixels, calibration = read_tiff_frame(path)
+        pixels, calibration = read_tiff_frame(path, calibrated=calibrated)
     else:
         pixels, calibration = _read_picture(path), Calibration()
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):

@@ -8,8 +8,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ..luminance import LUMINANCE
+from .arrays import as_numpy
 from .files import kind_of, write_file
 from .meshes import known_heights, require_calibration
 
@@ -21,11 +23,11 @@ _METRES_PER_UM = 1e-6
 
 def write_surface(
     path: str | Path,
-    height_um: np.ndarray,
+    height_um: np.ndarray | Tensor,
     pixel_size_um: float | None,
-    valid: np.ndarray | None = None,
+    valid: np.ndarray | Tensor | None = None,
     *,
-    images: Mapping[str, np.ndarray] | None = None,
+    images: Mapping[str, np.ndarray | Tensor] | None = None,
     units: str = "um",
     overwrite: bool = False,
 ) -> None:
@@ -67,16 +69,19 @@ def write_surface(
 
 def encode_surface(
     kind: str,
-    height_um: np.ndarray,
+    height_um: np.ndarray | Tensor,
     pixel_size_um: float | None,
-    valid: np.ndarray | None = None,
+    valid: np.ndarray | Tensor | None = None,
     *,
-    images: Mapping[str, np.ndarray] | None = None,
+    images: Mapping[str, np.ndarray | Tensor] | None = None,
     units: str = "um",
 ) -> bytes:
     """Content of the file that `write_surface` writes; ``kind`` is "gwy" or "sdf"."""
     pixel_size_m = require_calibration(units, pixel_size_um, "a surface file") * _METRES_PER_UM
     require_package(kind)
+    height_um = as_numpy(height_um)
+    valid = None if valid is None else as_numpy(valid)
+    channels = {name: as_numpy(image) for name, image in (images or {}).items()}
     if height_um.ndim != 2 or 0 in height_um.shape:
         raise ValueError(f"height_um must be (H, W) and not empty, got shape {height_um.shape}")
     known = known_heights(height_um, valid)
@@ -85,7 +90,7 @@ def encode_surface(
     height_m = height_um.astype(np.float64) * _METRES_PER_UM
     if kind == "sdf":
         return _sdf(np.where(known, height_m, np.nan), pixel_size_m)
-    return _gwy(height_m, known, pixel_size_m, images or {})
+    return _gwy(height_m, known, pixel_size_m, channels)
 
 
 def require_package(kind: str) -> None:

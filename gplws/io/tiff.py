@@ -54,9 +54,9 @@ _UM_PER_UNIT = {
     "centimeter": 1e4,
     "m": 1e6,
     "meter": 1e6,
-    "in": 25400.0,
-    "inch": 25400.0,
 }
+# Lengths on paper: ImageJ writes them where a file that it opened had a print resolution (dpi).
+_INCHES = {"in", "inch", "inches"}
 
 # Bytes per value of the TIFF types.
 _TYPE_BYTES = {
@@ -115,11 +115,12 @@ def um_per_unit(unit: str | None) -> float | None:
     return _UM_PER_UNIT.get(lowered) or _UM_PER_UNIT.get(lowered.removesuffix("s"))
 
 
-def read_tiff_frame(path: Path) -> tuple[np.ndarray, Calibration]:
+def read_tiff_frame(path: Path, *, calibrated: bool = True) -> tuple[np.ndarray, Calibration]:
     """The one image of a TIFF file.
 
     Args:
         path: file with a single page.
+        calibrated: False leaves the metadata, and what may be said about them, alone.
 
     Returns:
         (H, W) or (H, W, channels) array in native byte order, and the calibration.
@@ -140,7 +141,8 @@ def read_tiff_frame(path: Path) -> tuple[np.ndarray, Calibration]:
             pixels = np.moveaxis(pixels, 0, -1)
         elif page.axes not in ("YX", "YXS"):
             raise StackReadError(f"{path}: one image expected, got axes {page.axes}")
-        return np.ascontiguousarray(pixels), _calibration(file, path, n_frames=1)
+        calibration = _calibration(file, path, n_frames=1) if calibrated else Calibration()
+        return np.ascontiguousarray(pixels), calibration
 
 
 def read_tiff_stack(path: Path, progress: Callable[[int, int], None]) -> TiffStack:
@@ -391,7 +393,7 @@ def _as_stored(image: np.ndarray, page: Page) -> np.ndarray:
     bits = int(page.keyframe.bitspersample)
     if image.dtype == np.uint16 and bits < 16:  # 10, 12 and 14 bits fill 16
         image = image >> (16 - bits)
-    if image.dtype == np.uint8 and int(page.photometric) == 0:
+    if image.dtype == np.uint8 and int(page.keyframe.photometric) == 0:
         image = np.invert(image)
     tag = page.aspage().tags.get("Orientation")
     orientation = 1 if tag is None else int(tag.value)
@@ -441,7 +443,9 @@ def imagej_calibration(
 ) -> Calibration:
     """Lengths from an ImageJ description and the resolution tags (pixels per unit).
 
-    A resolution of exactly 1/1 is what writers store that know none, so it counts as unknown.
+    A resolution of exactly 1/1 is what writers store that know none, so it counts as unknown, but
+    where the description says ``pixel_size_um`` as well, as those of this package do. Inches are
+    those of a print resolution, which says nothing about the object.
 
     Args:
         metadata: parsed ImageJ description.
@@ -459,8 +463,16 @@ def imagej_calibration(
     if spacing is not None and axial is not None:
         z_step = _usable_length(spacing, axial, "z-step", name)
     pixel_size = None
+    if str(unit).lower() in _INCHES:
+        logger.warning(
+            "%s: lengths in inches are those of a print: calibration unknown; pass pixel_size_um "
+            "and z_step_um",
+            name,
+        )
     if lateral is not None:
-        if (1, 1) in resolution:
+        if (1, 1) in resolution and "pixel_size_um" in metadata:
+            pixel_size = _usable_length(metadata["pixel_size_um"], 1.0, "pixel size", name)
+        elif (1, 1) in resolution:
             logger.warning(
                 "%s: unit %s but no resolution beyond the default 1: pixel size unknown; "
                 "pass pixel_size_um",

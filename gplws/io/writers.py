@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.focal_stack import checked_length
 from ..data.simulator import SimulatedStack
+from .arrays import as_numpy
 from .files import new_folder_content, write_bytes, write_file
 from .meshes import DEFAULT_MAX_FACES, MESH_FORMATS, encode_mesh, require_calibration
 from .pictures import preview_png
@@ -122,10 +123,10 @@ def save_reconstruction(
         raise ValueError(f"result.units must be 'um' or 'frames', got {units!r}")
     if meshes or surfaces:
         require_calibration(units, pixel_size_um, "a mesh" if meshes else "a surface file")
-    height = _as_numpy(result.height)
-    valid = _as_numpy(result.valid).astype(bool)
-    depth_index, confidence = _as_numpy(result.depth_index), _as_numpy(result.confidence)
-    image = _as_numpy(result.all_in_focus)
+    height = as_numpy(result.height)
+    valid = as_numpy(result.valid).astype(bool)
+    depth_index, confidence = as_numpy(result.depth_index), as_numpy(result.confidence)
+    image = as_numpy(result.all_in_focus)
     for name, array in (
         ("valid", valid),
         ("depth_index", depth_index),
@@ -216,14 +217,14 @@ def save_simulation(
     """
     if frame_format not in ("tiff", "png"):
         raise ValueError(f"frame_format must be 'tiff' or 'png', got {frame_format!r}")
-    frames = _as_numpy(stack.frames)
+    frames = as_numpy(stack.frames)
     if frames.ndim != 3:
         raise ValueError(f"stack.frames must be (N, H, W), got {frames.shape}")
     if frames.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"stack.frames must be uint8 or uint16, got {frames.dtype}")
     top = int(np.iinfo(frames.dtype).max)
-    image = (_as_numpy(stack.all_in_focus) * top).round().astype(frames.dtype)
-    positions_um = _as_numpy(stack.focus_positions_um)
+    image = (as_numpy(stack.all_in_focus) * top).round().astype(frames.dtype)
+    positions_um = as_numpy(stack.focus_positions_um)
     z_step_um = float(np.abs(np.diff(positions_um)).mean())
     folder = Path(out_dir)
     with new_folder_content(folder, SIMULATION_FILES, overwrite=overwrite) as part:
@@ -244,7 +245,7 @@ def save_simulation(
             ("height", stack.height_um, "um"),
             ("depth_index", stack.depth_index, "frames"),
         ):
-            payload = encode_float_tiff(_as_numpy(values), pixel_size_um, name, unit)
+            payload = encode_float_tiff(as_numpy(values), pixel_size_um, name, unit)
             write(f"{name}.tif", payload)
         write(*encode_all_in_focus(image, pixel_size_um))
         info = {
@@ -289,7 +290,7 @@ def write_height_tiff(
     """
     write_file(
         Path(path),
-        lambda: encode_float_tiff(_as_numpy(height), pixel_size_um, "height", units),
+        lambda: encode_float_tiff(as_numpy(height), pixel_size_um, "height", units),
         overwrite=overwrite,
     )
 
@@ -406,7 +407,7 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Tensor):
-        value = _as_numpy(value)
+        value = as_numpy(value)
     if isinstance(value, np.ndarray):
         return jsonable(value.tolist())
     if is_dataclass(value) and not isinstance(value, type):
@@ -426,7 +427,7 @@ def _encode_tiff(values: np.ndarray, pixel_size_um: float | None, note: str) -> 
     if pixel_size_um is not None:
         per_um = 1.0 / checked_length(pixel_size_um, "pixel_size_um")
         options["resolution"] = (per_um, per_um)
-        metadata["unit"] = "um"
+        metadata |= {"unit": "um", "pixel_size_um": pixel_size_um}
     # The ImageJ layout knows no colour beyond 8 bits, few dtypes, and no files beyond 4 GiB.
     if values.ndim == 2 and values.dtype == np.float32 and values.nbytes < 2**32 - 2**25:
         options |= {"imagej": True, "metadata": metadata}
@@ -452,11 +453,12 @@ def _encode_stack(frames: np.ndarray, pixel_size_um: float, z_step_um: float) ->
         frames,
         imagej=True,
         resolution=(per_um, per_um),
-        metadata={"axes": "ZYX", "spacing": z_step_um, "unit": "um"},
+        metadata={
+            "axes": "ZYX",
+            "spacing": z_step_um,
+            "unit": "um",
+            "pixel_size_um": pixel_size_um,  # a resolution of 1 means nothing to readers
+        },
         photometric="minisblack",
     )
     return buffer.getvalue()
-
-
-def _as_numpy(array: np.ndarray | Tensor) -> np.ndarray:
-    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)

@@ -141,7 +141,7 @@ def load_model(
         state = _read_checkpoint(path)
         config = network.config_of_weights(state) if issubclass(network, PeerNetwork) else {}
     try:
-        model = network(**config)
+        model = network(**config).float()  # whatever torch's default is
         model.load_state_dict(state)
     except (TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"weights: {path} does not fit {name!r}: {error}") from error

@@ -113,7 +113,7 @@ def _median(volume: Tensor) -> Tensor:
         cumulative = probability.cumsum(1)
         frame = (cumulative < 0.5).sum(1, keepdim=True).clamp_(max=frames - 1)
         beyond = (cumulative.gather(1, frame) - 0.5) / probability.gather(1, frame)
-        medians.append((frame + 0.5 - beyond).clamp_(0, frames - 1)[:, 0])
+        medians.append((frame.to(beyond) + 0.5 - beyond).clamp_(0, frames - 1)[:, 0])
     return torch.cat(medians, 1)
 
 

@@ -20,6 +20,11 @@ def gray_frames(n: int = 4, height: int = 5, width: int = 7, dtype: str = "u1") 
 
 
 class TestValidation:
+    def test_masked_arrays_are_refused(self):
+        frames = np.ma.masked_greater(np.arange(24.0).reshape(2, 3, 4), 20)
+        with pytest.raises(TypeError, match="a mask is not used"):
+            FocalStack.from_frames(frames)
+
     def test_one_frame_is_refused_by_name(self):
         with pytest.raises(ValueError, match="frames must hold at least 2"):
             FocalStack(gray_frames(1))

@@ -75,6 +75,14 @@ def test_progress_counts_frames_and_chunks_do_not_change_the_scene(monkeypatch):
     assert torch.equal(whole.height_um, parts.height_um)
 
 
+def test_a_measured_surface_keeps_its_tilt(tmp_path):
+    tilted = np.broadcast_to(0.25 * np.arange(64.0), (48, 64))
+    np.savez(tmp_path / "tilt.npz", h_um=tilted, dx_um=0.5)
+    settings = SceneSettings(surface=str(tmp_path / "tilt.npz"), height=48, width=64, frames=4)
+    found = simulate_stack(settings).height_um.numpy()
+    np.testing.assert_allclose(found, tilted, atol=1e-4)
+
+
 def test_a_flat_surface_has_steps_to_see_but_no_relief(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros((32, 32)))
     settings = SceneSettings(surface=str(tmp_path / "flat.npy"), height=16, width=16, frames=4)

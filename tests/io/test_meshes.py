@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 
 from gplws.io import write_mesh
 from gplws.io.meshes import triangulate
@@ -36,6 +37,15 @@ def test_heights_come_back_exactly(tmp_path, suffix):
     np.testing.assert_array_equal(mesh.vertices[:, 0], columns * PIXEL_UM)
     assert len(mesh.faces) == 2 * 5 * 8
     assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == set(np.ndindex(6, 9))
+
+
+def test_tensors_are_taken_as_well(tmp_path):
+    height, color = relief(), (255 * np.random.default_rng(1).random((6, 9))).astype(np.uint8)
+    valid = height > -2
+    write_mesh(tmp_path / "a.ply", height, PIXEL_UM, valid, texture=color)
+    tensors = [torch.from_numpy(array) for array in (height, valid, color)]
+    write_mesh(tmp_path / "b.ply", tensors[0], PIXEL_UM, tensors[1], texture=tensors[2])
+    assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
 
 
 def test_the_top_of_the_picture_is_at_positive_y():

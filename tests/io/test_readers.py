@@ -145,6 +145,15 @@ class TestFolders:
         assert [path.stem for path in list_frames(tmp_path)] == names
         assert not caplog.text
 
+    @pytest.mark.parametrize(
+        "names", [["z-1", "z-0,75", "z0", "z0,25", "z1"], ["z-1,00", "z-0,75", "z0,00", "z1,00"]]
+    )
+    def test_a_comma_between_digits_is_that_of_a_fraction(self, tmp_path, names, caplog):
+        for name in reversed(names):
+            Image.fromarray(textured()[0]).save(tmp_path / f"{name}mm.png")
+        assert [path.stem.removesuffix("mm") for path in list_frames(tmp_path)] == names
+        assert not caplog.records
+
     def test_a_name_unlike_signed_ones_is_logged(self, tmp_path, caplog):
         for name in ("z-2", "z-1", "z0", "z0.5", "mask"):
             (tmp_path / f"{name}.png").touch()
@@ -398,6 +407,16 @@ class TestTiff:
         images[0].save(path, save_all=True, append_images=images[1:], compression="tiff_lzw")
         np.testing.assert_array_equal(read_stack(path).frames, frames)
 
+    @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg"])
+    def test_many_compressed_pages_are_read(self, tmp_path, compression):
+        """From eight on, tifffile describes pages by the first."""
+        frames = [np.full((16, 16), 20 * n, np.uint8) for n in range(1, 11)]
+        images = [Image.fromarray(frame) for frame in frames]
+        path = tmp_path / "many.tif"
+        images[0].save(path, save_all=True, append_images=images[1:], compression=compression)
+        found = np.asarray(read_stack(path).frames).astype(int)
+        assert found.shape == (10, 16, 16) and np.abs(found - np.stack(frames)).max() <= 1
+
     def test_bigtiff_is_read(self, tmp_path):
         path = tmp_path / "s.tif"
         write_tiff(path, textured(), bigtiff=True)
@@ -546,7 +565,6 @@ class TestImageJ:
             ("mm", 1e3),
             ("nm", 1e-3),
             ("cm", 1e4),
-            ("inch", 25400),
         ],
     )
     def test_spacing_and_resolution_become_micrometres(self, tmp_path, unit, micrometres):
@@ -562,6 +580,35 @@ class TestImageJ:
         np.testing.assert_array_equal(stack.frames, textured("u2"))
         assert stack.pixel_size_um == pytest.approx(0.25 * micrometres, rel=1e-6)
         np.testing.assert_allclose(stack.focus_positions_um, 2.0 * micrometres * np.arange(N))
+
+    @pytest.mark.parametrize("unit", ["inch", "in"])
+    def test_lengths_of_a_print_are_no_calibration(self, tmp_path, unit, caplog):
+        """ImageJ keeps 300 dpi of a file that it opened as unit=inch."""
+        metadata = {"axes": "ZYX", "spacing": 1.0, "unit": unit}
+        path = tmp_path / "s.tif"
+        tifffile.imwrite(
+            path, textured(), imagej=True, resolution=(300.0, 300.0), metadata=metadata
+        )
+        stack = read_stack(path)
+        assert stack.pixel_size_um is None and stack.focus_positions_um is None
+        assert "those of a print" in caplog.text
+
+    def test_the_files_of_a_folder_are_calibrated_once(self, tmp_path, caplog):
+        for number, frame in enumerate(textured()):
+            path = tmp_path / f"f{number}.tif"
+            tifffile.imwrite(path, frame, imagej=True, metadata={"axes": "YX", "unit": "um"})
+        assert read_stack(tmp_path).pixel_size_um is None
+        assert len(caplog.records) == 1 and "pixel size unknown" in caplog.text
+
+    def test_a_z_step_that_turns_the_surface_over_is_logged(self, tmp_path, caplog):
+        falling = FocalStack(textured(), focus_positions_um=-2.0 * np.arange(N))
+        assert read_stack(falling, z_step_um=2.0).focus_positions_um[1] == 2.0
+        assert "its focus positions fall" in caplog.text
+        caplog.clear()
+        rising = FocalStack(textured(), focus_positions_um=2.0 * np.arange(N))
+        read_stack(rising, z_step_um=3.0)
+        read_stack(falling, focus_positions_um=-np.arange(N))
+        assert not caplog.records
 
     @pytest.mark.parametrize(
         "metadata",

@@ -17,6 +17,18 @@ def stack():
     return simulate_stack(SCENE)
 
 
+@pytest.mark.parametrize("pixel_size_um", [1.0, 2.0, 0.5])
+def test_any_pixel_size_is_read_back(tmp_path, pixel_size_um):
+    """A resolution of 1 is what writers store that know none."""
+    settings = SceneSettings(height=16, width=16, frames=3, pixel_size_um=pixel_size_um)
+    save_simulation(simulate_stack(settings), tmp_path / "s", pixel_size_um=pixel_size_um)
+    stack = read_stack(tmp_path / "s" / "stack.tif")
+    assert stack.pixel_size_um == pytest.approx(pixel_size_um, rel=1e-6)
+    height = tmp_path / "s" / "height.tif"
+    with tifffile.TiffFile(height) as file:
+        assert file.imagej_metadata["pixel_size_um"] == pixel_size_um
+
+
 @pytest.mark.parametrize("frame_format", ["tiff", "png"])
 def test_what_is_written_is_read_back(frame_format, stack, tmp_path):
     out = save_simulation(

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
 
 from gplws.io import surfaces, write_surface
 from gplws.io.writers import surface_kinds
@@ -35,6 +36,16 @@ def test_gwyddion_gets_metres_a_mask_and_further_channels(tmp_path):
     assert (field.xreal, field.yreal) == pytest.approx((1.5e-6, 1.0e-6))
     assert (field.si_unit_xy.unitstr, field.si_unit_z.unitstr) == ("m", "m")
     assert content["/1/data/title"] == "All in focus" and "/2/data" not in content
+
+
+def test_tensors_are_taken_as_well(tmp_path):
+    pytest.importorskip("sdfio")
+    height = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    valid = height > -1
+    write_surface(tmp_path / "a.sdf", height, 0.5, valid)
+    write_surface(tmp_path / "b.sdf", torch.from_numpy(height), 0.5, torch.from_numpy(valid))
+    a, b = ((tmp_path / f"{name}.sdf").read_bytes() for name in "ab")
+    assert a[81:] == b[81:]  # behind the head, which has the time
 
 
 def test_a_whole_surface_has_no_mask(tmp_path):
