@@ -54,6 +54,13 @@ def test_without_names_all_steps_run_but_the_training(repository, tmp_path) -> N
     assert "train_on_gpu" not in logs
 
 
+def test_tests_in_which_errors_are_thrown_have_a_process_of_their_own(repository, tmp_path) -> None:
+    ended, summary, logs = check_cuda(repository, tmp_path, "tests", FAILS="-k not (")
+    selections = re.findall(r"-m pytest .*-m cuda -k (.*)", logs)
+    assert len(selections) == 2 and selections[0] == f"not ({selections[1]})"
+    assert ended.returncode == 1 and summary.startswith("tests      FAILED (7)")
+
+
 def test_what_is_missing_is_listed_by_a_python_310_as_well(repository, tmp_path) -> None:
     python = tmp_path / "python3.10"
     hidden = "import sys; sys.modules['tomllib'] = None; exec(sys.stdin.read())"
