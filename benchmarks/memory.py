@@ -1,4 +1,6 @@
-"""Peak memory of a reconstruction, against a forward pass of the network on stock torch.
+"""Peak memory of a reconstruction, against a forward pass of its network on stock torch.
+
+"gplws" is the network that ships, with its classical steps.
 
 Each row is a process of its own. What is counted is resident memory at its peak, less what the
 process held with everything imported, the network built and the frames (8 bits) in memory.
@@ -20,7 +22,7 @@ import torch
 
 import gplws
 from benchmarks import plots
-from benchmarks.networks import in_channels_last, random_gplws
+from benchmarks.networks import in_channels_last
 from benchmarks.summary import shape_name
 from benchmarks.timing import introduce, save, show
 
@@ -52,18 +54,16 @@ def measure(
     if candidate == "rdf":
         method: Any = "rdf"
     elif candidate == "gplws":
-        method = random_gplws().fuse().to(dtype)
+        method = gplws.load_model("gplws").to(dtype)
     else:
-        model = random_gplws().reparameterise().to(dtype)
+        model = gplws.load_model("gplws", fused=False).reparameterise().to(dtype)
         model = in_channels_last(model) if candidate == STOCK[1] else model
     before = _resident_mib()
     exact = _forget_peak()
     started = time.perf_counter()
     if candidate in STOCK:
         with torch.inference_mode():
-            stack = (
-                torch.from_numpy(frames).to(dtype).div(255)[None, None].expand(-1, 3, -1, -1, -1)
-            )
+            stack = torch.from_numpy(frames).to(dtype).div(255)[None, None]
             if candidate == STOCK[1]:
                 stack = stack.contiguous(memory_format=torch.channels_last_3d)
             model(stack)

@@ -186,8 +186,9 @@ def _tried(
     for _ in range(3):
         for index, candidate in enumerate((model, fast)):
             arguments = given()
+            _wait_for(arguments)
             start = time.perf_counter()
-            candidate(*arguments)
+            _wait_for(candidate(*arguments))
             seconds[index] = min(seconds[index], time.perf_counter() - start)
     report.seconds = (seconds[0], seconds[1])
     narrow = any(t.dtype == torch.bfloat16 for t in _tensors((inputs, expected)))
@@ -197,6 +198,12 @@ def _tried(
     return given_back(
         f"results differ by {report.error:.1e}" if wrong else "no faster on the example"
     )
+
+
+def _wait_for(tree: Any) -> None:
+    """Until GPUs have computed the tensors of a tree."""
+    for device in {tensor.device for tensor in _tensors(tree) if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
 
 
 def _first_line(error: Exception) -> str:

@@ -210,6 +210,7 @@ def reconstructed(
             search.prepare(advance)
         with _progress_bar(search.n_tiles, title, progress) as advance:
             search.search(advance)
+            engine.end_search()
             search.finish(advance)
     return search.maps(z_direction)
 
@@ -288,6 +289,9 @@ class Engine(Protocol):
     capturable: bool  # ``search`` depends on nothing that the host reads from this stack but
     plan: int  # what ``prepare`` settles
 
+    def end_search(self) -> None:
+        """Free the working memory of ``search``: the last steps may take as much."""
+
     def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
         """The whole image (H, W) once more, now that all tiles are known; None: as it is."""
 
@@ -341,6 +345,9 @@ class _ClassicalEngine:
         # Regularisation works on frame numbers, and brings back depths.
         guide = frames.gather(0, found.index[None])[0]
         return _Part(found.depth_index, found.index, found.confidence, found.valid, guide)
+
+    def end_search(self) -> None:
+        pass
 
     def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
         if found.guide is None:
@@ -457,6 +464,10 @@ class _NetworkEngine:
         found = self._reader.predict(stack, positions)
         depth, index, confidence = found.depth[0], found.index[0], found.confidence[0]
         return _Part(depth, index, confidence, depth.isfinite())
+
+    def end_search(self) -> None:
+        if isinstance(self._model, GPLWSNet):
+            self._model.release_memory()
 
     def regularise(self, found: _Part, positions: Tensor) -> _Part | None:
         return None

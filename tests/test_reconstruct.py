@@ -368,6 +368,21 @@ def test_the_look_at_the_whole_stack_keeps_the_budget_however_wide_it_is(method,
     assert seen == [20 * 40 * 900]
 
 
+def test_the_last_steps_do_not_find_the_memory_of_the_search(monkeypatch):
+    """Each may take the budget."""
+    module = sys.modules["gplws.reconstruct"]
+    held, after = [], module.StackSearch._after
+    model = gplws.load_model("gplws")
+
+    def watched(self, *given):
+        held.append(len(model._workspaces._idle))
+        return after(self, *given)
+
+    monkeypatch.setattr(module.StackSearch, "_after", watched)
+    gplws.reconstruct(np.random.default_rng(0).random((6, 40, 48)), method=model)
+    assert len(held) == 2 and not any(held)
+
+
 def test_the_reach_of_the_network_is_exact():
     model = randomise_bn(GPLWSNet(widths=(4, 8, 16, 32))).double()
     side = 2 * model.reach + 40

@@ -19,9 +19,11 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Dense in the order `axes` (innermost first); axes of size 1 may have any stride.
+// Dense in the order `axes` (innermost first); axes of size 1 may have any stride, and so may all
+// of a tensor without elements.
 template <size_t D>
 bool is_dense(const Tensor& t, const int64_t (&axes)[D]) {
+  if (t.numel() == 0) return true;
   int64_t expected = 1;
   for (const int64_t axis : axes) {
     const int64_t size = t.size(axis);

@@ -95,7 +95,7 @@ def refine_by_classical(
 
 
 def _refining_floats(n_frames: int) -> float:
-    return 80.0 + 3.0 * n_frames  # measured with 5 to 100 frames
+    return max(190.0, 90.0 + 2.5 * n_frames)  # measured with 5 to 100 frames
 
 
 CLASSICAL_STEPS = (

@@ -19,6 +19,7 @@ from gplws.models.frame_bins import FrameBins
 from gplws.models.frame_bins import bin_size as bin_size_of
 from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, UpConv3d
 from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
+from gplws.nn.inference import takes_shortcuts
 from gplws.nn.readout import (
     batch_positions,
     confidence_of,
@@ -202,17 +203,17 @@ class GPLWSNet(nn.Module):
         """Focus volume of a stack.
 
         Args:
-            stack: (B, C, N, H, W) with C = ``in_channels`` or 1; any N, H, W >= 1.
+            stack: (B, C, N, H, W) with C = ``in_channels`` or 1; any B, N, H, W >= 1.
 
         Returns:
             (B, N, H, W) logits over the frames; differentiable.
 
         Raises:
-            ValueError: ``stack`` is not 5-D or has another number of channels.
+            ValueError: ``stack`` is not 5-D, empty, or has another number of channels.
         """
-        if stack.dim() != 5 or stack.shape[1] not in (1, self.in_channels):
+        if stack.dim() != 5 or stack.shape[1] not in (1, self.in_channels) or 0 in stack.shape:
             raise ValueError(
-                f"stack must be (B, {self.in_channels}, N, H, W) or (B, 1, N, H, W), "
+                f"stack must be (B, {self.in_channels}, N, H, W) or (B, 1, N, H, W) and not empty, "
                 f"got shape {tuple(stack.shape)}"
             )
         if self.prior is None:
@@ -301,7 +302,7 @@ class GPLWSNet(nn.Module):
             not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             and x.device.type == "cpu"
             and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled(x.device.type)
+            and takes_shortcuts(x, *self.parameters())
             and self._is_planned()
         )
 

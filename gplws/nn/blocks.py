@@ -288,8 +288,9 @@ def freeze_statistics(model: nn.Module) -> None:
 
 def _suits_kernels(x: Tensor) -> bool:
     """Whether the kernels, with a backward pass of their own, are the faster way to train on x."""
-    autocast = torch.is_autocast_enabled(x.device.type)
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not autocast
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    return not torch.is_autocast_enabled("cpu")
 
 
 def reparameterise(model: nn.Module) -> nn.Module:

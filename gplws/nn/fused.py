@@ -5,7 +5,7 @@ Made by ``fuse()``, not by hand.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from gplws.ops import reference
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weights
 from gplws.ops.up_conv3d import up_conv3d
+
+
+class _Packing(NamedTuple):
+    key: list[Any]
+    given: list[Tensor]  # their memory; nothing else can come to lie there
+    packed: Tensor
 
 
 class _PackedWeights:
@@ -23,9 +29,8 @@ class _PackedWeights:
     """
 
     def __init__(self) -> None:
-        self._key: Any = None
-        self._given: list[Tensor] = []  # their memory; nothing else can come to lie there
-        self._packed: Tensor | None = None
+        # One for each device: replicas of nn.DataParallel share this object, in threads.
+        self._kept: dict[torch.device, _Packing] = {}
         self._recorded: list[Tensor] = []  # what graphs read at every replay
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _PackedWeights:
@@ -39,8 +44,8 @@ class _PackedWeights:
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
             return None
         if not x.is_cuda or x.dtype == torch.float32 or torch.is_grad_enabled():
-            if self._packed is not None:  # the weights may have gone elsewhere
-                self._key, self._given, self._packed = None, [], None
+            if self._kept:  # the weights may have gone elsewhere
+                self._kept = {}
             return None
         given = [tensor for tensor in tensors if tensor is not None]
         # Who changes an inference tensor leaves no trace.
@@ -49,20 +54,19 @@ class _PackedWeights:
         key = [
             (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in given
         ]
-        if key != self._key:
-            if torch.cuda.is_current_stream_capturing():
+        is_recording = torch.cuda.is_current_stream_capturing()
+        kept = self._kept.get(x.device)
+        if kept is None or kept.key != key:
+            if is_recording:
                 return None  # what is recorded now is not there before it is replayed
             weight, *others = tensors
             assert weight is not None
-            self._packed = pack_weights(weight, *others, groups=groups, stride=stride)
-            self._key, self._given = key, [tensor.detach() for tensor in given]
-        packed = self._packed
-        assert packed is not None
-        if torch.cuda.is_current_stream_capturing() and not any(
-            packed is kept for kept in self._recorded
-        ):
-            self._recorded.append(packed)
-        return packed
+            packed = pack_weights(weight, *others, groups=groups, stride=stride)
+            kept = _Packing(key, [tensor.detach() for tensor in given], packed)
+            self._kept[x.device] = kept
+        if is_recording and not any(kept.packed is one for one in self._recorded):
+            self._recorded.append(kept.packed)
+        return kept.packed
 
 
 def _has_kernels(weight: Tensor) -> bool:

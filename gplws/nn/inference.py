@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from gplws.ops._arguments import needs_stock
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
 from gplws.ops.up_conv3d import up_conv3d
 
@@ -44,6 +45,8 @@ def takes_shortcuts(*tensors: Tensor | float | None) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if torch.is_autocast_enabled("cpu"):
+        return False
+    if needs_stock(*(tensor for tensor in tensors if isinstance(tensor, Tensor))):
         return False
     return all(
         type(tensor) in (Tensor, nn.Parameter)

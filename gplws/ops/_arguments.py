@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -54,7 +55,12 @@ def require_float(op: str, *, has_autocast: bool, x: Tensor, **others: Tensor | 
 def _is_cast(tensor: Tensor) -> bool:
     """Whether autocast is on and casts this tensor: it leaves float64 as it is."""
     is_float = tensor.is_floating_point() and tensor.dtype != torch.float64
-    return is_float and torch.is_autocast_enabled(tensor.device.type)
+    return is_float and is_autocast_enabled(tensor.device.type)
+
+
+def is_autocast_enabled(device: str) -> bool:
+    """The same for kinds of devices that have no autocast, such as "meta"."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def require_one_device(op: str, **tensors: Tensor | None) -> None:
@@ -98,6 +104,70 @@ def require_out(
     if not out.is_contiguous():
         formats = "contiguous or channels_last_3d" if channels_last else "contiguous"
         raise ValueError(f"{op}: {name} must be {formats}")
+
+
+def require_apart(
+    op: str, out: Tensor, inputs: Mapping[str, Tensor | None], *, name: str = "out"
+) -> None:
+    """Raise ValueError where ``out`` lies over an input: other threads would read what is written.
+
+    An input that may be ``out`` itself, as it is read element by element, is not to be given.
+    """
+    if torch.compiler.is_compiling() or out.numel() == 0:
+        return
+    first, last = _memory(out)
+    for input_name, tensor in inputs.items():
+        if tensor is None or tensor.numel() == 0 or tensor.device != out.device:
+            continue
+        begin, end = _memory(tensor)
+        if begin < last and first < end:
+            raise ValueError(f"{op}: {name} must be apart from {input_name}")
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """First byte of a tensor that is not empty, and the one behind its last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    length = 1 + sum((size - 1) * stride for size, stride in steps)
+    begin = tensor.data_ptr()
+    return begin, begin + length * tensor.element_size()
+
+
+def require_no_grad(op: str, out: Tensor, *, name: str = "out") -> None:
+    """Raise ValueError where autograd would take ``out`` for a function of what it was before."""
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: {name} must not require gradients; writing into it has none")
+
+
+def note_change(out: Tensor) -> None:
+    """Let autograd know that ``out`` was written into, as it does of stock ops."""
+    if not torch.compiler.is_compiling() and not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+
+
+def needs_stock(*tensors: Tensor | None) -> bool:
+    """Whether derivatives of tensors are taken that registered backward passes do not give.
+
+    These are forward-mode ones, which would silently be zero, and the gradients of ``torch.func``.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+        for tensor in tensors
+    ):
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return False
+    return any(tensor is not None and _is_tracked(tensor) for tensor in tensors)
+
+
+def _is_tracked(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def register_conv_autocast(name: str) -> None:

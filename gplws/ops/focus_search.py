@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
-from gplws.ops._arguments import require_float32, require_one_device, require_out
+from gplws.ops import reference
+from gplws.ops._arguments import (
+    needs_stock,
+    note_change,
+    require_apart,
+    require_float32,
+    require_no_grad,
+    require_one_device,
+    require_out,
+)
 from gplws.ops.reference import FocusSearchResult, Refinement, refine_depth
 
 _NAME = "gplws::focus_search"
@@ -60,7 +69,7 @@ def focus_search(
 
     Raises:
         ValueError: a shape, ``groups``, ``radius``, ``refinement`` or the device of ``out`` does
-            not fit.
+            not fit, or ``out`` lies over ``volume`` or requires gradients.
         TypeError: ``volume`` has no such dtype, or a tensor of ``out`` another than its result.
 
     Source:
@@ -96,6 +105,17 @@ def focus_search(
             f"{op}: focus_positions must be (N,) or (B, N) with N = {frames}, "
             f"got shape {tuple(focus_positions.shape)}"
         )
+    if needs_stock(volume):
+        if out is not None:
+            raise ValueError(f"{op}: out has no derivatives")
+        return reference.focus_search(
+            volume.float(),
+            focus_positions.to(volume.device, torch.float32),
+            groups=groups,
+            refinement=refinement,
+            radius=radius,
+            log_scale=log_scale,
+        )
     arguments = (
         volume,
         focus_positions.to(volume.device, torch.float32),
@@ -110,7 +130,11 @@ def focus_search(
     for name, result in out._asdict().items():
         dtype = torch.int64 if name == "index" else torch.float32
         require_out(op, result, shape, dtype, name=f"out.{name}")
+        require_apart(op, result, {"volume": volume}, name=f"out.{name}")
+        require_no_grad(op, result, name=f"out.{name}")
     _OP.out(*arguments, *out)
+    for result in out:
+        note_change(result)
     return out
 
 
@@ -138,7 +162,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, index, peak, confidence = output
     ctx.mark_non_differentiable(index, confidence)
     ctx.save_for_backward(volume, focus_positions, index, peak)
-    ctx.refinement, ctx.radius = _REFINEMENTS[refinement], radius
+    ctx.refinement, ctx.radius = _REFINEMENTS[refinement], min(radius, volume.shape[1])
 
 
 def _backward(

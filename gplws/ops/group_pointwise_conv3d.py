@@ -12,8 +12,12 @@ from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
     has_gradient_kernels,
+    needs_stock,
+    note_change,
     register_conv_autocast,
+    require_apart,
     require_float,
+    require_no_grad,
     require_one_device,
     require_out,
     require_shape,
@@ -53,7 +57,9 @@ def group_pointwise_conv3d(
     or in a middle result beyond float16, may make NaN of what shares a product of matrices with
     it: of other groups within its reach, and of one pixel beyond its reach in W.
 
-    bfloat16 and float16 are summed in float32; the middle result is rounded to them.
+    bfloat16 and float16 are summed in float32; the middle result is rounded to them. Autocast makes
+    all tensors bfloat16 on the CPU and float32 on CUDA, whatever dtype it was given. Forward-mode
+    derivatives and the transforms of ``torch.func`` other than ``vmap`` go through stock ops.
 
     Args:
         x: (B, C, N, H, W) float32 or bfloat16, on CUDA also float16; N = frames. Any strides;
@@ -71,14 +77,15 @@ def group_pointwise_conv3d(
         packed: what :func:`pack_weights` made of these weights and biases; saves packing them
             again. Then nothing is differentiable, and there is no ``residual``.
         out: tensor of the result's shape and dtype to write into, contiguous or, on CUDA,
-            channels_last_3d; not differentiable.
+            channels_last_3d; apart from all operands but ``residual``; not differentiable.
 
     Returns:
         (B, K, N, ceil(H / stride), ceil(W / stride)), dtype of ``x``, channels_last_3d if ``x``
         is, else contiguous; differentiable, any number of times, with respect to all tensors.
 
     Raises:
-        ValueError: a shape, a device, ``groups`` or ``stride`` does not fit.
+        ValueError: a shape, a device, ``groups`` or ``stride`` does not fit, or ``out`` lies over
+            an operand or requires gradients.
         TypeError: a tensor is not float32, bfloat16 or (on CUDA) float16, or dtypes differ.
 
     Source:
@@ -137,11 +144,29 @@ def group_pointwise_conv3d(
         require_shape(op, "residual", residual, shape, "the shape of the result")
     tensors = (x, weight, bias, pointwise_weight, pointwise_bias)
     options = (groups, stride, relu, pointwise_relu)
+    if needs_stock(*tensors, residual):
+        if out is not None or packed is not None:
+            raise ValueError(f"{op}: out and packed have no derivatives")
+        return reference.group_pointwise_conv3d(
+            *tensors,
+            residual,
+            groups=groups,
+            stride=stride,
+            relu=relu,
+            pointwise_relu=pointwise_relu,
+            residual_relu=residual_relu,
+        )
     if out is None and packed is None:
         return _OP.default(*tensors, residual, *options, residual_relu)
     if out is None:
         layout = torch.channels_last_3d if follows_channels_last(x) else torch.contiguous_format
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    else:
+        named = dict(zip(("x", *others), (*tensors, residual), strict=True))
+        if residual is not None and residual.data_ptr() == out.data_ptr():
+            named.pop("residual")  # it is read element by element
+        require_apart(op, out, named)
+        require_no_grad(op, out)
     require_out(op, out, shape, x.dtype, channels_last=out.is_cuda)
     if packed is None:
         _OP.out(*tensors, residual, *options, residual_relu, out)
@@ -149,6 +174,7 @@ def group_pointwise_conv3d(
         _OP.packed(*tensors, packed, *options, out)
     else:
         raise ValueError(f"{op}: packed weights come without residual")
+    note_change(out)
     return out
 
 
@@ -226,8 +252,12 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.groups, ctx.stride, ctx.relu, ctx.pointwise_relu, ctx.residual_relu = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, residual = inputs[:6]
+    ctx.groups, ctx.stride, ctx.relu, ctx.pointwise_relu, residual_relu = inputs[6:]
+    ctx.has_residual = residual is not None
+    ctx.residual_relu = ctx.has_residual and residual_relu
+    # Its gradient is that of the result, whatever its values are, but behind a ReLU.
+    ctx.save_for_backward(*tensors, residual if ctx.residual_relu else None)
 
 
 @without_autocast
@@ -237,7 +267,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     own = has_gradient_kernels(x, grad)
     pointwise_relu = pointwise_weight is not None and ctx.pointwise_relu
-    residual_relu = residual is not None and ctx.residual_relu
+    residual_relu = ctx.residual_relu
     middle: Any = None  # recomputed only where something below reads it
     if pointwise_weight is not None or ctx.relu or residual_relu:
         middle = _middle(ctx, own, x, weight, bias)
@@ -246,7 +276,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y = _pointwise(own, middle, pointwise_weight, pointwise_bias)
 
     grad_residual = None
-    if residual is not None:
+    if ctx.has_residual:
         if residual_relu:
             grad = _relu_backward(grad, (y.relu() if pointwise_relu else y) + residual)
         grad_residual = grad if needs[5] else None

@@ -144,6 +144,7 @@ def refine_depth(
         (B, H, W) depth in the unit of ``positions``; differentiable with respect to ``volume``.
     """
     batch, frames, height, width = volume.shape
+    radius = min(radius, frames)
     columns = positions.to(volume.dtype)[:, :, None, None].expand(volume.shape)
     z0 = columns.gather(1, index.unsqueeze(1)).squeeze(1)
     if refinement == "none":

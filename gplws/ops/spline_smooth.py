@@ -10,7 +10,11 @@ from torch import Tensor
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
+    needs_stock,
+    note_change,
+    require_apart,
     require_float32,
+    require_no_grad,
     require_one_device,
     require_out,
     vmap_by_batch,
@@ -41,7 +45,8 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
         differentiable. ``out`` where it is given.
 
     Raises:
-        ValueError: a shape, a device or ``spacing`` does not fit, or ``out`` is ``images``.
+        ValueError: a shape, a device or ``spacing`` does not fit, or ``out`` lies over
+            ``images`` or requires gradients.
         TypeError: a tensor is not float32.
 
     Source:
@@ -55,12 +60,17 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
         raise ValueError(f"{op}: images must be (C, H, W), got shape {tuple(images.shape)}")
     if not 1 <= spacing <= _MOST_SPACING:
         raise ValueError(f"{op}: spacing must be 1 to {_MOST_SPACING}, got {spacing}")
+    if needs_stock(images):
+        if out is not None:
+            raise ValueError(f"{op}: out has no derivatives")
+        return reference.spline_smooth(images, spacing=spacing)
     if out is None:
         return _OP.default(images, spacing)
     require_out(op, out, tuple(images.shape), images.dtype)
-    if out.numel() and out.data_ptr() == images.data_ptr():
-        raise ValueError(f"{op}: out must be apart from images")
+    require_apart(op, out, {"images": images})
+    require_no_grad(op, out)
     _OP.out(images, spacing, out)
+    note_change(out)
     return out
 
 

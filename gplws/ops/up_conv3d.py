@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
+from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
     has_gradient_kernels,
+    needs_stock,
+    note_change,
     register_conv_autocast,
+    require_apart,
     require_float,
+    require_no_grad,
     require_one_device,
     require_out,
     require_shape,
@@ -47,14 +52,15 @@ def up_conv3d(
         residual: shape and dtype of the result; added to it.
         groups: channels of the result; divides C.
         out: tensor of the result's shape and dtype to write into, contiguous or, on CUDA,
-            channels_last_3d; not differentiable.
+            channels_last_3d; apart from all operands but ``residual``; not differentiable.
 
     Returns:
         (B, groups, N, 2 H, 2 W), dtype of ``x``, channels_last_3d if ``x`` is, else contiguous;
         differentiable with respect to all tensors. ``out`` where it is given.
 
     Raises:
-        ValueError: a shape, a device or ``groups`` does not fit.
+        ValueError: a shape, a device or ``groups`` does not fit, or ``out`` lies over an operand or
+            requires gradients.
         TypeError: a dtype does not fit.
     """
     op = "up_conv3d"
@@ -72,10 +78,19 @@ def up_conv3d(
     shape = _output_shape(x, groups)
     if residual is not None:
         require_shape(op, "residual", residual, shape, "the shape of the result")
+    if needs_stock(x, weight, bias, residual):
+        if out is not None:
+            raise ValueError(f"{op}: out has no derivatives")
+        return reference.up_conv3d(x, weight, bias, residual, groups=groups)
     if out is None:
         return _OP.default(x, weight, bias, residual, groups)
     require_out(op, out, shape, x.dtype, channels_last=out.is_cuda)
+    is_out = residual is not None and residual.data_ptr() == out.data_ptr()
+    apart = {**others, "residual": None if is_out else residual}  # it is read element by element
+    require_apart(op, out, {"x": x, **apart})
+    require_no_grad(op, out)
     _OP.out(x, weight, bias, residual, groups, out)
+    note_change(out)
     return out
 
 

@@ -1,0 +1,207 @@
+"""Derivatives other than those of ``backward``, and results that are written into given tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+
+import gplws
+from gplws.models import GPLWSNet
+from gplws.nn.blocks import freeze_statistics
+from gplws.ops import (
+    focus_search,
+    group_pointwise_conv3d,
+    reference,
+    spline_smooth,
+    up_conv3d,
+)
+
+WEIGHT = torch.rand(4, 2, 3, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.4
+UP_WEIGHT = torch.rand(4, 1, 3, 3, 3, generator=torch.Generator().manual_seed(2)) - 0.4
+
+# Op, its reference from stock ops, and the shape of what it takes.
+OPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "group_pointwise_conv3d": (
+        lambda x: group_pointwise_conv3d(x, WEIGHT, groups=2),
+        lambda x: reference.group_pointwise_conv3d(x, WEIGHT, groups=2),
+        (1, 4, 3, 5, 6),
+    ),
+    "up_conv3d": (
+        lambda x: up_conv3d(x, UP_WEIGHT, groups=2),
+        lambda x: reference.up_conv3d(x, UP_WEIGHT, groups=2),
+        (1, 4, 2, 3, 4),
+    ),
+    "focus_search": (
+        lambda x: focus_search(x).depth,
+        lambda x: reference.focus_search(x).depth,
+        (1, 7, 3, 4),
+    ),
+    "spline_smooth": (spline_smooth, reference.spline_smooth, (2, 6, 7)),
+}
+op_cases = pytest.mark.parametrize("name", OPS)
+
+
+def drawn(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@op_cases
+def test_forward_mode_gives_the_derivatives_of_the_reference(name: str) -> None:
+    op, stock, shape = OPS[name]
+    x, tangent = drawn(shape), drawn(shape, 1)
+    expected = torch.func.jvp(stock, (x,), (tangent,))[1]
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(torch.func.jvp(op, (x,), (tangent,))[1], expected)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(op(forward_ad.make_dual(x, tangent))).tangent
+        torch.testing.assert_close(found, expected)
+        # What has no tangent goes its usual way.
+        assert torch.equal(op(x), op(x.clone()))
+
+
+@op_cases
+def test_gradients_of_torch_func_are_those_of_the_reference(name: str) -> None:
+    op, stock, shape = OPS[name]
+    x = drawn((3, *shape))
+
+    def gradients(of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        def total(sample: Tensor) -> Tensor:
+            return of(sample).square().sum()
+
+        return [
+            torch.func.grad(total)(x[0]),
+            torch.func.vmap(torch.func.grad(total))(x),
+            torch.func.grad(lambda every: torch.func.vmap(of)(every).square().sum())(x),
+            torch.func.jacrev(total)(x[1]),
+        ]
+
+    for found, expected in zip(gradients(op), gradients(stock), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_on_the_kernels_have_these_derivatives_too() -> None:
+    model = gplws.load_model("gplws", fused=False)
+    merged = gplws.load_model("gplws", fused=False)
+    freeze_statistics(merged)
+    stack, tangent = drawn((1, 1, 5, 16, 24)), drawn((1, 1, 5, 16, 24), 1)
+    with torch.no_grad():
+        expected = torch.func.jvp(model, (stack,), (tangent,))[1]
+        for network in (model.fuse(), merged):
+            found = torch.func.jvp(network, (stack,), (tangent,))[1]
+            # Single pixels differ where rounding takes a ReLU to its other side.
+            assert (found - expected).abs().mean() < 1e-3 * expected.abs().mean()
+            every = torch.stack([stack, tangent])
+            mapped = torch.func.vmap(network)(every)
+            torch.testing.assert_close(
+                mapped, torch.stack([network(one) for one in every]), rtol=1e-4, atol=1e-4
+            )
+
+
+def test_a_pass_with_fake_tensors_leaves_nothing_behind() -> None:
+    model = gplws.load_model("gplws")
+    stack = drawn((1, 1, 5, 16, 24))
+    with torch.no_grad():
+        expected = model(stack).clone()
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert model(mode.from_tensor(stack)).shape == expected.shape
+        found = model(stack)
+    assert type(found) is Tensor and torch.equal(found, expected)
+
+
+def test_meta_tensors_have_no_autocast() -> None:
+    model = GPLWSNet(widths=(4, 8), depths=(1, 1), middle=1, decoder_depths=(1,)).to("meta")
+    freeze_statistics(model)
+    stack = torch.empty(1, 3, 2, 8, 8, device="meta")
+    assert model(stack).shape == (1, 2, 8, 8)
+    with pytest.raises(TypeError, match="x must be float32 or bfloat16"):
+        group_pointwise_conv3d(stack.half(), torch.empty(2, 3, 3, 3, 3, device="meta"))
+
+
+def test_an_empty_stack_is_refused() -> None:
+    model = gplws.load_model("gplws")
+    for shape in ((0, 1, 5, 8, 8), (1, 1, 0, 8, 8), (1, 1, 5, 0, 8)):
+        with pytest.raises(ValueError, match="not empty"):
+            model(torch.rand(shape))
+
+
+@op_cases
+def test_writing_into_a_tensor_that_autograd_needs_is_noticed(name: str) -> None:
+    _, _, shape = OPS[name]
+    calls: dict[str, Callable[..., Tensor]] = {
+        "group_pointwise_conv3d": lambda x, **o: group_pointwise_conv3d(x, WEIGHT, groups=2, **o),
+        "up_conv3d": lambda x, **o: up_conv3d(x, UP_WEIGHT, groups=2, **o),
+        "spline_smooth": spline_smooth,
+    }
+
+    def write(x: Tensor, out: Tensor | None = None) -> Tensor:
+        if name != "focus_search":
+            return calls[name](x, out=out)
+        outs = focus_search(x)
+        return focus_search(x, out=outs if out is None else outs._replace(depth=out)).depth
+
+    buffer = write(drawn(shape))
+    factor = torch.ones_like(buffer, requires_grad=True)
+    product = (factor * buffer).sum()
+    write(drawn(shape, 1), buffer)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    with pytest.raises(ValueError, match="must not require gradients"):
+        write(drawn(shape), torch.empty_like(buffer, requires_grad=True) * 1)
+    with torch.inference_mode():
+        assert torch.equal(write(drawn(shape), torch.empty_like(buffer)), write(drawn(shape)))
+
+
+def test_a_result_over_an_operand_is_refused() -> None:
+    x = drawn((1, 4, 3, 5, 6))
+    with pytest.raises(ValueError, match="out must be apart from x"):
+        group_pointwise_conv3d(x, WEIGHT, groups=2, out=x)
+    residual = drawn((1, 4, 3, 5, 6), 1)
+    expected = group_pointwise_conv3d(x, WEIGHT, residual=residual.clone(), groups=2)
+    into = group_pointwise_conv3d(x, WEIGHT, residual=residual, groups=2, out=residual)
+    assert into is residual and torch.equal(into, expected)
+    both = torch.rand(2 * 2 * 2 * 6 * 8 + 96)
+    with pytest.raises(ValueError, match="out must be apart from x"):
+        up_conv3d(
+            both[:96].view(1, 4, 2, 3, 4),
+            UP_WEIGHT,
+            groups=2,
+            out=both[48 : 48 + 192].view(1, 2, 2, 6, 8),
+        )
+    images = torch.rand(9, 16, 16)
+    with pytest.raises(ValueError, match="out must be apart from images"):
+        spline_smooth(images[:8], out=images[1:])
+    volume = torch.rand(1, 5, 4, 4)
+    results = focus_search(volume)._replace(depth=volume[:, 0])
+    with pytest.raises(ValueError, match=r"out\.depth must be apart from volume"):
+        focus_search(volume, out=results)
+
+
+def test_a_residual_may_be_changed_before_the_backward_pass() -> None:
+    """Its gradient is that of the result, whatever its values are, but behind a ReLU."""
+    x = drawn((1, 4, 3, 5, 6)).requires_grad_()
+    residual = drawn((1, 4, 3, 5, 6), 1)
+    y = group_pointwise_conv3d(x, WEIGHT, residual=residual, groups=2)
+    residual.add_(1)
+    y.sum().backward()
+    stock = x.detach().clone().requires_grad_()
+    reference.group_pointwise_conv3d(stock, WEIGHT, groups=2).sum().backward()
+    assert x.grad is not None and stock.grad is not None
+    torch.testing.assert_close(x.grad, stock.grad)
+    y = group_pointwise_conv3d(x, WEIGHT, residual=residual, groups=2, residual_relu=True)
+    residual.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_radius_beyond_the_stack_takes_no_more_memory() -> None:
+    grads = []
+    for radius in (5, 10**9):
+        volume = drawn((1, 5, 4, 4)).requires_grad_()
+        focus_search(volume, radius=radius).depth.sum().backward()
+        grads.append(volume.grad)
+    torch.testing.assert_close(*grads)
