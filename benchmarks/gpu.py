@@ -457,19 +457,15 @@ def goals(rows: Sequence[Row], shape: str = shape_name(SHAPE)) -> list[dict[str,
             ratio, name = min(ratios)
             add(f"network {precision}", GOALS["stock"], ratio, f"stock: {name}")
         if ours:
-            peers = [
-                (best[1], f"{NAMES_OF_NETWORKS[peer]}: {best[0]}")
-                for peer in PEERS
-                if (
-                    best := _best(
-                        _row_of(rows, part="peers", what=peer, precision=precision, shape=shape),
-                        stock=True,
-                    )
-                )
-            ]
+            peers = []
+            for peer in PEERS:
+                row = _row_of(rows, part="peers", what=peer, precision=precision, shape=shape)
+                best, to_depth = _best(row, stock=True), _best(row, stock=False)
+                if best:
+                    name = f"{NAMES_OF_NETWORKS[peer]}: {best[0]}"
+                    peers.append((best[1] / (to_depth or ours)[1], name))
             if peers:
-                seconds, name = min(peers)
-                add(f"network {precision}", GOALS["peers"], seconds / ours[1], name)
+                add(f"network {precision}", GOALS["peers"], *min(peers))
             limit = GOALS["milliseconds"]
             add(f"network {precision}, ms", limit, 1e3 * ours[1], "absolute", at_most=True)
     row = _row_of(rows, part="network", precision="float32", shape=shape)

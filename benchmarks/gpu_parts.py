@@ -522,7 +522,7 @@ def _recorded_with_tf32(clock: Clock, model: nn.Module, inputs: list[Tensor]) ->
 
 
 def peer(clock: Clock, settings: Settings, name: str, *, compile_: bool = False) -> Iterator[Row]:
-    """A published network on stock torch in all settings, with random weights.
+    """A published network on stock torch in all settings, and gplws beside it, random weights.
 
     Random weights leave the softmax of a deep network undecided, so only float32 is compared. Where
     nothing runs in the precision as it is, autocast takes its place.
@@ -560,7 +560,23 @@ def peer(clock: Clock, settings: Settings, name: str, *, compile_: bool = False)
                 )
             if compile_ and in_last:
                 compared.add(f"compile {COMPILE_MODE}", lambda m=call, g=given: _compiled(m, g))
+    with torch.inference_mode(False):  # as users make it; so it may keep its weights packed
+        fused = random_gplws().fuse().to(clock.device, settings.dtype)
+    ours = _ToDepth(fused)  # what it gives is another depth: nothing to compare
+    compared.add("gplws graph", lambda: _graph(clock, ours, inputs), math.inf)
     yield compared.row(settings.row("peers", name), settings.seconds)
+
+
+class _ToDepth(nn.Module):
+    """GPLWS-Net to the depth map, where published networks end."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = network
+
+    def forward(self, stack: Tensor) -> Tensor:
+        volume = self._network(stack)
+        return focus_search(volume if volume.is_cuda else volume.float(), log_scale=True).depth
 
 
 class _Autocast(nn.Module):

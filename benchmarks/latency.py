@@ -54,6 +54,7 @@ from benchmarks.summary import (
 )
 from benchmarks.timing import introduce, resumed_rows, save, show, when
 from gplws.benchmark import FEWEST_ROUNDS, take_turns
+from gplws.ops import focus_search
 
 SHAPES = {
     "one": [(10, 512, 512)],
@@ -137,7 +138,8 @@ class Engines:
     def beside(self, stack: Tensor) -> Candidate:
         """GPLWS-Net on the kernels, for the turns of another network."""
         stack = stack.to(self.dtype)
-        return lambda: self.kernels(stack)
+        # To the depth map, where published networks end.
+        return lambda: focus_search(self.kernels(stack).float(), log_scale=True).depth
 
     def _builders(self, stack: Tensor) -> Iterator[tuple[str, Callable[[], Candidate]]]:
         last = stack.contiguous(memory_format=torch.channels_last_3d)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gplws import _extension
-from gplws.data import FocalStack
+from gplws.data import FocalStack, SceneSettings, simulate_stack
 from gplws.reconstruct import engine_of, reconstruct, resolve_device
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 30
@@ -58,6 +58,31 @@ class Times:
         build = _extension.build_info()
         content = {**asdict(self), "threads": torch.get_num_threads(), "build": build}
         return json.dumps(content, indent=2) + "\n"
+
+
+def rendered_stack(
+    frames: int = 10, height: int = 512, width: int = 512, *, progress: bool = False
+) -> FocalStack:
+    """A stack to be timed with: what `gplws.data.simulate_stack` renders by default.
+
+    Args:
+        frames, height, width: N, H, W.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        uint8 frames with their positions and pixel size.
+
+    Raises:
+        ValueError: fewer than two frames, or less than 8 x 8 pixels.
+    """
+    from tqdm import tqdm
+
+    settings = SceneSettings(frames=frames, height=height, width=width)
+    with tqdm(
+        desc="rendering", total=frames, unit="frame", disable=not progress, leave=False
+    ) as bar:
+        made = simulate_stack(settings, progress=lambda done, total: bar.update(done - bar.n))
+    return FocalStack(made.frames.numpy(), made.focus_positions_um.numpy(), settings.pixel_size_um)
 
 
 def time_methods(

@@ -430,7 +430,7 @@ def _benchmark_parser() -> ArgumentParser:
 
 
 def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
-    from gplws.benchmark import time_methods
+    from gplws.benchmark import rendered_stack, time_methods
     from gplws.io import read_stack
     from gplws.io.files import write_file
 
@@ -440,7 +440,12 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     path = options.get("path")
     if path is None:
-        stack = _rendered(options)
+        stack = rendered_stack(
+            10 if options.frames is None else options.frames,
+            512 if options.height is None else options.height,
+            512 if options.width is None else options.width,
+            progress=not options.quiet,
+        )
     else:
         for name in ("frames", "height", "width"):
             if options[name] is not None:
@@ -459,25 +464,6 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
         write_file(options.out, times.as_json().encode, overwrite=options.overwrite)
         print(options.out)
     return 0
-
-
-def _rendered(options: Namespace) -> FocalStack:
-    """A stack for a benchmark."""
-    from tqdm import tqdm
-
-    from gplws.data import FocalStack
-    from gplws.data.scenes import SceneSettings, simulate_stack
-
-    settings = SceneSettings(
-        frames=10 if options.frames is None else options.frames,
-        height=512 if options.height is None else options.height,
-        width=512 if options.width is None else options.width,
-    )
-    with tqdm(
-        desc="rendering", total=settings.frames, unit="frame", disable=options.quiet, leave=False
-    ) as bar:
-        made = simulate_stack(settings, progress=lambda done, total: bar.update(done - bar.n))
-    return FocalStack(made.frames.numpy(), made.focus_positions_um.numpy(), settings.pixel_size_um)
 
 
 def _evaluate(parser: ArgumentParser, options: Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -96,6 +97,10 @@ def encode_surface(
 def require_package(kind: str) -> None:
     """Raise ModuleNotFoundError where a format cannot be written; it says what to install."""
     package = _PACKAGES[kind]
+    if kind == "sdf" and sys.version_info < (3, 11):
+        raise ModuleNotFoundError(
+            f"a .sdf file needs the package {package}, and that Python 3.11", name=package
+        )
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(
             f"a .{kind} file needs the package {package}: pip install 'gplws[surface]'",

@@ -117,7 +117,7 @@ def test_a_candidate_that_fails_is_left_out_with_its_reason(repository, tmp_path
         BROKEN_PEERS,
     )
     first, second = found["rows"]
-    assert set(first["seconds"]) == {"eager", "eager graph"}
+    assert set(first["seconds"]) == {"eager", "eager graph", "gplws graph"}
     assert first["left_out"]["eager channels_last"] == "OutOfMemoryError: out of memory"
     assert set(second["seconds"]) >= {"autocast", "autocast channels_last graph"}
     assert second["left_out"]["eager"] == "TypeError: no such kernel"

@@ -52,7 +52,7 @@ def test_flatness_is_the_largest_deviation_from_the_median_cost_per_voxel(
     assert middle == [2.0, 4.0]
 
     write(tmp_path, "flatness", rows=[{"precision": "float32", "over": "frames", **found}])
-    expected = "at most 20% over number of frames (5x256x256 to 50x256x256)."
+    expected = "at most 20.0% over number of frames (5x256x256 to 50x256x256)."
     assert expected in " ".join(section(repository, tmp_path).split())
 
 
@@ -140,23 +140,47 @@ def test_the_most_accurate_method_of_a_level_is_in_bold(repository, tmp_path) ->
     ]
     write(tmp_path, "accuracy", count=12, means=means, against_classical=shares)
     shown = section(repository, tmp_path)
-    assert "| | gplws | rr | gplws / best classical |" in shown
+    assert "| | gplws | rr | best classical | gplws / best |" in shown
     assert "12 simulated stacks" in " ".join(shown.split())
-    assert "| easy | **0.250** | 0.500 | 0.50 (0.44 to 0.56) |" in shown
-    assert "| new | 0.750 | **0.700** | 1.07 |" in shown
+    assert "| easy | **0.250** | 0.500 | 0.500 `rr` | 0.50 (0.44 to 0.56) |" in shown
+    assert "| new | 0.750 | **0.700** | **0.700** `rr` | 1.07 |" in shown
 
 
 def test_accelerated_networks_are_compared_with_the_faster_stock_format(
     repository, tmp_path
 ) -> None:
     machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
-    seconds = {"eager": [4.0], "eager channels_last": [3.0], "accelerated": [9.0, 1.0, 2.0]}
+    seconds = {
+        "eager": [4.0, 4.0],
+        "eager channels_last": [3.0] * 2,
+        "accelerated": [9.0, 1.0, 2.0],
+    }
     row = {"network": "fvnet", "seconds": seconds, "error": 3.2e-05}
     rows = [{**row, "shape": "10x512x512"}, {**row, "shape": "10x256x256", "network": "gplws"}]
     write(tmp_path, "accelerate", machine=machine, rows=rows)
     shown = section(repository, tmp_path)
-    assert "| FVNet | 3.00 | **2.00** (1.50x) | 3e-05 |" in shown
-    assert "GPLWS-Net" not in shown
+    assert "| FVNet | 3.00 | **2.00** (1.50x) |  | 3e-05 |" in shown
+    assert "GPLWS-Net" not in shown and "timed once" not in shown
+    once = {**rows[0], "seconds": {"eager": [4.0], "accelerated": [2.0]}}
+    write(tmp_path, "accelerate", machine=machine, rows=[once])
+    other = {"network": "fvnet", "precision": "float32", "shape": "10x512x512"}
+    other["seconds"] = {"openvino": [1.5]}
+    write(tmp_path, "latency", machine=machine, rows=[other])
+    shown = section(repository, tmp_path)
+    assert "| FVNet | 4.00 | **2.00** (2.00x) | 1.50 | 3e-05 |" in shown
+    assert "FVNet was timed once:" in " ".join(shown.split())
+
+
+def test_whole_reconstructions_have_a_column_for_each_method(repository, tmp_path) -> None:
+    machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
+    rows = [
+        {"shape": "10x512x512", "seconds": {"rdf": [0.3, 0.1, 0.2], "gplws": [1.0]}},
+        {"shape": "5x64x64", "seconds": {"rdf": [0.04], "gplws": [0.5]}},
+    ]
+    write(tmp_path, "methods", machine=machine, rows=rows)
+    shown = section(repository, tmp_path)
+    assert "| | `rdf` | `gplws` |" in shown
+    assert "| 10 x 512 x 512 | 0.20 | 1.00 |" in shown and "| 5 x 64 x 64 | 0.04 | 0.50 |" in shown
 
 
 def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
@@ -171,6 +195,7 @@ def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
     tf32 = {"gplws graph": [1e-3], "eager": [4e-3], "eager graph tf32": [3e-3], "eager tf32": [9.0]}
     other = {"gplws graph": [9.0], "compile max-autotune": [1e-3]}
     peer = {"eager": [9e-3], "autocast": [6e-3]}
+    to_depth = {"eager": [7e-3], "gplws graph": [7e-4]}
     write(
         tmp_path,
         "gpu",
@@ -183,8 +208,9 @@ def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
             {**row, "part": "network", "seconds": {"gplws graph": [7.0]}, "shape": "1x2x3"},
             {**row, "part": "compile", "seconds": other},
             {**row, "part": "peers", "what": "fvnet", "seconds": peer},
+            {**row, "part": "peers", "what": "ddffnet", "seconds": to_depth},
             {**row, "part": "peers", "what": "dfvnet", "seconds": {"eager graph": [5e-3]}},
-            {**row, "part": "peers", "what": "ddffnet", "seconds": {}},
+            {**row, "part": "peers", "what": "defocusnet", "seconds": {}},
             {
                 **row,
                 "part": "stream",
@@ -210,7 +236,9 @@ def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
         "| 5.00 (10.0x), DFVNet |",
         "| float32 | **1.00** | 4.00 (4.0x), eager | 3.00 (3.0x), eager graph |  |  |",
     ]
-    assert "DFVNet 5.0 ms (10.0x), FVNet 6.0 ms (12.0x)." in " ".join(lines)
+    assert "DFVNet 5.0 ms (10.0x), FVNet 6.0 ms (12.0x), DDFFNet 7.0 ms (10.0x). Their" in " ".join(
+        lines
+    )
     assert "400 a second with the network of the paper in bfloat16" in " ".join(lines)
     assert "250 a second one by one" in " ".join(lines)
     assert "No figure from a GPU" not in shown
