@@ -24,12 +24,13 @@ from benchmarks.summary import (
     voxels,
     with_interval,
 )
+from gplws.tiling import DEFAULT_MEMORY_MB
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- {}: made by python -m benchmarks.readme -->"
 END = "<!-- end of {} -->"
 SHAPE = "10x512x512"
-DEFAULT_MB = 640  # of reconstruct
+DEFAULT_MB = int(DEFAULT_MEMORY_MB)
 NAMES = {
     "gplws": "gplws",
     "eager": "torch eager",

@@ -17,6 +17,7 @@ import torch
 from gplws import _extension
 from gplws.data import FocalStack, SceneSettings, simulate_stack
 from gplws.reconstruct import engine_of, reconstruct, resolve_device
+from gplws.tiling import DEFAULT_MEMORY_MB
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 30
 
@@ -90,7 +91,7 @@ def time_methods(
     methods: Sequence[str],
     *,
     device: str | torch.device = "auto",
-    memory_mb: float = 640,
+    memory_mb: float = DEFAULT_MEMORY_MB,
     seconds: float = 6.0,
     progress: bool = False,
 ) -> Times:

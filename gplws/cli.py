@@ -16,6 +16,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gplws.tiling import DEFAULT_MEMORY_MB
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
@@ -198,7 +200,7 @@ def _reconstruct_parser() -> ArgumentParser:
         metavar="gwy|sdf",
         help="write a file for Gwyddion or of ISO 25178-71, or both: '[gwy, sdf]'; needs the same",
     )
-    add("--memory-mb", type=float, default=640, help="working memory, MiB")
+    add("--memory-mb", type=float, default=DEFAULT_MEMORY_MB, help="working memory, MiB")
     _add_shared(add, "--overwrite", "--quiet", "--verbose")
     return reconstruct
 
@@ -422,7 +424,7 @@ def _benchmark_parser() -> ArgumentParser:
     add("--height", type=int | None, default=None, help="rows of its frames; default: 512")
     add("--width", type=int | None, default=None, help="columns of its frames; default: 512")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--memory-mb", type=float, default=640, help="working memory, MiB")
+    add("--memory-mb", type=float, default=DEFAULT_MEMORY_MB, help="working memory, MiB")
     add("--seconds", type=float, default=10.0, help="for all of it, roughly")
     add("-o", "--out", type=Path | None, default=None, help="JSON file to write")
     _add_shared(add, "--overwrite", "--quiet", "--verbose")

@@ -40,7 +40,7 @@ from gplws.models.classical_steps import CLASSICAL_STEPS, ClassicalStep
 from gplws.models.frame_bins import bin_size
 from gplws.models.registry import name_of_weights
 from gplws.ops.focus_search import focus_search
-from gplws.tiling import Tile
+from gplws.tiling import DEFAULT_MEMORY_MB, Tile
 
 ZDirection = Literal["up", "down"]
 
@@ -102,7 +102,7 @@ def reconstruct(
     axes: str | None = None,
     method: str | nn.Module = "auto",
     device: str | torch.device = "auto",
-    memory_mb: float = 640,
+    memory_mb: float = DEFAULT_MEMORY_MB,
     progress: bool = False,
 ) -> Reconstruction:
     """Height map, confidence and all-in-focus image of a focal stack.

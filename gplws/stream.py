@@ -33,6 +33,7 @@ from gplws.reconstruct import (
     resolve_device,
     surface,
 )
+from gplws.tiling import DEFAULT_MEMORY_MB
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def reconstruct_stream(
     axes: str | None = None,
     method: str | nn.Module = "auto",
     device: str | torch.device = "auto",
-    memory_mb: float = 640,
+    memory_mb: float = DEFAULT_MEMORY_MB,
     in_flight: int = 3,
 ) -> Iterator[Reconstruction]:
     """Height map after height map of stacks that come one after the other, as from a camera.
