@@ -127,6 +127,7 @@ def take_turns(
     fewest: int = FEWEST_ROUNDS,
     once: float | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
+    between: Callable[[], object] | None = None,
     progress: bool = False,
 ) -> dict[str, list[float]]:
     """Times of each candidate, in seconds; in each round every candidate has one turn.
@@ -137,6 +138,7 @@ def take_turns(
         fewest: rounds, also where they take longer.
         once: how long a round took that the caller has run; by default one is run here first.
         check: is given the results of that first round, by name, before anything is timed.
+        between: called before each turn and not timed, such as what clears the caches.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -160,6 +162,8 @@ def take_turns(
         times: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(count):
             for name, run in candidates.items():
+                if between is not None:
+                    between()
                 start = time.perf_counter()
                 run()
                 times[name].append(time.perf_counter() - start)

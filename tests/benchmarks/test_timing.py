@@ -12,9 +12,14 @@ calls = []
 def candidate():
     calls.append("run")
     return 3
-times = take_turns({"a": candidate}, seconds=0, check=lambda results: calls.append(results))
+times = take_turns(
+    {"a": candidate},
+    seconds=0,
+    check=lambda results: calls.append(results),
+    between=lambda: calls.append("between"),
+)
 assert calls[:2] == ["run", {"a": 3}]
-assert len(calls) == 2 + FEWEST_ROUNDS and len(times["a"]) == FEWEST_ROUNDS
+assert calls[2:] == ["between", "run"] * FEWEST_ROUNDS and len(times["a"]) == FEWEST_ROUNDS
 """
 
 
