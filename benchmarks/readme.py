@@ -81,8 +81,8 @@ def _speed(folder: Path | None) -> list[str]:
         parts.append(_engines_table(ours))
         if len(rows) > len(ours):
             parts.append(
-                "Published networks, to the depth map, each in the fastest of its settings, "
-                "measured in other minutes than gplws; seconds:"
+                "Published networks, to the depth map, each in the fastest of its settings; "
+                "seconds, and times gplws, to the depth map as well, in turns with it:"
             )
             parts.append(_networks_table(rows))
         parts += _table_7(latency)
@@ -425,10 +425,10 @@ def _memory_sentence(memory: dict[str, Any]) -> str:
         for row in rows
         if row["memory_mb"] in (DEFAULT_MB, None)
     ]
+    shape = rows[0]["shape"].replace("x", " x ")
     return (
-        f'Peak memory of `reconstruct` at {rows[0]["shape"].replace("x", " x ")}, "gplws" with the '
-        f"weights that ship, against one forward pass of that network on stock torch: "
-        f"{', '.join(parts)}."
+        f"Peak memory of `reconstruct` at {shape}, gplws with the weights that ship, against one "
+        f"forward pass of that network on stock torch: {', '.join(parts)}."
     )
 
 
