@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import gplws
 from benchmarks.clocks import Clock, Run, reason_of, sets_beyond, take_turns
-from benchmarks.networks import NETWORKS, in_channels_last, random_gplws, random_peer
+from benchmarks.networks import NETWORKS, ToDepth, in_channels_last, random_gplws, random_peer
 from benchmarks.summary import medians, quantile, shape_name
 from gplws.ops import (
     focus_search,
@@ -562,21 +562,9 @@ def peer(clock: Clock, settings: Settings, name: str, *, compile_: bool = False)
                 compared.add(f"compile {COMPILE_MODE}", lambda m=call, g=given: _compiled(m, g))
     with torch.inference_mode(False):  # as users make it; so it may keep its weights packed
         fused = random_gplws().fuse().to(clock.device, settings.dtype)
-    ours = _ToDepth(fused)  # what it gives is another depth: nothing to compare
+    ours = ToDepth(fused)  # what it gives is another depth: nothing to compare
     compared.add("gplws graph", lambda: _graph(clock, ours, inputs), math.inf)
     yield compared.row(settings.row("peers", name), settings.seconds)
-
-
-class _ToDepth(nn.Module):
-    """GPLWS-Net to the depth map, where published networks end."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self._network = network
-
-    def forward(self, stack: Tensor) -> Tensor:
-        volume = self._network(stack)
-        return focus_search(volume if volume.is_cuda else volume.float(), log_scale=True).depth
 
 
 class _Autocast(nn.Module):

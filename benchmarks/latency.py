@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from benchmarks import paper, plots
 from benchmarks.networks import (
     NETWORKS,
+    ToDepth,
     frames_of,
     in_channels_last,
     random_gplws,
@@ -54,7 +55,6 @@ from benchmarks.summary import (
 )
 from benchmarks.timing import introduce, resumed_rows, save, show, when
 from gplws.benchmark import FEWEST_ROUNDS, take_turns
-from gplws.ops import focus_search
 
 SHAPES = {
     "one": [(10, 512, 512)],
@@ -138,8 +138,8 @@ class Engines:
     def beside(self, stack: Tensor) -> Candidate:
         """GPLWS-Net on the kernels, for the turns of another network."""
         stack = stack.to(self.dtype)
-        # To the depth map, where published networks end.
-        return lambda: focus_search(self.kernels(stack).float(), log_scale=True).depth
+        to_depth = ToDepth(self.kernels)
+        return lambda: to_depth(stack)
 
     def _builders(self, stack: Tensor) -> Iterator[tuple[str, Callable[[], Candidate]]]:
         last = stack.contiguous(memory_format=torch.channels_last_3d)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gplws import models
+from gplws.ops import focus_search
 
 NETWORKS = models.model_names()
 
@@ -59,6 +60,18 @@ class _Depth(nn.Module):
         frames = stack.shape[2]
         positions = torch.linspace(0.1, 1.0, frames, dtype=stack.dtype, device=stack.device)
         return self.network(stack, positions).depth
+
+
+class ToDepth(nn.Module):
+    """GPLWS-Net to the depth map, where published networks end."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = network
+
+    def forward(self, stack: Tensor) -> Tensor:
+        volume = self._network(stack)
+        return focus_search(volume if volume.is_cuda else volume.float(), log_scale=True).depth
 
 
 def with_statistics(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 
 from gplws import _extension
 from gplws.data import FocalStack, SceneSettings, simulate_stack
+from gplws.models.registry import load_weights
 from gplws.reconstruct import engine_of, reconstruct, resolve_device
 from gplws.tiling import DEFAULT_MEMORY_MB
 
@@ -29,7 +30,7 @@ class Times:
     Attributes:
         shape: of the frames, (N, H, W) or (N, H, W, 3).
         dtype: of the frames.
-        device: as it was asked for; classical methods but for their focus search run on the CPU.
+        device: where they were computed.
         seconds: of each call of each method.
     """
 
@@ -113,9 +114,12 @@ def time_methods(
         raise ValueError("methods: expected at least one")
     place = resolve_device(device, stack)
     options: dict[str, Any] = {"device": place, "memory_mb": memory_mb}
+    runs = {}
     for name in methods:
-        engine_of(name, place, shared=True)  # an unknown name is an error before any work
-    runs = {name: partial(reconstruct, stack, method=name, **options) for name in methods}
+        # Those that ship are read once for all calls, files would be read in each.
+        method = load_weights(name) if name.endswith(".safetensors") else name
+        engine_of(method, place, shared=True)  # an unknown name is an error before any work
+        runs[name] = partial(reconstruct, stack, method=method, **options)
     times = take_turns(runs, seconds=seconds, progress=progress)
     return Times(tuple(stack.frames.shape), str(stack.frames.dtype), str(place), times)
 

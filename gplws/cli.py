@@ -111,6 +111,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "default": "up",
         "help": "whether the plane in focus rises or sinks from frame to frame",
     },
+    "--memory-mb": {
+        "type": float,
+        "default": DEFAULT_MEMORY_MB,
+        "help": "working memory, MiB",
+    },
     "--overwrite": {
         "action": "store_true",
         "help": "replace the results in a folder that has some",
@@ -129,6 +134,11 @@ def _add_shared(add: Callable[..., Any], *names: str) -> None:
         add(name, **_SHARED[name])
 
 
+def _add_path(add: Callable[..., Any], text: str) -> None:
+    """A stack; without a default, which would hide the path of a --config file."""
+    add("path", type=Path | None, nargs="?", default=SUPPRESS, help=text)
+
+
 def _reconstruct_parser() -> ArgumentParser:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -137,13 +147,7 @@ def _reconstruct_parser() -> ArgumentParser:
     )
     add = reconstruct.add_argument
     add("--config", action=ActionConfigFile, help="YAML file with these options")
-    add(
-        "path",
-        type=Path | None,
-        nargs="?",
-        default=SUPPRESS,  # else it would hide that of a --config file
-        help="folder of BMP, PNG, JPEG or TIFF frames, or a multipage, ImageJ or OME TIFF",
-    )
+    _add_path(add, "folder of BMP, PNG, JPEG or TIFF frames, or a multipage, ImageJ or OME TIFF")
     add("--stack", type=Path | None, default=None, help="the same as PATH, for --config files")
     add("--demo", action="store_true", help="render a test piece, reconstruct it, show the error")
     add(
@@ -200,8 +204,7 @@ def _reconstruct_parser() -> ArgumentParser:
         metavar="gwy|sdf",
         help="write a file for Gwyddion or of ISO 25178-71, or both: '[gwy, sdf]'; needs the same",
     )
-    add("--memory-mb", type=float, default=DEFAULT_MEMORY_MB, help="working memory, MiB")
-    _add_shared(add, "--overwrite", "--quiet", "--verbose")
+    _add_shared(add, "--memory-mb", "--overwrite", "--quiet", "--verbose")
     return reconstruct
 
 
@@ -406,13 +409,7 @@ def _benchmark_parser() -> ArgumentParser:
     )
     add = benchmark.add_argument
     add("--config", action=ActionConfigFile, help="YAML file with these options")
-    add(
-        "path",
-        type=Path | None,
-        nargs="?",
-        default=SUPPRESS,
-        help="a stack, as for gplws reconstruct; default: one that is rendered",
-    )
+    _add_path(add, "a stack, as for gplws reconstruct; default: one that is rendered")
     add(
         "--methods",
         type=list[str],
@@ -424,7 +421,7 @@ def _benchmark_parser() -> ArgumentParser:
     add("--height", type=int | None, default=None, help="rows of its frames; default: 512")
     add("--width", type=int | None, default=None, help="columns of its frames; default: 512")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--memory-mb", type=float, default=DEFAULT_MEMORY_MB, help="working memory, MiB")
+    _add_shared(add, "--memory-mb")
     add("--seconds", type=float, default=10.0, help="for all of it, roughly")
     add("-o", "--out", type=Path | None, default=None, help="JSON file to write")
     _add_shared(add, "--overwrite", "--quiet", "--verbose")

@@ -36,7 +36,7 @@ from gplws.metrics import (
 )
 from gplws.models.gplws_net import GPLWSNet
 from gplws.models.peer import FocusVolumeNetwork
-from gplws.models.registry import load_model, model_names, name_of_weights
+from gplws.models.registry import load_model, load_weights, model_names
 from gplws.ops.focus_search import focus_search
 from gplws.training import predicted
 from gplws.training_config import require_distinct
@@ -273,7 +273,7 @@ def method_of(which: nn.Module | str | Path, device: str | torch.device = "cpu")
         return _network(which, device)
     name = str(which)
     if name.endswith(".safetensors"):
-        return _network(load_model(name_of_weights(name), weights=name), device)
+        return _network(load_weights(name), device)
     if name.endswith(".pt"):
         model: Any = model_of_checkpoint(name)
         return _network(model.fuse() if hasattr(model, "fuse") else model, device)

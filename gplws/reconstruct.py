@@ -38,7 +38,7 @@ from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
 from gplws.models.classical_steps import CLASSICAL_STEPS, ClassicalStep
 from gplws.models.frame_bins import bin_size
-from gplws.models.registry import name_of_weights
+from gplws.models.registry import load_weights
 from gplws.ops.focus_search import focus_search
 from gplws.tiling import DEFAULT_MEMORY_MB, Tile
 
@@ -501,8 +501,7 @@ def engine_of(method: str | nn.Module, device: torch.device, *, shared: bool = F
     if name in CLASSICAL_METHODS:
         return _ClassicalEngine(name)
     if name.endswith(".safetensors"):
-        model = load_model(name_of_weights(name), weights=name)
-        return _NetworkEngine(model, Path(name).stem, device)
+        return _NetworkEngine(load_weights(name), Path(name).stem, device)
     if name in model_names():
         model = _shared_model(name, device) if shared else load_model(name)
         return _NetworkEngine(model, name, device, shared)

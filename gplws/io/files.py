@@ -88,14 +88,14 @@ def new_folder_content(folder: Path, names: Collection[str], *, overwrite: bool)
     """
     folder = folder.resolve()
     existed = folder.exists()
-    _check_free(folder, overwrite, None)
+    require_free_folder(folder, overwrite=overwrite)
     created = _make_parents(folder.parent)
     part = temporary_sibling(folder / "new" if existed else folder)
     try:
         part.mkdir()
         yield part
         if existed:
-            _check_free(folder, overwrite, part)
+            require_free_folder(folder, overwrite=overwrite, part=part)
             _exchange(part, folder, names)
         else:
             part.rename(folder)
@@ -123,16 +123,17 @@ def explained(error: OSError, what: str, consequence: str) -> OSError:
     return OSError(message) if error.errno is None else OSError(error.errno, message)
 
 
-def require_free_folder(folder: Path, *, overwrite: bool) -> None:
-    """What `new_folder_content` checks, before the work whose results it is to take.
+def require_free_folder(folder: Path, *, overwrite: bool, part: Path | None = None) -> None:
+    """What `new_folder_content` checks; before the work whose results it is to take, too.
+
+    Args:
+        folder: the folder to fill.
+        overwrite: whether a folder with content is accepted.
+        part: does not count as content.
 
     Raises:
-        FileExistsError: as there.
+        FileExistsError: ``folder`` has content and ``overwrite`` is False, or is a file.
     """
-    _check_free(folder, overwrite, None)
-
-
-def _check_free(folder: Path, overwrite: bool, part: Path | None) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; out_dir must be a folder")
     if not overwrite and folder.exists() and any(path != part for path in folder.iterdir()):

@@ -299,9 +299,7 @@ class GPLWSNet(nn.Module):
     def _may_reuse_memory(self, x: Tensor) -> bool:
         """Whether activations can go to memory of earlier passes: fused, and nobody keeps them."""
         return (
-            not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-            and x.device.type == "cpu"
-            and not torch.is_grad_enabled()
+            not torch.is_grad_enabled()
             and takes_shortcuts(x, *self.parameters())
             and self._is_planned()
         )

@@ -166,6 +166,15 @@ def name_of_weights(path: str | Path) -> str:
     return name
 
 
+def load_weights(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The network that a file of :func:`save_weights` belongs to, as of :func:`load_model`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or belongs to no known network.
+    """
+    return load_model(name_of_weights(path), weights=path, device=device)
+
+
 def _network(name: str) -> type[GPLWSNet] | type[PeerNetwork]:
     if name not in _NETWORKS:
         raise ValueError(f"unknown model {name!r}; known: {', '.join(_NETWORKS)}")

@@ -91,28 +91,32 @@ def require_out(
     *,
     name: str = "out",
     channels_last: bool = False,
+    inputs: Mapping[str, Tensor | None] | None = None,
+    same: Tensor | None = None,
 ) -> None:
     """Raise unless ``out`` can take a result of this shape and dtype.
 
-    It must be contiguous, or may be channels_last_3d with ``channels_last``.
+    It must be contiguous, or may be channels_last_3d with ``channels_last``. Autograd must not take
+    it for a function of what it was before, and it must lie apart from the inputs, as other threads
+    would read what is written; ``same`` among them, which is read element by element, may begin
+    where it begins.
     """
     require_shape(op, name, out, shape, "the shape of the result")
     if out.dtype != dtype:
         raise TypeError(f"{op}: {name} must be {dtype} as the result, got {out.dtype}")
-    if channels_last and out.is_contiguous(memory_format=torch.channels_last_3d):
-        return
-    if not out.is_contiguous():
+    in_last = channels_last and out.is_contiguous(memory_format=torch.channels_last_3d)
+    if not in_last and not out.is_contiguous():
         formats = "contiguous or channels_last_3d" if channels_last else "contiguous"
         raise ValueError(f"{op}: {name} must be {formats}")
+    if inputs:
+        _require_apart(op, out, inputs, name, same)
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: {name} must not require gradients; writing into it has none")
 
 
-def require_apart(
-    op: str, out: Tensor, inputs: Mapping[str, Tensor | None], *, name: str = "out"
+def _require_apart(
+    op: str, out: Tensor, inputs: Mapping[str, Tensor | None], name: str, same: Tensor | None
 ) -> None:
-    """Raise ValueError where ``out`` lies over an input: other threads would read what is written.
-
-    An input that may be ``out`` itself, as it is read element by element, is not to be given.
-    """
     if torch.compiler.is_compiling() or out.numel() == 0:
         return
     first, last = _memory(out)
@@ -120,6 +124,8 @@ def require_apart(
         if tensor is None or tensor.numel() == 0 or tensor.device != out.device:
             continue
         begin, end = _memory(tensor)
+        if tensor is same and begin == first:
+            continue
         if begin < last and first < end:
             raise ValueError(f"{op}: {name} must be apart from {input_name}")
 
@@ -132,16 +138,19 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
     return begin, begin + length * tensor.element_size()
 
 
-def require_no_grad(op: str, out: Tensor, *, name: str = "out") -> None:
-    """Raise ValueError where autograd would take ``out`` for a function of what it was before."""
-    if out.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{op}: {name} must not require gradients; writing into it has none")
-
-
 def note_change(out: Tensor) -> None:
     """Let autograd know that ``out`` was written into, as it does of stock ops."""
     if not torch.compiler.is_compiling() and not out.is_inference():
         torch.autograd.graph.increment_version(out)
+
+
+def goes_to_reference(op: str, *tensors: Tensor | None, into: object = None) -> bool:
+    """Whether an op leaves its work to stock ops; ValueError where ``into`` is given then."""
+    if not needs_stock(*tensors):
+        return False
+    if into is not None:
+        raise ValueError(f"{op}: what is written into, or packed, has no derivatives")
+    return True
 
 
 def needs_stock(*tensors: Tensor | None) -> bool:

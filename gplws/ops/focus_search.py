@@ -10,11 +10,9 @@ from torch import Tensor
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
-    needs_stock,
+    goes_to_reference,
     note_change,
-    require_apart,
     require_float32,
-    require_no_grad,
     require_one_device,
     require_out,
 )
@@ -105,9 +103,7 @@ def focus_search(
             f"{op}: focus_positions must be (N,) or (B, N) with N = {frames}, "
             f"got shape {tuple(focus_positions.shape)}"
         )
-    if needs_stock(volume):
-        if out is not None:
-            raise ValueError(f"{op}: out has no derivatives")
+    if goes_to_reference(op, volume, into=out):
         return reference.focus_search(
             volume.float(),
             focus_positions.to(volume.device, torch.float32),
@@ -129,9 +125,7 @@ def focus_search(
     shape = (batch, *volume.shape[2:])
     for name, result in out._asdict().items():
         dtype = torch.int64 if name == "index" else torch.float32
-        require_out(op, result, shape, dtype, name=f"out.{name}")
-        require_apart(op, result, {"volume": volume}, name=f"out.{name}")
-        require_no_grad(op, result, name=f"out.{name}")
+        require_out(op, result, shape, dtype, name=f"out.{name}", inputs={"volume": volume})
     _OP.out(*arguments, *out)
     for result in out:
         note_change(result)

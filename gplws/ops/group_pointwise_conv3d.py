@@ -11,13 +11,11 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
+    goes_to_reference,
     has_gradient_kernels,
-    needs_stock,
     note_change,
     register_conv_autocast,
-    require_apart,
     require_float,
-    require_no_grad,
     require_one_device,
     require_out,
     require_shape,
@@ -144,9 +142,7 @@ def group_pointwise_conv3d(
         require_shape(op, "residual", residual, shape, "the shape of the result")
     tensors = (x, weight, bias, pointwise_weight, pointwise_bias)
     options = (groups, stride, relu, pointwise_relu)
-    if needs_stock(*tensors, residual):
-        if out is not None or packed is not None:
-            raise ValueError(f"{op}: out and packed have no derivatives")
+    if goes_to_reference(op, *tensors, residual, into=packed if out is None else out):
         return reference.group_pointwise_conv3d(
             *tensors,
             residual,
@@ -161,13 +157,10 @@ def group_pointwise_conv3d(
     if out is None:
         layout = torch.channels_last_3d if follows_channels_last(x) else torch.contiguous_format
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+        inputs = None
     else:
-        named = dict(zip(("x", *others), (*tensors, residual), strict=True))
-        if residual is not None and residual.data_ptr() == out.data_ptr():
-            named.pop("residual")  # it is read element by element
-        require_apart(op, out, named)
-        require_no_grad(op, out)
-    require_out(op, out, shape, x.dtype, channels_last=out.is_cuda)
+        inputs = {"x": x, **others}
+    require_out(op, out, shape, x.dtype, channels_last=out.is_cuda, inputs=inputs, same=residual)
     if packed is None:
         _OP.out(*tensors, residual, *options, residual_relu, out)
     elif residual is None:

@@ -10,11 +10,9 @@ from torch import Tensor
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
-    needs_stock,
+    goes_to_reference,
     note_change,
-    require_apart,
     require_float32,
-    require_no_grad,
     require_one_device,
     require_out,
     vmap_by_batch,
@@ -60,15 +58,11 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
         raise ValueError(f"{op}: images must be (C, H, W), got shape {tuple(images.shape)}")
     if not 1 <= spacing <= _MOST_SPACING:
         raise ValueError(f"{op}: spacing must be 1 to {_MOST_SPACING}, got {spacing}")
-    if needs_stock(images):
-        if out is not None:
-            raise ValueError(f"{op}: out has no derivatives")
+    if goes_to_reference(op, images, into=out):
         return reference.spline_smooth(images, spacing=spacing)
     if out is None:
         return _OP.default(images, spacing)
-    require_out(op, out, tuple(images.shape), images.dtype)
-    require_apart(op, out, {"images": images})
-    require_no_grad(op, out)
+    require_out(op, out, tuple(images.shape), images.dtype, inputs={"images": images})
     _OP.out(images, spacing, out)
     note_change(out)
     return out

@@ -11,13 +11,11 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
+    goes_to_reference,
     has_gradient_kernels,
-    needs_stock,
     note_change,
     register_conv_autocast,
-    require_apart,
     require_float,
-    require_no_grad,
     require_one_device,
     require_out,
     require_shape,
@@ -78,17 +76,12 @@ def up_conv3d(
     shape = _output_shape(x, groups)
     if residual is not None:
         require_shape(op, "residual", residual, shape, "the shape of the result")
-    if needs_stock(x, weight, bias, residual):
-        if out is not None:
-            raise ValueError(f"{op}: out has no derivatives")
+    if goes_to_reference(op, x, weight, bias, residual, into=out):
         return reference.up_conv3d(x, weight, bias, residual, groups=groups)
     if out is None:
         return _OP.default(x, weight, bias, residual, groups)
-    require_out(op, out, shape, x.dtype, channels_last=out.is_cuda)
-    is_out = residual is not None and residual.data_ptr() == out.data_ptr()
-    apart = {**others, "residual": None if is_out else residual}  # it is read element by element
-    require_apart(op, out, {"x": x, **apart})
-    require_no_grad(op, out)
+    inputs = {"x": x, **others}
+    require_out(op, out, shape, x.dtype, channels_last=out.is_cuda, inputs=inputs, same=residual)
     _OP.out(x, weight, bias, residual, groups, out)
     note_change(out)
     return out
