@@ -183,6 +183,14 @@ def _reconstruct_parser() -> ArgumentParser:
     _add_shared(add, "--z-direction")
     add("--axes", type=str | None, default=None, help="axes of a TIFF or array, such as ZYX")
     add(
+        "--align",
+        type=str,
+        default="none",
+        metavar="none|translation|similarity|affine|FILE",
+        help="register the frames first: translation for microscopes, similarity for macro lenses; "
+        "or as info.json of an earlier result has it; the result is cut to what all frames show",
+    )
+    add(
         "--method",
         type=str,
         default="auto",
@@ -714,6 +722,7 @@ def _name_of(stack: Path) -> str:
 
 def _common(options: Namespace) -> dict[str, Any]:
     return {
+        "align": options.align,
         "method": options.method,
         "device": options.device,
         "memory_mb": options.memory_mb,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gplws import _extension, tiling
+from gplws.alignment import Alignment, align_frames, requested_alignment
 from gplws.classical import (
     LOCAL_PART,
     STATISTICS_REACH,
@@ -100,6 +101,7 @@ def reconstruct(
     pixel_size_um: float | None = None,
     z_direction: ZDirection = "up",
     axes: str | None = None,
+    align: str | Path | Alignment = "none",
     method: str | nn.Module = "auto",
     device: str | torch.device = "auto",
     memory_mb: float = DEFAULT_MEMORY_MB,
@@ -121,6 +123,11 @@ def reconstruct(
             heights, rising or falling; with "down" they are readings that grow as the plane
             sinks, and must rise.
         axes: one letter per axis of the array or file, such as "ZYX", where it is ambiguous.
+        align: registers the frames to each other first and cuts them to what all of them show:
+            "none", "translation" (microscopes), "similarity" (macro lenses), "affine"; see
+            :func:`gplws.align_frames`. Or an alignment that is known already: an
+            :class:`~gplws.Alignment`, or info.json of an earlier result or its folder. Takes a
+            copy of the stack, on the host.
         method: "auto", the name of a classical method ("rdf", "sml", "mdml", "tenengrad", "glv",
             "wavelet", "shearlet", "rr", "tft"; see :func:`gplws.classical.depth_from_focus`), the
             name of a network with weights ("gplws"), a ``.safetensors`` file of weights (of
@@ -146,12 +153,15 @@ def reconstruct(
         TypeError: an argument has the wrong type.
         FileNotFoundError: a path does not exist.
         WeightsError: ``method`` names a network without weights; a ValueError.
+        AlignmentError: the frames have too little in common, or ``align`` is of another stack; a
+            ValueError.
 
     Example:
         >>> result = gplws.reconstruct("stack_folder", z_step_um=2.0, pixel_size_um=0.5)
         >>> result.save("out")
     """
     check_options(z_direction, memory_mb)
+    alignment = requested_alignment(align)
     place = resolve_device(device, stack)
     engine = engine_of(method, place, shared=True)
 
@@ -166,12 +176,20 @@ def reconstruct(
     )
     check_direction(focal_stack, z_direction)
     read = time.perf_counter()
+    if isinstance(alignment, str):
+        alignment = align_frames(focal_stack, alignment, progress=progress)
+    if alignment is not None:
+        focal_stack = alignment.apply(focal_stack)
+    aligned = time.perf_counter()
     try:
         maps = reconstructed(focal_stack, engine, place, z_direction, memory_mb, progress)
     finally:
         engine.release()
-    seconds = {"read": read - started, "reconstruct": time.perf_counter() - read}
+    seconds = {"read": read - started, "reconstruct": time.perf_counter() - aligned}
     metadata = metadata_of(stack, focal_stack, engine, place, z_direction, seconds)
+    if alignment is not None:
+        seconds["align"] = aligned - read
+        metadata["alignment"] = alignment.to_dict()
     return surface(maps, focal_stack, metadata, tensors=isinstance(stack, Tensor))
 
 
