@@ -35,12 +35,14 @@ from gplws.classical import METHODS as CLASSICAL_METHODS
 from gplws.data import FocalStack
 from gplws.devices import usable_device
 from gplws.io import read_stack, save_reconstruction
+from gplws.io.arrays import as_numpy
 from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
 from gplws.models.classical_steps import CLASSICAL_STEPS, ClassicalStep
 from gplws.models.frame_bins import bin_size
 from gplws.models.registry import load_weights
 from gplws.ops.focus_search import focus_search
+from gplws.surface_texture import Form, surface_texture
 from gplws.tiling import DEFAULT_MEMORY_MB, Tile
 
 ZDirection = Literal["up", "down"]
@@ -77,6 +79,18 @@ class Reconstruction:
     all_in_focus: np.ndarray | Tensor
     pixel_size_um: float | None
     metadata: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def surface_texture(self, *, form: Form = "plane") -> dict[str, float | None]:
+        """Sa, Sq, Sz and more of ISO 25178-2, in ``units``; None where unknown.
+
+        See :func:`gplws.surface_texture.surface_texture`. Slopes need heights in um and
+        ``pixel_size_um``.
+
+        Args:
+            form: what is taken out first: "none", "plane" or "quadratic".
+        """
+        pixel_size = self.pixel_size_um if self.units == "um" else None
+        return surface_texture(as_numpy(self.height), pixel_size, form=form)
 
     def save(
         self,

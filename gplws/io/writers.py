@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.focal_stack import checked_length
 from ..data.simulator import SimulatedStack
+from ..surface_texture import surface_texture
 from .arrays import as_numpy
 from .files import new_folder_content, write_bytes, write_file
 from .meshes import DEFAULT_MAX_FACES, MESH_FORMATS, encode_mesh, require_calibration
@@ -95,7 +96,8 @@ def save_reconstruction(
     ``height.tif``, ``depth_index.tif`` and ``confidence.tif`` are 32-bit float TIFF with NaN where
     invalid (ImageJ reads the pixel size from them); ``all_in_focus.png`` has the source's 8 or 16
     bits (other dtypes: ``all_in_focus.tif``, floats in 32 bits); ``preview.png`` is the figure of
-    `preview_figure`; ``info.json`` holds versions, parameters, units and statistics; ``mesh.*``,
+    `preview_figure`; ``info.json`` holds versions, parameters, units, statistics and the surface
+    texture above the least squares plane (:mod:`gplws.surface_texture`); ``mesh.*``,
     ``height.gwy`` and ``height.sdf`` are written on request.
 
     Args:
@@ -172,6 +174,12 @@ def save_reconstruction(
             "pixel_size_um": pixel_size_um,
             "shape": list(height.shape),
             "statistics": height_statistics(height, valid),
+            "surface_texture": {
+                "form_removed": "plane",
+                **surface_texture(
+                    np.where(valid, height, np.nan), pixel_size_um if units == "um" else None
+                ),
+            },
             "files": sorted([*written, "info.json"]),
         }
         text = json.dumps(jsonable(info), indent=2, allow_nan=False, ensure_ascii=False)
