@@ -178,8 +178,9 @@ class Alignment:
                 correlation=np.array(values["correlation"], np.float64).reshape(n_frames),
                 matched=np.array(values["matched"], bool).reshape(n_frames),
             )
-            if not np.isfinite(transforms).all():
-                raise ValueError("transforms must be finite")
+            growth = np.linalg.det(result.transforms[:, :, :2])
+            if not (np.isfinite(transforms).all() and (growth > 0).all()):
+                raise ValueError("transforms must be finite and keep their orientation")
         except (KeyError, TypeError, ValueError) as error:
             raise AlignmentError(f"no alignment of gplws: {error!r}") from error
         return result

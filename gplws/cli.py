@@ -677,6 +677,8 @@ def _demo(options: Namespace) -> int:
     for name in ("z_step_um", "focus_positions_um", "pixel_size_um", "axes"):
         if options[name] is not None:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --demo")
+    if options.align != "none":
+        raise ValueError("--align does not go with --demo")
     out = Path(options.out or DEMO_FOLDER)
     # The demo may be run again; a folder that someone chose is not replaced unasked.
     options.overwrite = options.overwrite or options.out is None

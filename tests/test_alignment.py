@@ -215,6 +215,12 @@ def test_wrong_alignments_are_errors(tmp_path):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(AlignmentError, match=r"a\.json: "):
             reconstruct(stack, align=tmp_path / "a.json")
+    mirrored = {
+        **align_frames(stack).to_dict(),
+        "transforms": [[[-1.0, 0, 49], [0, 1, 0]]] * 3,
+    }
+    with pytest.raises(AlignmentError, match="keep their orientation"):
+        Alignment.from_dict(mirrored)
     far = np.broadcast_to(np.eye(2, 3), (3, 2, 3)).copy()
     far[2, 0, 2] = 45
     known = Alignment("translation", 1, (40, 50), far, np.ones(3), np.ones(3, bool))

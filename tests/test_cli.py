@@ -173,6 +173,13 @@ def test_existing_results_are_refused_before_the_work_and_replaced_on_request(
         (["reconstruct", "nowhere"], 1, "nowhere"),
         (["reconstruct", "FOLDER", "--z-step", "-2"], 1, "z_step_um must be positive"),
         (["reconstruct", "FOLDER", "--method", "magic"], 1, "method must be one of"),
+        (
+            ["reconstruct", "FOLDER", "--align", "rigid"],
+            1,
+            "align must be one of none, translation",
+        ),
+        (["reconstruct", "--demo", "--align", "affine"], 1, "--align does not go with --demo"),
+        (["reconstruct", "--demo", "--z-step", "1"], 1, "--z-step-um does not go with --demo"),
         (["reconstruct", "FOLDER", "--mesh", "obj"], 1, "mesh must be among"),
         (["reconstruct", "FOLDER", "--mesh", "[ply]"], 1, "z_step_um"),
         (["reconstruct", "--config", "nowhere.yaml"], 2, "nowhere.yaml"),
