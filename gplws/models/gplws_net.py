@@ -189,7 +189,7 @@ class GPLWSNet(nn.Module):
         """Memory that one pass takes, in floats for each voxel of the stack."""
         outside = 2  # the stack and the focus volume
         if self.prior is not None:
-            outside += FEATURES + 2  # and sums while the focus volume is made or depth refined
+            outside += FEATURES + 1  # and a sum while the focus volume is made
         if self._is_planned():
             side = 16 * self.coarsest
             stack = torch.empty(1, 1, 1, side, side, device="meta")
@@ -219,9 +219,11 @@ class GPLWSNet(nn.Module):
         if self.prior is None:
             return self._logits(stack)
         features = focus_features(luminance(stack.float())[:, 0])
-        learnt = self._logits(features.channels.to(self._dtype))
-        fine, coarse = (_PRIOR_RATE * self.prior.float()).unbind()
-        return learnt.float() + fine * features.responses[:, 0] + coarse * features.responses[:, 1]
+        logits = self._logits(features.channels.to(self._dtype)).float()
+        weights = (_PRIOR_RATE * self.prior.float()).unbind()
+        for weight, response in zip(weights, features.responses.unbind(1), strict=True):
+            logits = torch.addcmul(logits, weight, response)
+        return logits
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -259,7 +261,7 @@ class GPLWSNet(nn.Module):
             x = run.chain(level, run(down, x, keep=True))
         x = run.chain(self.middle, x)
         for up, decoder in zip(self.ups, self.decoders, strict=True):
-            x = run.chain(decoder, run(up, x, skips.pop()))
+            x = run.chain(decoder, run.onto(up, x, skips.pop()))
         return run.last(self.head, x)
 
     def _channels_last(self, level: nn.Module, x: Tensor) -> Tensor:

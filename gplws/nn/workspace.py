@@ -164,17 +164,29 @@ class Runner:
     def __init__(self, workspace: Workspace | Recorder | None) -> None:
         self._workspace = workspace
 
-    def __call__(self, module: nn.Module, x: Tensor, *others: Tensor, keep: bool = False) -> Tensor:
-        """``module(x, *others)``; the inputs are not used again, but for ``x`` with ``keep``."""
+    def __call__(self, module: nn.Module, x: Tensor, *, keep: bool = False) -> Tensor:
+        """``module(x)``; ``x`` is not used again, but with ``keep``."""
         if self._workspace is None:
-            return module(x, *others)
+            return module(x)
         output_shape: Callable[[Tensor], tuple[int, ...]] = module.output_shape  # type: ignore[assignment]
         y = self._workspace.take(output_shape(x), x)
         if self._workspace.computes:
-            module(x, *others, out=y)
-        for used in others if keep else (x, *others):
-            self._workspace.give_back(used)
+            module(x, out=y)
+        if not keep:
+            self._workspace.give_back(x)
         return y
+
+    def onto(self, module: nn.Module, x: Tensor, other: Tensor) -> Tensor:
+        """``module(x, other)``, with a workspace in the place of ``other``; neither is used again.
+
+        The module reads each element of ``other`` where it writes one.
+        """
+        if self._workspace is None:
+            return module(x, other)
+        if self._workspace.computes:
+            module(x, other, out=other)
+        self._workspace.give_back(x)
+        return other
 
     def dense(self, x: Tensor) -> Tensor:
         """``x`` with elements of its own, as the kernels read them: an expanded tensor has none."""
