@@ -28,7 +28,12 @@ def main() -> None:
     for frames, height, width in SHAPES:
         stack = rendered_stack(frames, height, width, progress=True)
         times = time_methods(
-            stack, options.methods, device=options.device, seconds=options.seconds, progress=True
+            stack,
+            options.methods,
+            precisions=("float32", "bfloat16"),
+            device=options.device,
+            seconds=options.seconds,
+            progress=True,
         )
         shape = shape_name((frames, height, width))
         rows.append({"shape": shape, "device": times.device, "seconds": times.seconds})
@@ -36,7 +41,7 @@ def main() -> None:
     found = [medians(row["seconds"]) for row in rows]
     show(
         ["method", *columns],
-        [[name, *(f"{times[name]:.3f}" for times in found)] for name in options.methods],
+        [[name, *(f"{times[name]:.3f}" for times in found)] for name in found[0]],
     )
     print(f"\n{save('methods', {'rows': rows}, options.out)}")
 

@@ -116,8 +116,8 @@ def _whole(found: dict[str, Any]) -> list[str]:
     said = (
         "Whole reconstructions, from frames in memory to maps in memory, "
         f"{_words(found['machine'])}; seconds, all methods taking turns (`python -m "
-        "benchmarks.methods`). `gplws` is the network that ships, its features and classical steps "
-        "included:"
+        "benchmarks.methods`). `gplws` is the network that ships, with its features and classical "
+        "steps, which stay in float32:"
     )
     return [said, _table(lines)]
 

@@ -15,9 +15,16 @@ from typing import Any
 import torch
 
 from gplws import _extension
+from gplws.classical import METHODS as CLASSICAL_METHODS
 from gplws.data import FocalStack, SceneSettings, simulate_stack
 from gplws.models.registry import load_weights
-from gplws.reconstruct import engine_of, reconstruct, resolve_device
+from gplws.reconstruct import (
+    DEFAULT_METHOD,
+    Precision,
+    engine_of,
+    reconstruct,
+    resolve_device,
+)
 from gplws.tiling import DEFAULT_MEMORY_MB
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 30
@@ -91,6 +98,7 @@ def time_methods(
     stack: FocalStack,
     methods: Sequence[str],
     *,
+    precisions: Sequence[Precision] = ("float32",),
     device: str | torch.device = "auto",
     memory_mb: float = DEFAULT_MEMORY_MB,
     seconds: float = 6.0,
@@ -103,6 +111,8 @@ def time_methods(
     Args:
         stack: what is reconstructed.
         methods: names, see `gplws.reconstruct`.
+        precisions: of the networks among them, each of which is timed in all; the name of one in
+            16 bits says so: "gplws, bfloat16".
         device, memory_mb: see there.
         seconds: how long all of it may take, roughly; each method has three turns at least.
         progress: show a progress bar on stderr.
@@ -110,16 +120,25 @@ def time_methods(
     Raises:
         ValueError: no method, or one that is unknown; a device that cannot be used.
     """
-    if not methods:
-        raise ValueError("methods: expected at least one")
+    for argument, given in (("methods", methods), ("precisions", precisions)):
+        if not given:
+            raise ValueError(f"{argument}: expected at least one")
     place = resolve_device(device, stack)
     options: dict[str, Any] = {"device": place, "memory_mb": memory_mb}
     runs = {}
     for name in methods:
-        # Those that ship are read once for all calls, files would be read in each.
-        method = load_weights(name) if name.endswith(".safetensors") else name
-        engine_of(method, place, shared=True)  # an unknown name is an error before any work
-        runs[name] = partial(reconstruct, stack, method=method, **options)
+        if name in (DEFAULT_METHOD, "auto", *CLASSICAL_METHODS):
+            runs[name] = partial(reconstruct, stack, method=name, **options)
+            continue
+        for precision in precisions:
+            # An unknown name is an error before any work.
+            engine_of(name, place, precision=precision, shared=True)
+            label = name if precision == "float32" else f"{name}, {precision}"
+            # Networks that ship are read once for all calls, files would be read in each.
+            of_file = name.endswith(".safetensors")
+            method = load_weights(name).to(getattr(torch, precision)) if of_file else name
+            own: dict[str, Any] = {} if of_file else {"precision": precision}
+            runs[label] = partial(reconstruct, stack, method=method, **own, **options)
     times = take_turns(runs, seconds=seconds, progress=progress)
     return Times(tuple(stack.frames.shape), str(stack.frames.dtype), str(place), times)
 

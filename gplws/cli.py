@@ -14,7 +14,7 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gplws.tiling import DEFAULT_MEMORY_MB
 
@@ -196,6 +196,12 @@ def _reconstruct_parser() -> ArgumentParser:
         default="auto",
         help="auto (rdf), rdf, sml, mdml, tenengrad, glv, wavelet, shearlet, rr, tft, gplws, or a "
         ".safetensors file of a network",
+    )
+    add(
+        "--precision",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of a network; bfloat16 is faster on GPUs and on CPUs with AVX512-BF16",
     )
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add(
@@ -425,6 +431,13 @@ def _benchmark_parser() -> ArgumentParser:
         metavar="[METHOD, ...]",
         help="names, as --method of gplws reconstruct",
     )
+    add(
+        "--precisions",
+        type=list[Literal["float32", "bfloat16", "float16"]],
+        default=["float32"],
+        metavar="[PRECISION, ...]",
+        help="of networks: float32, bfloat16, float16 (GPU)",
+    )
     add("--frames", type=int | None, default=None, help="of the rendered stack; default: 10")
     add("--height", type=int | None, default=None, help="rows of its frames; default: 512")
     add("--width", type=int | None, default=None, help="columns of its frames; default: 512")
@@ -461,6 +474,7 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
     times = time_methods(
         stack,
         options.methods,
+        precisions=options.precisions,
         device=options.device,
         memory_mb=options.memory_mb,
         seconds=options.seconds,
@@ -726,6 +740,7 @@ def _common(options: Namespace) -> dict[str, Any]:
     return {
         "align": options.align,
         "method": options.method,
+        "precision": options.precision,
         "device": options.device,
         "memory_mb": options.memory_mb,
         "progress": not options.quiet,

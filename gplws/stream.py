@@ -22,6 +22,7 @@ from gplws.io import read_stack
 from gplws.io.readers import StackSource
 from gplws.reconstruct import (
     Engine,
+    Precision,
     Reconstruction,
     StackSearch,
     ZDirection,
@@ -51,6 +52,7 @@ def reconstruct_stream(
     z_direction: ZDirection = "up",
     axes: str | None = None,
     method: str | nn.Module = "auto",
+    precision: Precision | None = None,
     device: str | torch.device = "auto",
     memory_mb: float = DEFAULT_MEMORY_MB,
     in_flight: int = 3,
@@ -75,8 +77,8 @@ def reconstruct_stream(
             there. Frames in page-locked memory (``tensor.pin_memory()``) are copied from there;
             frames on the GPU are ready with the work of the caller's current stream, and their
             results are tensors there, ready likewise.
-        z_step_um, focus_positions_um, pixel_size_um, z_direction, axes, method, memory_mb: as for
-            :func:`gplws.reconstruct`.
+        z_step_um, focus_positions_um, pixel_size_um, z_direction, axes, method, precision,
+            memory_mb: as for :func:`gplws.reconstruct`.
         device: "auto" (a GPU with compiled kernels, else the CPU) or any torch device.
         in_flight: stacks that may be on their way at a time, >= 1. 1 is the least memory; nothing
             overlaps then. 2 to 4 keep a GPU busy.
@@ -112,7 +114,7 @@ def reconstruct_stream(
             "gplws.reconstruct takes one stack"
         )
     place = _place(device)
-    engine = engine_of(method, place)
+    engine = engine_of(method, place, precision=precision)
 
     def read(source: StackSource) -> FocalStack:
         stack = read_stack(

@@ -385,6 +385,10 @@ def test_methods_are_timed_on_a_stack_that_is_rendered_or_given(tmp_path, capsys
     new = ("-o", tmp_path / "new" / "times.json")
     assert run("benchmark", "--config", config, *words, *new) == 0
     assert capsys.readouterr().out.startswith("4 x 16 x 16 float64, device cpu\n")
+    both = ("--precisions", "[float32, bfloat16]")
+    assert run("benchmark", tmp_path / "stack.npy", *words, *both) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[2:5]] == ["sml", "gplws", "gplws, bfloat16"]
     assert run("benchmark", *size, "--methods", "[magic]", "--quiet") == 1
     assert "method must be one of" in capsys.readouterr().err
 

@@ -11,7 +11,15 @@ from networks import randomise_bn
 import gplws
 from gplws.data import FocalStack, render_focal_stack
 from gplws.io import read_stack
-from gplws.models import AiFDepthNet, DDFFNet, DefocusNet, DFVNet, FVNet, GPLWSNet
+from gplws.models import (
+    AiFDepthNet,
+    DDFFNet,
+    DefocusNet,
+    DFVNet,
+    FVNet,
+    GPLWSNet,
+    save_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -412,9 +420,29 @@ def test_the_weights_are_read_once_and_no_working_memory_stays(wedge, monkeypatc
     again = gplws.reconstruct(frames, method="gplws")
     assert read == ["gplws"]
     np.testing.assert_array_equal(first.depth_index, again.depth_index)
-    model = module._shared_model("gplws", torch.device("cpu"))
+    model = module._shared_model("gplws", torch.device("cpu"), torch.float32)
     assert not model._workspaces._idle
     assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
+def test_precision_is_that_of_the_network_alone(wedge, tmp_path):
+    frames = wedge[0]
+    full = gplws.reconstruct(frames, method="gplws")
+    half = gplws.reconstruct(frames, method="gplws", precision="bfloat16")
+    assert full.metadata["parameters"]["precision"] == "float32"
+    assert half.metadata["parameters"]["precision"] == "bfloat16"
+    assert half.height.dtype == np.float32
+    difference = np.abs(half.depth_index - full.depth_index)
+    assert 0 < np.nanmean(difference) < 0.03
+    module = gplws.load_model("gplws").bfloat16()
+    same = gplws.reconstruct(frames, method=module)
+    np.testing.assert_array_equal(same.depth_index, half.depth_index)
+    streamed = next(gplws.reconstruct_stream([frames], method="gplws", precision="bfloat16"))
+    np.testing.assert_array_equal(streamed.depth_index, half.depth_index)
+    save_weights(gplws.load_model("gplws", fused=False), tmp_path / "own.safetensors")
+    file = str(tmp_path / "own.safetensors")
+    of_file = gplws.reconstruct(frames, method=file, precision="bfloat16")
+    np.testing.assert_array_equal(of_file.depth_index, half.depth_index)
 
 
 def test_a_saved_reconstruction_says_how_it_was_made(wedge, tmp_path):
@@ -443,6 +471,14 @@ def test_a_saved_reconstruction_says_how_it_was_made(wedge, tmp_path):
         ({"axes": "ZYXC"}, ValueError, "axes"),
         ({"method": "magic"}, ValueError, "method must be one of auto, rdf, .*got 'magic'"),
         ({"method": 3}, TypeError, "method must be a name or a module"),
+        ({"precision": "int8"}, ValueError, "precision must be one of float32, bfloat16, float16"),
+        ({"precision": "bfloat16"}, ValueError, "precision of method 'rdf' is float32"),
+        ({"precision": "float16", "method": "gplws", "device": "cpu"}, ValueError, "needs a GPU"),
+        (
+            {"precision": "bfloat16", "method": torch.nn.Flatten(1, 2)},
+            ValueError,
+            "precision goes with a name or a file",
+        ),
         ({"device": "warp"}, ValueError, "device 'warp' cannot be used"),
         ({"z_direction": "left"}, ValueError, "z_direction must be"),
         ({"memory_mb": 0}, ValueError, "memory_mb must be positive"),

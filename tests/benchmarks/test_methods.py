@@ -22,6 +22,6 @@ def test_every_method_is_timed_at_every_shape(repository: Path, tmp_path: Path) 
     found = json.loads((tmp_path / "methods.json").read_text())
     assert [row["shape"] for row in found["rows"]] == ["5x48x40", "6x40x40"]
     for row in found["rows"]:
-        assert list(row["seconds"]) == ["sml", "gplws"]
+        assert list(row["seconds"]) == ["sml", "gplws", "gplws, bfloat16"]
         assert all(len(times) >= 3 and min(times) > 0 for times in row["seconds"].values())
     assert "5x48x40, s" in ended.stdout and "commit" in found["machine"]
