@@ -219,8 +219,9 @@ def align_frames(
 
     Each frame is matched to its neighbour by maximising the correlation of what lies between noise
     and illumination (ECC), from coarse to fine; frames of more than a million pixels are reduced
-    for it. The frame in the middle is the reference. Where two frames show nothing in common, as
-    where nothing is in focus, a warning is logged and the frame stays where its neighbour is.
+    for it. The frame in the middle is the reference. Where a frame has nothing in common with its
+    neighbour, as where nothing is in focus, a warning is logged, it stays where that is, and the
+    frame after it is matched to that.
 
     Args:
         stack: the frames.
