@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from gplws.luminance import LUMINANCE
 
 AlignmentModel = Literal["translation", "similarity", "affine"]
 
-MODELS: tuple[AlignmentModel, ...] = ("translation", "similarity", "affine")
+MODELS: tuple[AlignmentModel, ...] = get_args(AlignmentModel)
 """What frames may do against each other: move; move, turn and grow; the same and shear."""
 
 _Map = NDArray[np.float64]

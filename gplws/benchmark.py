@@ -13,15 +13,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from gplws import _extension
 from gplws.classical import METHODS as CLASSICAL_METHODS
 from gplws.data import FocalStack, SceneSettings, simulate_stack
-from gplws.models.registry import load_weights
 from gplws.reconstruct import (
-    DEFAULT_METHOD,
     Precision,
     engine_of,
+    network_of_file,
     reconstruct,
     resolve_device,
 )
@@ -127,17 +127,16 @@ def time_methods(
     options: dict[str, Any] = {"device": place, "memory_mb": memory_mb}
     runs = {}
     for name in methods:
-        if name in (DEFAULT_METHOD, "auto", *CLASSICAL_METHODS):
-            runs[name] = partial(reconstruct, stack, method=name, **options)
-            continue
-        for precision in precisions:
+        is_network = name not in ("auto", *CLASSICAL_METHODS)
+        for precision in precisions if is_network else (None,):
+            method: str | nn.Module = name
+            own: dict[str, Any] = {"precision": precision}
+            if name.endswith(".safetensors"):
+                # Networks that ship are read once for all calls, files would be read in each.
+                method, own = network_of_file(name, place, precision), {}
             # An unknown name is an error before any work.
-            engine_of(name, place, precision=precision, shared=True)
-            label = name if precision == "float32" else f"{name}, {precision}"
-            # Networks that ship are read once for all calls, files would be read in each.
-            of_file = name.endswith(".safetensors")
-            method = load_weights(name).to(getattr(torch, precision)) if of_file else name
-            own: dict[str, Any] = {} if of_file else {"precision": precision}
+            engine_of(method, place, shared=True, **own)
+            label = name if precision in (None, "float32") else f"{name}, {precision}"
             runs[label] = partial(reconstruct, stack, method=method, **own, **options)
     times = take_turns(runs, seconds=seconds, progress=progress)
     return Times(tuple(stack.frames.shape), str(stack.frames.dtype), str(place), times)

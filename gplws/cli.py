@@ -14,7 +14,7 @@ from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from gplws.tiling import DEFAULT_MEMORY_MB
 
@@ -142,6 +142,8 @@ def _add_path(add: Callable[..., Any], text: str) -> None:
 def _reconstruct_parser() -> ArgumentParser:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
+    from gplws.reconstruct import Precision
+
     reconstruct = ArgumentParser(
         description="Reconstruct the surface of a focal stack and write it into a folder.",
     )
@@ -199,7 +201,7 @@ def _reconstruct_parser() -> ArgumentParser:
     )
     add(
         "--precision",
-        choices=["float32", "bfloat16", "float16"],
+        type=Precision,
         default="float32",
         help="of a network; bfloat16 is faster on GPUs and on CPUs with AVX512-BF16",
     )
@@ -417,6 +419,8 @@ def _evaluate_parser() -> ArgumentParser:
 def _benchmark_parser() -> ArgumentParser:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
+    from gplws.reconstruct import Precision
+
     benchmark = ArgumentParser(
         description="Measure how long methods take on this machine, from frames in memory to maps "
         "in memory, the methods taking turns.",
@@ -433,7 +437,7 @@ def _benchmark_parser() -> ArgumentParser:
     )
     add(
         "--precisions",
-        type=list[Literal["float32", "bfloat16", "float16"]],
+        type=list[Precision],
         default=["float32"],
         metavar="[PRECISION, ...]",
         help="of networks: float32, bfloat16, float16 (GPU)",
@@ -688,11 +692,10 @@ def _demo(options: Namespace) -> int:
     from gplws.data import FocalStack, demo_scene, render_focal_stack
     from gplws.reconstruct import reconstruct
 
-    for name in ("z_step_um", "focus_positions_um", "pixel_size_um", "axes"):
-        if options[name] is not None:
+    of_stacks = ("z_step_um", "focus_positions_um", "pixel_size_um", "axes")
+    for name, unset in {**dict.fromkeys(of_stacks), "align": "none"}.items():
+        if options[name] != unset:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --demo")
-    if options.align != "none":
-        raise ValueError("--align does not go with --demo")
     out = Path(options.out or DEMO_FOLDER)
     # The demo may be run again; a folder that someone chose is not replaced unasked.
     options.overwrite = options.overwrite or options.out is None

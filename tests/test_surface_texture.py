@@ -55,8 +55,7 @@ def test_one_pit_skews_downwards():
         ("quadratic", lambda x, y: 5e3 + 0.3 * x - 0.2 * y + 0.01 * x * x - 0.02 * x * y + y * y),
     ],
 )
-def test_the_form_is_taken_out_whatever_is_unknown(form, removed, monkeypatch):
-    monkeypatch.setattr("gplws.surface_texture._PIXELS_AT_A_TIME", 1000)
+def test_the_form_is_taken_out_whatever_is_unknown(form, removed):
     y, x = grid(70, 90)
     rough = np.random.default_rng(0).normal(0, 1, x.shape)
     rough[10:30, :40] = np.nan

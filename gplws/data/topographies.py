@@ -18,6 +18,8 @@ from .surfaces import Shape, Surface, unit_range
 TOPOGRAPHY_SUFFIXES = (".npz", ".npy", ".tif", ".tiff", ".png")
 TEXTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
+_BAND = 64  # rows of a map that are worked on at a time
+
 
 @dataclass(frozen=True, eq=False)
 class Topography:
@@ -123,16 +125,25 @@ def level_heights(heights: np.ndarray, valid: np.ndarray, degree: int) -> np.nda
     """
     if degree not in (0, 1, 2):
         raise ValueError(f"level: expected 0, 1 or 2, got {degree}")
+    powers = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]
     y = np.linspace(-1, 1, heights.shape[0])[:, None]
     x = np.linspace(-1, 1, heights.shape[1])[None]
-    terms = [
-        np.broadcast_to(y**i * x**j, heights.shape)
-        for i in range(degree + 1)
-        for j in range(degree + 1 - i)
-    ]
-    basis = np.stack([term[valid] for term in terms], -1)
-    solution, *_ = np.linalg.lstsq(basis, heights[valid].astype(np.float64), rcond=None)
-    return heights - sum(c * term for c, term in zip(solution, terms, strict=True))
+    bands = [slice(first, first + _BAND) for first in range(0, len(heights), _BAND)]
+
+    def terms(rows: slice) -> np.ndarray:
+        return np.stack([y[rows] ** i * x**j for i, j in powers])
+
+    # Normal equations, band by band: the terms of all points would be several times the map.
+    offset = heights.mean(where=valid, dtype=np.float64) if valid.any() else 0.0
+    moments, projections = np.zeros((len(powers), len(powers))), np.zeros(len(powers))
+    for rows in bands:
+        basis = terms(rows)[:, valid[rows]]
+        moments += basis @ basis.T
+        projections += basis @ (heights[rows][valid[rows]] - offset)
+    # Fewer points than terms, or points of one line: the smallest solution.
+    solution = np.linalg.lstsq(moments, projections, rcond=1e-12)[0]
+    surfaces = [np.tensordot(solution, terms(rows), 1) for rows in bands]
+    return heights - (offset + np.concatenate(surfaces))
 
 
 def fill_holes(heights: np.ndarray, valid: np.ndarray) -> np.ndarray:
