@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gplws.data import FocalStack
-from gplws.luminance import LUMINANCE
 
 AlignmentModel = Literal["translation", "similarity", "affine"]
 
@@ -254,14 +253,14 @@ def align_frames(
     transforms[reference] = np.eye(3)
     correlation = np.ones(n_frames)
     matched = np.ones(n_frames, bool)
-    first = _Levels.of(stack.frames[reference])
+    first = _Levels.of(stack, reference)
     with tqdm(
         total=n_frames, initial=1, desc="align", unit="frame", leave=False, disable=not progress
     ) as bar:
         for direction, end in ((1, n_frames), (-1, -1)):
             neighbour, before = first, reference
             for number in range(reference + direction, end, direction):
-                levels = _Levels.of(stack.frames[number])
+                levels = _Levels.of(stack, number)
                 step = _match(neighbour, levels, model)
                 correlation[number], matched[number] = step.correlation, step.found
                 transforms[number] = step.matrix @ transforms[before]
@@ -315,10 +314,10 @@ class _Levels(NamedTuple):
     full_size: tuple[int, int]
 
     @classmethod
-    def of(cls, frame: np.ndarray | Tensor) -> _Levels:
+    def of(cls, stack: FocalStack, number: int) -> _Levels:
         import cv2
 
-        gray = _gray(_on_host(frame))
+        gray = stack.gray(frames=slice(number, number + 1))[0].cpu().numpy()
         height, width = gray.shape
         scale = min(1.0, math.sqrt(_MATCHED_PIXELS / (height * width)))
         images = [gray]
@@ -425,12 +424,6 @@ def _texture(image: _Image) -> _Image:
     texture = _array(fine) - _array(coarse)
     limit = _OUTLIERS * float(texture.std())
     return np.clip(texture, -limit, limit)
-
-
-def _gray(frame: np.ndarray) -> _Image:
-    """(H, W) or (H, W, 3) of any dtype -> (H, W) float32."""
-    values = frame.astype(np.float32)
-    return values if values.ndim == 2 else values @ np.array(LUMINANCE, np.float32)
 
 
 def _on_host(frame: np.ndarray | Tensor) -> np.ndarray:

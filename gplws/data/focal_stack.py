@@ -166,6 +166,8 @@ class FocalStack:
         rows: slice = slice(None),
         columns: slice = slice(None),
         levels: Tensor | None = None,
+        *,
+        frames: slice = slice(None),
     ) -> Tensor:
         """Luminance of a rectangle, so that large stacks are converted tile by tile.
 
@@ -177,6 +179,7 @@ class FocalStack:
             columns: columns to convert; all of them by default.
             levels: (2,) float32, where the frames are, in place of those of the stack: for memory
                 that was filled with other frames since.
+            frames: frames to convert; all of them by default.
 
         Returns:
             (N, h, w) float32, contiguous and new; on the device of a tensor's frames, else on the
@@ -184,7 +187,7 @@ class FocalStack:
 
         Source: Rec. ITU-R BT.709-6, item 3.2.
         """
-        part = self.frames[:, rows, columns]
+        part = self.frames[frames, rows, columns]
         black, span = self.levels if levels is None else levels.unbind()
         if isinstance(part, Tensor):
             gray = torch.empty(part.shape[:3], dtype=torch.float32, device=part.device)

@@ -263,6 +263,12 @@ class TestAxes:
 
 class TestGray:
     @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+    def test_some_frames_are_those_of_all(self, convert):
+        stack = FocalStack(convert(gray_frames().astype(np.int16) - 9))
+        some = stack.gray(slice(1, 3), frames=slice(1, 2))
+        assert torch.equal(some, stack.gray()[1:2, 1:3])
+
+    @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
     @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"])
     def test_integers_are_scaled_by_the_maximum_of_their_dtype(self, dtype, convert):
         top = np.iinfo(dtype).max
