@@ -107,8 +107,8 @@ bool takes_layout(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& fac
 }
 
 // Cuts the frames into segments where there would be too few blocks: each segment reads the frame
-// before and the one behind it once more.
-void share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits,
+// before and the one behind it once more. False: there are too many tiles to be counted.
+bool share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limits,
                const LayerFacts& facts, ResidentPlan* plan) {
   const int64_t tiles_w = ceil_div(p.width_out, facts.tile_columns);
   const int64_t tiles_h = ceil_div(p.height_out, facts.tile_rows);
@@ -131,9 +131,11 @@ void share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limi
   }
   plan->tiles_w = static_cast<int>(tiles_w);
   plan->tiles_h = static_cast<int>(tiles_h);
-  plan->tiles = tiles * plan->segments;
-  plan->blocks = static_cast<int>(plan->tiles < slots ? plan->tiles : slots);
+  if (tiles * plan->segments > INT_MAX - slots) return false;
+  plan->tiles = static_cast<int>(tiles) * plan->segments;
+  plan->blocks = plan->tiles < slots ? plan->tiles : static_cast<int>(slots);
   plan->parts = facts.parts;
+  return true;
 }
 
 }  // namespace
@@ -155,8 +157,7 @@ bool plan_resident(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& 
   if (!activates_as(p, facts) || !takes_layout(p, facts)) return false;
   plan->layer = layer;
   plan->packed_bytes = facts.packed_bytes;
-  share_out(p, limits, facts, plan);
-  return true;
+  return share_out(p, limits, facts, plan);
 }
 
 int64_t packed_bytes(ResidentLayer layer) {

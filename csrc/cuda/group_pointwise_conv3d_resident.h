@@ -15,7 +15,7 @@ struct ResidentPlan {
   ResidentLayer layer;
   int tiles_w, tiles_h;  // of the output image
   int segments, frames_per_segment;
-  int64_t tiles;      // of all images and segments
+  int tiles;          // of all images and segments
   int blocks, parts;  // of the grid; a part has some of the channels out
   int64_t packed_bytes;
 };

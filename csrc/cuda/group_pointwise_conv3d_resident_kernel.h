@@ -19,16 +19,17 @@ namespace {
 
 constexpr int kPackThreads = 256;
 
-// One word of the packed weights of the 3x3x3 conv: conv[part][share][word of the warp][lane].
+// One word of the packed weights of the 3x3x3 conv: conv[part][share][four words of the
+// warp][lane][word].
 template <class T, ResidentLayer kLayer>
 __device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, int word) {
   using G = LayerGeometry<kLayer>;
-  const int lane = word % kLanesPerWarp;
-  int rest = word / kLanesPerWarp;
-  const int step_word = rest % G::kStepWords;
-  rest /= G::kStepWords;
-  const int kernel_plane = rest % kTaps9;  // row of the kernel, then frame
-  rest /= kTaps9;
+  const int lane = word / 4 % kLanesPerWarp;
+  int rest = word / (4 * kLanesPerWarp);
+  const auto place = G::weight_of(rest % G::kWarpFours * 4 + word % 4);
+  if (place.kernel_plane < 0) return 0;
+  const int kernel_plane = place.kernel_plane, step_word = place.step_word;
+  rest /= G::kWarpFours;
   const int share = rest % G::kShares, part = rest / G::kShares;
   const int plane = share / G::kGroupTiles;
   const int group = plane / G::kSizes.slices, slice = plane % G::kSizes.slices;
@@ -150,6 +151,7 @@ struct ResidentWarp {
   unsigned char* const shared;
   const int lane;
   int share, set_w, set_h, position;  // of the warp
+  bool conv_first;                    // in a step
   int piece_row;                      // first row of the input that this thread loads
   int piece_offsets[G::kRowParts];    // elements from the tile's first column to its pieces
   int piece_places[G::kRowParts];     // bytes from the first stage to where they go
@@ -179,6 +181,7 @@ struct ResidentWarp {
     position = warp / G::kShares;
     set_w = position % G::kSizes.sets_w;
     set_h = position / G::kSizes.sets_w;
+    conv_first = warp / kSchedulers % 2 != 0;
 
     piece_row = G::kRowParts > 1 ? 0 : thread / G::kRowPieces;
 #pragma unroll
@@ -212,34 +215,50 @@ struct ResidentWarp {
 
   // ---- what stays from tile to tile
 
+  // Starts loading weights: those of the conv to registers, the others to shared memory, as a part
+  // of the first batch of copies.
   __device__ void load_weights(const uint32_t* packed) {
     const int part = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
-    const uint32_t* words = packed + (part * G::kShares + share) * (G::kWarpWords * kLanesPerWarp);
+    const int number = part * G::kShares + share;
+    const auto* fours = reinterpret_cast<const uint4*>(packed) +
+                        number * (G::kWarpFours * kLanesPerWarp) + lane;
 #pragma unroll
-    for (int k = 0; k < kTaps9; ++k)
-#pragma unroll
-      for (int s = 0; s < G::kStepWords; ++s)
-        weights[k][s] = words[(k * G::kStepWords + s) * kLanesPerWarp + lane];
+    for (int i = 0; i < G::kWarpFours; ++i) {
+      const uint4 four = fours[i * kLanesPerWarp];
+      set_weight<0>(i, four.x);
+      set_weight<1>(i, four.y);
+      set_weight<2>(i, four.z);
+      set_weight<3>(i, four.w);
+    }
 
     const auto* biases = reinterpret_cast<const float2*>(packed + G::kConvWords + G::kSharedWords);
-    const float2 two = biases[(part * G::kShares + share) * kLanesPerWarp + lane];
+    const float2 two = biases[number * kLanesPerWarp + lane];
     bias[0] = bias[2] = two.x;
     bias[1] = bias[3] = two.y;
 
-    if constexpr (G::kPointwise) {
-      const auto* from = reinterpret_cast<const uint4*>(packed + G::kConvWords);
-      auto* to = reinterpret_cast<uint4*>(shared + G::kPointwiseOffset);
-      for (int i = thread; i < G::kSharedWords / 4; i += G::kThreads) to[i] = from[i];
+    const auto* from = reinterpret_cast<const uint4*>(packed + G::kConvWords);
+    auto* to = reinterpret_cast<uint4*>(shared + G::kPointwiseOffset);
+    constexpr int kCopied = G::kSharedWords / 4;
+#pragma unroll
+    for (int i = 0; i < (kCopied + G::kThreads - 1) / G::kThreads; ++i) {
+      const int piece = thread + i * G::kThreads;
+      copy_async_if<16>(piece < kCopied, to + piece, from + piece, true);
     }
   }
 
-  __device__ void enter_tile(int64_t number) {
-    int64_t rest = number;
-    column = static_cast<int>(rest % plan.tiles_w) * G::kTileColumns;
+  template <int kWord>
+  __device__ void set_weight(int four, uint32_t word) {
+    const auto place = G::weight_of(4 * four + kWord);
+    if (place.kernel_plane >= 0) weights[place.kernel_plane][place.step_word] = word;
+  }
+
+  __device__ void enter_tile(int number) {
+    int rest = number;
+    column = rest % plan.tiles_w * G::kTileColumns;
     rest /= plan.tiles_w;
-    row = static_cast<int>(rest % plan.tiles_h) * G::kTileRows;
+    row = rest % plan.tiles_h * G::kTileRows;
     rest /= plan.tiles_h;
-    first = static_cast<int>(rest % plan.segments) * plan.frames_per_segment;
+    first = rest % plan.segments * plan.frames_per_segment;
     const int64_t image = rest / plan.segments;
     end = min(first + plan.frames_per_segment, static_cast<int>(p.frames));
 
@@ -598,20 +617,27 @@ struct ResidentWarp {
   // before is stored.
   template <int kPhase>
   __device__ void step(int frame, int last) {
+    constexpr int kBefore = (kPhase + 2) % kRing;
+    if constexpr (G::kDirect) wait_for_copies<kRing - 2>();
+    __syncthreads();  // input frame `frame` is here, and all warps are done with the one before
+    if (!conv_first) do_all_but_conv<kPhase>(frame, last);
+    add_step<kPhase, 0>(operands + kPhase * G::kStageBytes);
+    if (frame - 1 >= first) complete<kBefore>();
+    if (conv_first) do_all_but_conv<kPhase>(frame, last);
+  }
+
+  // What a step does for the frames around the one that is multiplied.
+  template <int kPhase>
+  __device__ void do_all_but_conv(int frame, int last) {
     constexpr int kNext = (kPhase + 1) % kRing, kBefore = (kPhase + 2) % kRing;
     if constexpr (G::kDirect) {
-      wait_for_copies<kRing - 2>();
-      __syncthreads();  // input frame `frame` is here, and all warps are done with the one before
       copy_frame(frame + 2, last, kBefore);
     } else {
-      __syncthreads();
       wait_for_copies<kRing - 2>();  // what this thread copied of the next frame
       regroup_frame(frame + 1, last, kNext);
       copy_frame(frame + 3, last, kPhase);
     }
     if (frame - 2 >= first) finish(kNext);
-    add_step<kPhase, 0>(operands + kPhase * G::kStageBytes);
-    if (frame - 1 >= first) complete<kBefore>();
   }
 
   // After the last input frame, of slot kPhase: what the stack's end completes, and what is left.
@@ -674,13 +700,17 @@ __global__ void __launch_bounds__(LayerGeometry<kLayer>::kThreads,
 #if GPLWS_HAS_RESIDENT_KERNELS
   ResidentWarp<T, kLayer> warp(p, plan);
   let_next_kernel_start();
-  if (ready) warp.load_weights(packed);
+  if (!ready) wait_for_kernel_before();
+  warp.load_weights(packed);
+  int tile = static_cast<int>(blockIdx.x);
+  warp.enter_tile(tile);  // while weights are on their way
   wait_for_kernel_before();
-  if (!ready) warp.load_weights(packed);
-  for (int64_t tile = blockIdx.x; tile < plan.tiles; tile += gridDim.x) {
-    warp.enter_tile(tile);
-    __syncthreads();  // shared memory is written, or all warps are done with the last tile
+  for (;;) {
     warp.walk();
+    tile += static_cast<int>(gridDim.x);
+    if (tile >= plan.tiles) return;
+    warp.enter_tile(tile);
+    __syncthreads();  // all warps are done with the last tile
   }
 #endif
 }

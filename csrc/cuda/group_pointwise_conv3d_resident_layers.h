@@ -72,6 +72,7 @@ constexpr int kUnits = 16;    // rows of a product: pixels, or pairs of them
 constexpr int kTileSize = 8;  // columns of a product: channels out, or those of a pair
 constexpr int kTaps9 = 9;     // rows times frames of the kernel
 constexpr int kRing = 3;      // stages of input frames, sums of output frames, and middle results
+constexpr int kSchedulers = 4;  // of a multiprocessor: warp i of a block has scheduler i % 4
 
 template <ResidentLayer kLayer>
 struct LayerGeometry {
@@ -117,6 +118,7 @@ struct LayerGeometry {
   static constexpr int kTiles = kSizes.groups * kGroupTiles;  // of a block
   static constexpr int kShares = kPlanes * kGroupTiles;
   static constexpr int kWarpWords = kTaps9 * kStepWords;
+  static constexpr int kWarpFours = (kWarpWords + 3) / 4;
 
   // Pixels.
   static constexpr int kPositions = kSizes.sets_w * kSizes.sets_h;
@@ -190,7 +192,7 @@ struct LayerGeometry {
 
   // What is packed: weights of the conv in the order of registers; those of the pointwise conv and
   // its bias as they go to shared memory; the conv's bias, two values of each lane.
-  static constexpr int kConvWords = kSizes.parts * kShares * kWarpWords * kLanesPerWarp;
+  static constexpr int kConvWords = kSizes.parts * kShares * kWarpFours * 4 * kLanesPerWarp;
   static constexpr int kSharedWords = kPointwise ? kPointwiseWords + kOutTiles * kTileSize : 0;
   static constexpr int kBiasWords = kSizes.parts * kShares * kLanesPerWarp * 2;
   static constexpr int kPackedWords = kConvWords + kSharedWords + kBiasWords;
@@ -220,6 +222,17 @@ struct LayerGeometry {
     const bool exists = place < kColumns && column >= 0 && column < 3 && channel < kPlaneChannels;
     return exists ? Tap{column, channel} : Tap{-1, -1};
   }
+  // Where word `number` of a warp's weights belongs: those of whole steps come first, so that the
+  // two of a product lie in neighbouring registers.
+  struct Weight {
+    int kernel_plane, step_word;  // row and frame of the kernel; -1: none
+  };
+  static constexpr Weight weight_of(int number) {
+    constexpr int kFullWords = 2 * kFullSteps;
+    if (number < kTaps9 * kFullWords) return {number / kFullWords, number % kFullWords};
+    return number < kWarpWords ? Weight{number - kTaps9 * kFullWords, kFullWords} : Weight{-1, -1};
+  }
+
   // Pixel of a pair and channel out of its group that column `n` of a group's tile stands for.
   struct Column {
     int pixel, channel;  // -1: none
