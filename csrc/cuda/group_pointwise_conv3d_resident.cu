@@ -92,7 +92,9 @@ bool near(const Strides5& strides, int64_t channels, int64_t height, int64_t wid
 
 bool takes_layout(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& facts) {
   const bool planes = facts.loading == Loading::kPlanes;
-  const int64_t x_bytes = facts.loading == Loading::kCopies8 ? 8 : 16;
+  const int64_t x_bytes = facts.loading == Loading::kCopies4   ? 4
+                          : facts.loading == Loading::kCopies8 ? 8
+                                                               : 16;
   const bool x_fits = planes ? p.x_strides.column == 1 && 2 * p.x_strides.channel % 4 == 0 &&
                                    aligned(p.x, p.x_strides, 4)
                              : p.x_strides.channel == 1 && p.x_strides.column == facts.inputs &&

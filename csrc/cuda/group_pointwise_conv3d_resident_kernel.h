@@ -40,7 +40,7 @@ __device__ uint32_t packed_conv_word(const GroupPointwiseConv3dHalfParams& p, in
   const int first = 16 * step + (G::kWords ? 4 * quarter + 2 * half : 8 * half + 2 * quarter);
   uint32_t packed = 0;
   for (int i = 0; i < 2; ++i) {
-    const auto tap = G::tap_of(first + i, column.pixel);
+    const auto tap = G::tap_of(plane, first + i, column.pixel);
     if (tap.column < 0 || column.channel < 0) continue;
     const int m = group * G::kSizes.group_outputs + column.channel;
     const int channel = slice * G::kPlaneChannels + tap.channel;
@@ -131,20 +131,11 @@ __global__ void __launch_bounds__(kPackThreads)
 
 #if GPLWS_HAS_RESIDENT_KERNELS
 
-// Two words that hold three neighbouring values of 16 bits and a zero, from value `first` of
-// `words` on.
-__device__ inline uint2 three_values(const uint32_t* words, int first) {
-  const uint32_t low = words[first / 2], high = words[first / 2 + 1];
-  return first % 2 == 0 ? make_uint2(low, high & 0xffffu)
-                        : make_uint2(low >> 16 | high << 16, high >> 16);
-}
-
 // What a thread of a block does with one tile.
 template <class T, ResidentLayer kLayer>
 struct ResidentWarp {
   using G = LayerGeometry<kLayer>;
-  static constexpr bool kPlanesIn = G::kSizes.loading == Loading::kPlanes;
-  static constexpr int kPixelElements = kPlanesIn ? 1 : G::kSizes.inputs;
+  static constexpr int kPixelElements = G::kDirect ? G::kSizes.inputs : 1;
 
   const GroupPointwiseConv3dHalfParams& p;
   const ResidentPlan& plan;
@@ -152,16 +143,22 @@ struct ResidentWarp {
   const int lane;
   int share, set_w, set_h, position;  // of the warp
   bool conv_first;                    // in a step
-  int piece_row;                      // first row of the input that this thread loads
-  int piece_offsets[G::kRowParts];    // elements from the tile's first column to its pieces
-  int piece_places[G::kRowParts];     // bytes from the first stage to where they go
+  // What this thread loads of the input: a piece of row `row` and of every kRowStep-th one behind
+  // it, and one of the edge of a row. -1: nothing.
+  struct Piece {
+    int row;
+    int offset;  // elements from the first column that the tile needs
+    int place;   // bytes from the first stage to where it goes
+  };
+  Piece pieces, edge;
+  int to_edge;  // elements from the first piece to the one of the edge
   const unsigned char* operands;      // the lane's part of the first row of the warp's window
 
   // Of the tile.
   int first, end;  // frames of the output
   int row, column;
   const uint16_t* source;  // the first piece of the next input frame to be copied
-  unsigned pieces_inside;  // bit i: whether piece i lies in the image
+  unsigned pieces_inside;  // bit i: whether piece i lies in the image; then the one of the edge
   uint16_t* target;        // what the thread stores first of the next frame to be stored
   bool target_inside[2];   // whether the lane's units are in the image, lane / 4 and that + 8
   int gathered[G::kPointwise ? 1 : G::kGathered];  // elements from `target`; -1: outside
@@ -183,34 +180,37 @@ struct ResidentWarp {
     set_h = position / G::kSizes.sets_w;
     conv_first = warp / kSchedulers % 2 != 0;
 
-    piece_row = G::kRowParts > 1 ? 0 : thread / G::kRowPieces;
-#pragma unroll
-    for (int i = 0; i < G::kRowParts; ++i) {
-      const int piece = thread - piece_row * G::kRowPieces + i * G::kThreads;
-      int place;
-      if constexpr (G::kRaw) {
-        piece_offsets[i] = piece * (G::kPieceBytes / 2);
-        place = piece * G::kPieceBytes;
-      } else if constexpr (G::kDirect) {
-        constexpr int kPlanePieces = G::kPixelPieces / G::kPlanes;
-        const int pixel = piece / G::kPixelPieces, within = piece - pixel * G::kPixelPieces;
-        const int plane = within / kPlanePieces;
-        piece_offsets[i] = pixel * G::kSizes.inputs + within * (G::kPieceBytes / 2);
-        place = plane * G::kPlaneBytes +
-                (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
-                (within - plane * kPlanePieces) * G::kPieceBytes;
-      } else {
-        piece_offsets[i] = piece * G::kPair * kPixelElements;
-        place = piece * G::kPair * G::kPixelBytes;
-      }
-      piece_places[i] = piece < G::kRowPieces ? place + piece_row * G::kRowBytes : -1;
+    const int row = thread / G::kRowPieces;
+    pieces = piece_of(row < G::kRowStep ? row : -1, thread % G::kRowPieces);
+    if constexpr (G::kEdgePieces > 0) {
+      const int edge_row = thread / G::kEdgePieces;
+      edge = piece_of(edge_row < G::kInputRows ? edge_row : -1,
+                      G::kThreads + thread % G::kEdgePieces);
+      to_edge = (edge.row - pieces.row) * static_cast<int>(p.x_strides.row) + edge.offset -
+                pieces.offset;
     }
-    if (piece_row >= G::kRowStep) piece_row = G::kInputRows;  // has none
 
     const int unit = set_w * kUnits + (G::kWords ? lane / 4 : lane % 16);
     operands = shared + G::kStageOffset + share / G::kGroupTiles * G::kPlaneBytes +
                set_h * G::kRows * G::kStride * G::kRowBytes + G::kWindowOffset + unit * G::kPitch +
                (G::kWords ? lane % 4 * 4 : lane / 16 * 16);
+  }
+
+  // Piece number `piece` of a row.
+  __device__ static Piece piece_of(int row, int piece) {
+    const int first = row * G::kRowBytes;
+    if constexpr (G::kRaw)
+      return {row, piece * (G::kPieceBytes / 2), first + piece * G::kPieceBytes};
+    if constexpr (!G::kDirect)
+      return {row, piece * G::kPair, first + piece * G::kPair * G::kPixelBytes};
+    const int pixel = piece / G::kPixelPieces, within = piece - pixel * G::kPixelPieces;
+    const int plane = within / G::kPlanePieces, number = within - plane * G::kPlanePieces;
+    const int place = plane * G::kPlaneBytes +
+                      (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
+                      number * (G::kWords ? G::kSubplaneBytes : G::kPieceBytes);
+    return {row,
+            pixel * G::kSizes.inputs + (G::first_piece(plane) + number) * (G::kPieceBytes / 2),
+            first + place};
   }
 
   // ---- what stays from tile to tile
@@ -263,20 +263,20 @@ struct ResidentWarp {
     end = min(first + plan.frames_per_segment, static_cast<int>(p.frames));
 
     const int offset = (column * G::kStride - G::kLead) * kPixelElements;
-    const int h = row * G::kStride - 1 + piece_row;
+    const int line = row * G::kStride - 1;
     source = static_cast<const uint16_t*>(p.x) + image * p.x_strides.batch +
-             max(first - 1, 0) * p.x_strides.frame + h * p.x_strides.row + offset;
+             max(first - 1, 0) * p.x_strides.frame + (line + pieces.row) * p.x_strides.row +
+             offset + pieces.offset;
+    const auto lies_inside = [&](int y, int x) {
+      return y >= 0 && y < p.height && x >= 0 && x < static_cast<int>(p.width) * kPixelElements;
+    };
     pieces_inside = 0;
 #pragma unroll
-    for (int j = 0; j < G::kRowParts; ++j) {
-      const int from = offset + piece_offsets[j];
-      const bool inside = from >= 0 && from < static_cast<int>(p.width) * kPixelElements;
-#pragma unroll
-      for (int i = 0; i < G::kPieces; ++i) {
-        const int y = h + i * G::kRowStep;
-        if (inside && y >= 0 && y < p.height) pieces_inside |= 1u << (i * G::kRowParts + j);
-      }
-    }
+    for (int i = 0; i < G::kPieces; ++i)
+      if (lies_inside(line + pieces.row + i * G::kRowStep, offset + pieces.offset))
+        pieces_inside |= 1u << i;
+    if constexpr (G::kEdgePieces > 0)
+      if (lies_inside(line + edge.row, offset + edge.offset)) pieces_inside |= 1u << G::kPieces;
 
     if constexpr (G::kPointwise) {
       const int h = set_h * G::kRows + (G::kExchange ? share % G::kRows : 0);
@@ -312,17 +312,20 @@ struct ResidentWarp {
 
   // ---- input
 
-  __device__ bool has_piece(int i, int part = 0) const {
-    return piece_row + i * G::kRowStep < G::kInputRows && piece_places[part] >= 0;
+  __device__ bool has_piece(int i) const {
+    const bool last = (i + 1) * G::kRowStep > G::kInputRows;  // the others exist for all rows
+    return (G::kRowPieces >= G::kThreads || pieces.row >= 0) &&
+           (!last || pieces.row + i * G::kRowStep < G::kInputRows);
   }
 
-  // Where piece `i`, `part` of this thread goes in the stage of a slot.
-  __device__ unsigned char* stage_place(int i, int part, int slot) const {
-    return shared + G::kStageOffset + piece_places[part] + slot * G::kStageBytes +
-           i * (G::kRowStep * G::kRowBytes);
+  __device__ bool is_inside(int i) const { return (pieces_inside & (1u << i)) != 0; }
+
+  // Where a piece of this thread goes in the stage of a slot.
+  __device__ unsigned char* stage_place(int place, int slot) const {
+    return shared + G::kStageOffset + place + slot * G::kStageBytes;
   }
 
-  // Where piece `i` of this thread lies in slot `slot` until its channels are set apart.
+  // Where piece `i` of this thread lies in slot `slot` until channels are put side by side.
   __device__ unsigned char* own_place(int i, int slot) const {
     const int number = (slot * G::kPieces + i) * G::kThreads + static_cast<int>(threadIdx.x);
     return shared + G::kOwnOffset + number * (G::kOwnWords * 4);
@@ -331,66 +334,53 @@ struct ResidentWarp {
   // Starts copying the next input frame, number `frame`, to slot `slot`; none behind `last`.
   __device__ void copy_frame(int frame, int last, int slot) {
     if (frame <= last) {
-      const uint16_t* line = source;
+      const uint16_t* piece = source;
 #pragma unroll
       for (int i = 0; i < G::kPieces; ++i) {
+        if constexpr (G::kDirect) {
+          unsigned char* to = stage_place(pieces.place, slot) + i * (G::kRowStep * G::kRowBytes);
+          copy_async_if<G::kPieceBytes>(has_piece(i), to, piece, is_inside(i));
+        } else {
 #pragma unroll
-        for (int j = 0; j < G::kRowParts; ++j) {
-          const bool inside = (pieces_inside >> (i * G::kRowParts + j) & 1u) != 0;
-          const uint16_t* piece = line + piece_offsets[j];
-          if constexpr (G::kDirect) {
-            copy_async_if<G::kPieceBytes>(has_piece(i, j), stage_place(i, j, slot), piece, inside);
-          } else {
-#pragma unroll
-            for (int k = 0; k < 3; ++k)  // each is half a sector
-              copy_async_if<G::kOwnWords * 4 / 3, true>(
-                  has_piece(i), own_place(i, slot) + k * (G::kOwnWords * 4 / 3),
-                  piece + k * (kPlanesIn ? p.x_strides.channel : int64_t{8}), inside);
-          }
+          for (int k = 0; k < 3; ++k)
+            copy_async_if<4>(has_piece(i), own_place(i, slot) + k * 4,
+                             piece + k * p.x_strides.channel, is_inside(i));
         }
-        line += G::kRowStep * static_cast<int>(p.x_strides.row);
+        piece += G::kRowStep * static_cast<int>(p.x_strides.row);
       }
+      if constexpr (G::kEdgePieces > 0)
+        copy_async_if<G::kPieceBytes>(edge.row >= 0, stage_place(edge.place, slot),
+                                      source + to_edge, is_inside(G::kPieces));
       source += p.x_strides.frame;
     }
     commit_copies();  // an empty batch as well: batches are counted
   }
 
-  // Sets the channels of input frame `frame`, which is in slot `slot`, apart.
-  __device__ void regroup_frame(int frame, int last, int slot) const {
+  // Puts the channels of input frame `frame`, which is in slot `slot`, side by side.
+  __device__ void interleave_frame(int frame, int last, int slot) const {
     if (frame > last) return;
 #pragma unroll
     for (int i = 0; i < G::kPieces; ++i) {
       if (!has_piece(i)) continue;
-      unsigned char* to = stage_place(i, 0, slot);
-      const unsigned char* own = own_place(i, slot);
-      if constexpr (kPlanesIn) {
-        const auto* words = reinterpret_cast<const uint32_t*>(own);
-        const uint32_t a = words[0], b = words[1], c = words[2];
-        *reinterpret_cast<uint2*>(to) =
-            make_uint2((a & 0xffffu) | b << 16, a >> 16 | (b & 0xffff0000u));
-        *reinterpret_cast<uint2*>(to + G::kSubplaneBytes) = make_uint2(c & 0xffffu, c >> 16);
-      } else {
-        uint32_t words[12];
-#pragma unroll
-        for (int j = 0; j < 3; ++j) {
-          const uint4 four = reinterpret_cast<const uint4*>(own)[j];
-          words[4 * j] = four.x;
-          words[4 * j + 1] = four.y;
-          words[4 * j + 2] = four.z;
-          words[4 * j + 3] = four.w;
-        }
-#pragma unroll
-        for (int g = 0; g < G::kPlanes; ++g) {
-          unsigned char* at = to + g * G::kPlaneBytes;
-          if constexpr (G::kWords) {
-            const uint2 a = three_values(words, 3 * g), b = three_values(words + 6, 3 * g);
-            *reinterpret_cast<uint2*>(at) = make_uint2(a.x, b.x);
-            *reinterpret_cast<uint2*>(at + G::kSubplaneBytes) = make_uint2(a.y, b.y);
-          } else {
-            *reinterpret_cast<uint4*>(at) =
-                make_uint4(words[3 * g], words[3 * g + 1], words[3 * g + 2], 0u);
-          }
-        }
+      unsigned char* to = stage_place(pieces.place, slot) + i * (G::kRowStep * G::kRowBytes);
+      const auto* words = reinterpret_cast<const uint32_t*>(own_place(i, slot));
+      const uint32_t a = words[0], b = words[1], c = words[2];
+      *reinterpret_cast<uint2*>(to) =
+          make_uint2((a & 0xffffu) | b << 16, a >> 16 | (b & 0xffff0000u));
+      *reinterpret_cast<uint2*>(to + G::kSubplaneBytes) = make_uint2(c & 0xffffu, c >> 16);
+    }
+  }
+
+  // Zeros in what copies leave out of the padded pixels.
+  __device__ void clear_padding() const {
+    constexpr int kCopied = G::kPlanePieces * G::kPieceBytes, kPixels = G::kPlaneBytes / G::kPitch;
+    if constexpr (!G::kWords && G::kDirect && kCopied < G::kPixelBytes) {
+      static_assert(G::kPixelBytes - kCopied == 4 && G::kPitch == G::kPixelBytes);
+      for (int i = static_cast<int>(threadIdx.x); i < kRing * G::kPlanes * kPixels;
+           i += G::kThreads) {
+        const int plane = i / kPixels, pixel = i - plane * kPixels;
+        *reinterpret_cast<uint32_t*>(shared + G::kStageOffset + plane * G::kPlaneBytes +
+                                     pixel * G::kPixelBytes + kCopied) = 0u;
       }
     }
   }
@@ -634,7 +624,7 @@ struct ResidentWarp {
       copy_frame(frame + 2, last, kBefore);
     } else {
       wait_for_copies<kRing - 2>();  // what this thread copied of the next frame
-      regroup_frame(frame + 1, last, kNext);
+      interleave_frame(frame + 1, last, kNext);
       copy_frame(frame + 3, last, kPhase);
     }
     if (frame - 2 >= first) finish(kNext);
@@ -669,7 +659,7 @@ struct ResidentWarp {
     if constexpr (!G::kDirect) {
       copy_frame(frame + 2, last, 2);
       wait_for_copies<kRing - 1>();
-      regroup_frame(frame, last, 0);
+      interleave_frame(frame, last, 0);
     }
     // Of the first frame nothing begins them; of the one before, nothing will be stored.
 #pragma unroll
@@ -704,6 +694,7 @@ __global__ void __launch_bounds__(LayerGeometry<kLayer>::kThreads,
   warp.load_weights(packed);
   int tile = static_cast<int>(blockIdx.x);
   warp.enter_tile(tile);  // while weights are on their way
+  warp.clear_padding();
   wait_for_kernel_before();
   for (;;) {
     warp.walk();

@@ -23,9 +23,9 @@ constexpr bool serves_capability(int capability) {
 // 16-byte aligned, or as words of two values by each lane, for windows that begin anywhere.
 enum class Operand { kMatrices, kWords };
 
-// How an input frame gets into shared memory: by asynchronous copies of 16 or 8 bytes; or such that
-// channels of a group are then set apart and padded; or so from planes of channels.
-enum class Loading { kCopies16, kCopies8, kRegroup, kPlanes };
+// How an input frame gets into shared memory: by asynchronous copies of so many bytes, to where they
+// are read; or from planes of channels, which are then put side by side.
+enum class Loading { kCopies16, kCopies8, kCopies4, kPlanes };
 
 // Sizes of a layer, and how it is shared out among the warps of a block.
 struct ResidentLayerSizes {
@@ -50,11 +50,11 @@ constexpr ResidentLayerSizes sizes_of() {
     case kStem:
       return {3, 1, 3, 12, 1, 1, 1, 4, 2, 4, 2, kWords, kPlanes};
     case k12:
-      return {12, 4, 3, 12, 1, 1, 1, 4, 1, 2, 2, kWords, kRegroup};
+      return {12, 4, 3, 12, 1, 1, 1, 4, 1, 2, 2, kWords, kCopies4};
     case kHead:
-      return {12, 4, 3, 1, 1, 1, 1, 4, 1, 2, 2, kWords, kRegroup};
+      return {12, 4, 3, 1, 1, 1, 1, 4, 1, 2, 2, kWords, kCopies4};
     case k24:
-      return {24, 4, 6, 24, 1, 1, 1, 4, 1, 2, 2, kMatrices, kRegroup};
+      return {24, 4, 6, 24, 1, 1, 1, 4, 1, 2, 2, kMatrices, kCopies4};
     case k48:
       return {48, 4, 12, 48, 1, 1, 1, 4, 1, 1, 1, kMatrices, kCopies8};
     case k96:
@@ -74,12 +74,21 @@ constexpr int kTaps9 = 9;     // rows times frames of the kernel
 constexpr int kRing = 3;      // stages of input frames, sums of output frames, and middle results
 constexpr int kSchedulers = 4;  // of a multiprocessor: warp i of a block has scheduler i % 4
 
+constexpr int kBankBytes = 128;  // of shared memory: what lies so far apart meets the same bank
+
+// The least size of `bytes` and more that moves what lies so far apart by an odd multiple of `step`
+// along the banks; 0: `bytes`.
+constexpr int spread(int bytes, int step) {
+  return step == 0 ? bytes : bytes + ((step - bytes) % (2 * step) + 2 * step) % (2 * step);
+}
+
 template <ResidentLayer kLayer>
 struct LayerGeometry {
   static constexpr ResidentLayerSizes kSizes = sizes_of<kLayer>();
   static constexpr bool kPointwise = kSizes.channels_out > 0;
   static constexpr int kStride = kSizes.stride, kRows = kSizes.rows;
   static constexpr bool kWords = kSizes.operand == Operand::kWords;
+  static constexpr bool kDirect = kSizes.loading != Loading::kPlanes;
   // Activations that these kernels are made for.
   static constexpr bool kRelu = kPointwise, kPointwiseRelu = kSizes.channels_out > 1;
 
@@ -129,31 +138,45 @@ struct LayerGeometry {
   static constexpr int kInputRows = (kTileRows - 1) * kStride + 3;
   static constexpr int kWarpInputRows = (kRows - 1) * kStride + 3;
   // Input columns in shared memory; so many lie before the first of the tile times the stride.
-  static constexpr int kLead = kWords ? 2 : 1 + kSkipped;
-  static constexpr int kInputColumns = (kTileColumns - 1) * kStride + 3 + (kWords ? 2 : kSkipped);
+  // From planes, columns come in pairs.
+  static constexpr int kLead = kDirect ? 1 + kSkipped : 2;
+  static constexpr int kInputColumns = (kTileColumns - 1) * kStride + 3 + (kDirect ? kSkipped : 2);
   static constexpr int kOddPlace = (kInputColumns + 1) / 2;
   static constexpr int kRowBytes = kInputColumns * kPixelBytes;
-  static constexpr int kSubplaneBytes = kInputRows * kRowBytes;
-  static constexpr int kPlaneBytes = kSubplanes * kSubplaneBytes;
+  // Copies of words go to all planes at a time: those of one pixel, and of as many pixels as there
+  // are lanes, are to meet different banks (of k24's, 32 words take two turns).
+  static constexpr int kSubplaneBytes =
+      spread(kInputRows * kRowBytes, kWords && kDirect ? kBankBytes / 8 : 0);
+  static constexpr int kPlaneBytes =
+      spread(kSubplanes * kSubplaneBytes,
+             !kWords && kSizes.loading == Loading::kCopies4 ? kBankBytes / 4 : 0);
   static constexpr int kStageBytes = kPlanes * kPlaneBytes;
   // Where the window of the first unit begins in a row.
   static constexpr int kWindowOffset = (kLead - 1 - kSkipped) * kPixelBytes;
 
-  // Threads share out a row of the input as pieces, and as many rows as there are threads for.
-  static constexpr bool kDirect =  // pieces go where they are read
-      kSizes.loading == Loading::kCopies16 || kSizes.loading == Loading::kCopies8;
-  static constexpr int kPieceBytes = kSizes.loading == Loading::kCopies8 ? 8 : 16;
-  static constexpr int kPixelPieces = kSizes.inputs * 2 / kPieceBytes;  // of a direct copy
+  // Threads share out a row of the input as pieces, and as many rows as there are threads for. What
+  // is left where there are too few for a row, its edge, is shared out over all rows.
+  static constexpr int kPieceBytes = kSizes.loading == Loading::kCopies8   ? 8
+                                     : kSizes.loading == Loading::kCopies4 ? 4
+                                                                           : 16;
+  // Pieces that hold the channels of a plane, and how many channels before them the first one holds
+  // (their weights are zero).
+  static constexpr int kPlanePieces = (2 * kPlaneChannels + kPieceBytes - 1) / kPieceBytes;
+  static constexpr int first_piece(int plane) { return 2 * kPlaneChannels * plane / kPieceBytes; }
+  static constexpr int channels_before(int plane) {
+    return kDirect ? kPlaneChannels * plane - first_piece(plane) * (kPieceBytes / 2) : 0;
+  }
+  static constexpr int kPixelPieces = kPlanes * kPlanePieces;
   static constexpr bool kRaw = kDirect && kPlanes == 1 && !kSplit;  // rows as they lie in memory
   static constexpr int kRowPieces = kRaw      ? kRowBytes / kPieceBytes
                                     : kDirect ? kInputColumns * kPixelPieces
                                               : kInputColumns / kPair;
   static constexpr int kRowStep = kThreads < kRowPieces ? 1 : kThreads / kRowPieces;
-  static constexpr int kRowParts = (kRowPieces + kThreads - 1) / kThreads;  // of a thread in a row
-  static constexpr int kPieces = (kInputRows + kRowStep - 1) / kRowStep;
-  // Else each thread copies its pieces to a place of its own first, and sets their channels apart:
-  // two pixels of three channels in a group, one of six, or two of three planes.
-  static constexpr int kOwnWords = kDirect ? 0 : kSizes.loading == Loading::kRegroup ? 12 : 3;
+  static constexpr int kPieces = (kInputRows + kRowStep - 1) / kRowStep;  // of a thread
+  static constexpr int kEdgePieces = kThreads < kRowPieces ? kRowPieces - kThreads : 0;
+  // From planes, each thread copies its pieces to a place of its own first, and puts their channels
+  // side by side: two pixels of three planes.
+  static constexpr int kOwnWords = kDirect ? 0 : 3;
   static constexpr int kOwnBytes = kPieces * kOwnWords * 4 * kThreads;
 
   // The middle result, as operands of the pointwise conv: 16 bytes of each lane. A warp multiplies
@@ -199,8 +222,8 @@ struct LayerGeometry {
 
   static_assert(kSharedWords % 4 == 0 && kConvWords % 4 == 0);
   static_assert(!kExchange || kRows * kOutGroups == kShares);
-  static_assert(kRowParts <= 2 && (kDirect || kRowParts == 1) && kThreads <= 1024);
-  static_assert(kPieces * kRowParts <= 32);
+  static_assert(kEdgePieces == 0 || (kDirect && kEdgePieces * kInputRows <= kThreads));
+  static_assert(kPieces <= 31 && kThreads <= 1024);
   static_assert(kMiddleOffset % 16 == 0 && kPointwiseBiasOffset % 16 == 0);
   static_assert(kMiddleBytes % 16 == 0 && kStageBytes % 16 == 0);
   static_assert(kWords || kRowBytes % 16 == 0);
@@ -215,11 +238,12 @@ struct LayerGeometry {
     int column, channel;  // of the kernel, of the plane; -1: none
   };
   // What value `value` of the inner dimension is multiplied by, for pixel `pixel` of a pair.
-  static constexpr Tap tap_of(int value, int pixel) {
-    const int place = value / kPadded, channel = value % kPadded;
+  static constexpr Tap tap_of(int plane, int value, int pixel) {
+    const int place = value / kPadded, channel = value % kPadded - channels_before(plane);
     // Split columns: those of the even places lie side by side, 0 and 2, then 1.
     const int column = kSplit ? 2 * place % 3 : place - kSkipped - pixel;
-    const bool exists = place < kColumns && column >= 0 && column < 3 && channel < kPlaneChannels;
+    const bool exists = place < kColumns && column >= 0 && column < 3 && channel >= 0 &&
+                        channel < kPlaneChannels;
     return exists ? Tap{column, channel} : Tap{-1, -1};
   }
   // Where word `number` of a warp's weights belongs: those of whole steps come first, so that the
