@@ -179,22 +179,23 @@ __device__ inline void copy_async(void* shared, const void* source, bool inside)
   }
 }
 
-// The same where `exists`, without a branch. kCached: through the L1 cache also in 16 bytes.
-template <int kBytes, bool kCached = kBytes != 16>
-__device__ inline void copy_async_if(bool exists, void* shared, const void* source, bool inside) {
-  const int bytes = inside ? kBytes : 0;
-  if constexpr (!kCached) {
-    static_assert(kBytes == 16);
+// The same where `exists`, without a branch. `inside`: not zero.
+template <int kBytes>
+__device__ inline void copy_async_if(bool exists, void* shared, const void* source,
+                                     unsigned inside) {
+  if constexpr (kBytes == 16) {
     asm volatile(
-        "{ .reg .pred exists; setp.ne.b32 exists, %3, 0;\n"
-        "@exists cp.async.cg.shared.global [%0], [%1], 16, %2; }" ::"r"(shared_address(shared)),
-        "l"(source), "r"(bytes), "r"(static_cast<int>(exists))
+        "{ .reg .pred exists, outside; setp.ne.b32 exists, %2, 0; setp.eq.b32 outside, %3, 0;\n"
+        "@exists cp.async.cg.shared.global [%0], [%1], 16, outside; }" ::"r"(
+            shared_address(shared)),
+        "l"(source), "r"(static_cast<int>(exists)), "r"(inside)
         : "memory");
   } else {
     asm volatile(
-        "{ .reg .pred exists; setp.ne.b32 exists, %4, 0;\n"
-        "@exists cp.async.ca.shared.global [%0], [%1], %2, %3; }" ::"r"(shared_address(shared)),
-        "l"(source), "n"(kBytes), "r"(bytes), "r"(static_cast<int>(exists))
+        "{ .reg .pred exists, outside; setp.ne.b32 exists, %2, 0; setp.eq.b32 outside, %3, 0;\n"
+        "@exists cp.async.ca.shared.global [%0], [%1], %4, outside; }" ::"r"(
+            shared_address(shared)),
+        "l"(source), "r"(static_cast<int>(exists)), "r"(inside), "n"(kBytes)
         : "memory");
   }
 }

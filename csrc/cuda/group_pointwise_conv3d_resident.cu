@@ -120,6 +120,7 @@ bool share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limi
   int64_t slots = limits.processors * resident / facts.parts;
   if (slots < 1) slots = 1;
   double best_cost = 0.0;
+  int64_t best_count = 1;
   for (int64_t segments = 1; segments <= p.frames && segments <= 64; ++segments) {
     const int64_t frames = ceil_div(p.frames, segments);
     const int64_t count = ceil_div(p.frames, frames);
@@ -127,14 +128,15 @@ bool share_out(const GroupPointwiseConv3dHalfParams& p, const DeviceLimits& limi
     const double cost = rounds * (static_cast<double>(frames) + kTileOverhead);
     if (segments == 1 || cost < best_cost) {
       best_cost = cost;
-      plan->segments = static_cast<int>(count);
+      best_count = count;
       plan->frames_per_segment = static_cast<int>(frames);
     }
   }
-  plan->tiles_w = static_cast<int>(tiles_w);
-  plan->tiles_h = static_cast<int>(tiles_h);
-  if (tiles * plan->segments > INT_MAX - slots) return false;
-  plan->tiles = static_cast<int>(tiles) * plan->segments;
+  if (tiles * best_count > INT_MAX - slots) return false;  // kernels count so much further
+  plan->tiles_w = Divider::of(static_cast<int>(tiles_w));
+  plan->tiles_h = Divider::of(static_cast<int>(tiles_h));
+  plan->segments = Divider::of(static_cast<int>(best_count));
+  plan->tiles = static_cast<int>(tiles * best_count);
   plan->blocks = plan->tiles < slots ? plan->tiles : static_cast<int>(slots);
   plan->parts = facts.parts;
   return true;

@@ -3,6 +3,7 @@
 // weights stay in registers while a block walks through the frames. docs/kernels.md tells how.
 #pragma once
 
+#include "cuda/divider.h"
 #include "cuda/group_pointwise_conv3d_half.h"
 
 namespace gplws::cuda {
@@ -13,8 +14,9 @@ enum class ResidentLayer { kNone, kStem, k12, kHead, k24, k48, k96, kDown12, kDo
 // How a call is shared out.
 struct ResidentPlan {
   ResidentLayer layer;
-  int tiles_w, tiles_h;  // of the output image
-  int segments, frames_per_segment;
+  Divider tiles_w, tiles_h;  // of the output image
+  Divider segments;
+  int frames_per_segment;
   int tiles;          // of all images and segments
   int blocks, parts;  // of the grid; a part has some of the channels out
   int64_t packed_bytes;

@@ -242,7 +242,7 @@ struct ResidentWarp {
 #pragma unroll
     for (int i = 0; i < (kCopied + G::kThreads - 1) / G::kThreads; ++i) {
       const int piece = thread + i * G::kThreads;
-      copy_async_if<16>(piece < kCopied, to + piece, from + piece, true);
+      copy_async_if<16>(piece < kCopied, to + piece, from + piece, 1u);
     }
   }
 
@@ -253,13 +253,15 @@ struct ResidentWarp {
   }
 
   __device__ void enter_tile(int number) {
-    int rest = number;
-    column = rest % plan.tiles_w * G::kTileColumns;
-    rest /= plan.tiles_w;
-    row = rest % plan.tiles_h * G::kTileRows;
-    rest /= plan.tiles_h;
-    first = rest % plan.segments * plan.frames_per_segment;
-    const int64_t image = rest / plan.segments;
+    const auto take = [&number](const Divider& divider) {
+      const int quotient = divider.quotient(number), rest = number - quotient * divider.divisor;
+      number = quotient;
+      return rest;
+    };
+    column = take(plan.tiles_w) * G::kTileColumns;
+    row = take(plan.tiles_h) * G::kTileRows;
+    first = take(plan.segments) * plan.frames_per_segment;
+    const int64_t image = number;
     end = min(first + plan.frames_per_segment, static_cast<int>(p.frames));
 
     const int offset = (column * G::kStride - G::kLead) * kPixelElements;
@@ -318,7 +320,8 @@ struct ResidentWarp {
            (!last || pieces.row + i * G::kRowStep < G::kInputRows);
   }
 
-  __device__ bool is_inside(int i) const { return (pieces_inside & (1u << i)) != 0; }
+  // Not zero: piece `i` lies in the image.
+  __device__ unsigned is_inside(int i) const { return pieces_inside & (1u << i); }
 
   // Where a piece of this thread goes in the stage of a slot.
   __device__ unsigned char* stage_place(int place, int slot) const {
@@ -490,6 +493,8 @@ struct ResidentWarp {
       uint16_t* at = to + 8 * half * G::kUnitOutputs;
       if constexpr (G::kOutGroup == 4) {
         *reinterpret_cast<uint4*>(at) = make_uint4(words[0], words[1], words[2], words[3]);
+      } else if constexpr (G::kOutGroup == 2) {
+        *reinterpret_cast<uint2*>(at) = make_uint2(words[0], words[1]);
       } else if constexpr (G::kOutGroup == 3) {
         *reinterpret_cast<uint2*>(at) = make_uint2(words[0], words[1]);
         *reinterpret_cast<uint32_t*>(at + 16 - 2 * quarter) = words[2];

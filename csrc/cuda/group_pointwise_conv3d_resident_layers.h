@@ -58,7 +58,7 @@ constexpr ResidentLayerSizes sizes_of() {
     case k48:
       return {48, 4, 12, 48, 1, 1, 1, 4, 1, 1, 1, kMatrices, kCopies8};
     case k96:
-      return {96, 4, 24, 96, 1, 1, 1, 4, 1, 1, 1, kMatrices, kCopies16};
+      return {96, 4, 24, 96, 1, 1, 1, 2, 1, 1, 1, kMatrices, kCopies16};
     case kDown12:
       return {12, 1, 24, 0, 2, 1, 1, 4, 1, 2, 2, kMatrices, kCopies16};
     case kDown24:
@@ -184,8 +184,8 @@ struct LayerGeometry {
   static constexpr bool kExchange = kPointwise && kTiles > 1;
   static constexpr int kMiddleSteps = (kTiles + 1) / 2;
   static constexpr int kUnitOutputs = kPair * kSizes.channels_out;
-  static constexpr int kOutGroup = kUnitOutputs < 8 ? 1 : kUnitOutputs % 32 == 0 ? 4 : 3;
   static constexpr int kOutTiles = (kUnitOutputs + kTileSize - 1) / kTileSize;
+  static constexpr int kOutGroup = kExchange ? kOutTiles * kRows / kShares : kOutTiles;
   static constexpr int kOutGroups = kPointwise ? kOutTiles / kOutGroup : 1;
   static constexpr int kPointwiseWords =
       kPointwise ? kMiddleSteps * kOutTiles * kLanesPerWarp * 2 : 0;
@@ -222,6 +222,7 @@ struct LayerGeometry {
 
   static_assert(kSharedWords % 4 == 0 && kConvWords % 4 == 0);
   static_assert(!kExchange || kRows * kOutGroups == kShares);
+  static_assert(!kPointwise || (kOutGroup >= 1 && kOutGroup <= 4));
   static_assert(kEdgePieces == 0 || (kDirect && kEdgePieces * kInputRows <= kThreads));
   static_assert(kPieces <= 31 && kThreads <= 1024);
   static_assert(kMiddleOffset % 16 == 0 && kPointwiseBiasOffset % 16 == 0);
@@ -269,7 +270,7 @@ struct LayerGeometry {
   // Place among the values of a unit that column `n` of tile `tile` of a group of them stands for:
   // a lane's columns 2 (lane % 4) and the next of all tiles are to lie side by side.
   static constexpr int place_in_group(int tile, int n) {
-    if constexpr (kOutGroup == 4) return 8 * (n / 2) + 2 * tile + n % 2;
+    if constexpr (kOutGroup % 2 == 0) return 2 * kOutGroup * (n / 2) + 2 * tile + n % 2;
     if constexpr (kOutGroup == 3)
       return tile < 2 ? 4 * (n / 2) + 2 * tile + n % 2 : 16 + 2 * (n / 2) + n % 2;
     return n;

@@ -113,8 +113,8 @@ GPLWS_EXPORT int emulate_resident_conv3d(void* const* tensors, const int64_t* nu
   ResidentPlan plan;
   if (device_limits(&limits) != cudaSuccess) return cudaErrorInvalidValue;
   if (!plan_resident(p, limits, &plan)) return -1;
-  const int64_t told[] = {static_cast<int64_t>(plan.layer), plan.segments, plan.blocks, plan.tiles,
-                          plan.parts};
+  const int64_t told[] = {static_cast<int64_t>(plan.layer), plan.segments.divisor, plan.blocks,
+                          plan.tiles, plan.parts};
   for (const int64_t fact : told) *facts++ = fact;
   if (launches == 0) return cudaSuccess;
   std::vector<uint4> packed(static_cast<size_t>(plan.packed_bytes / 16 + 1),

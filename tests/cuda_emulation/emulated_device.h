@@ -117,8 +117,8 @@ uint16_t bits_of(float value, bool bfloat16);
     emulation::copy_async(shared, source, kBytes, inside);                                    \
   }                                                                                           \
   template <int kBytes, bool kCached = true>                                                  \
-  void copy_async_if(bool exists, void* shared, const void* source, bool inside) {            \
-    if (exists) emulation::copy_async(shared, source, kBytes, inside);                        \
+  void copy_async_if(bool exists, void* shared, const void* source, unsigned inside) {        \
+    if (exists) emulation::copy_async(shared, source, kBytes, inside != 0);                   \
   }                                                                                           \
   inline void commit_copies() { emulation::commit_copies(); }                                 \
   template <int kPending>                                                                     \
