@@ -151,8 +151,8 @@ struct ResidentWarp {
     int place;   // bytes from the first stage to where it goes
   };
   Piece pieces, edge;
-  int to_edge;  // elements from the first piece to the one of the edge
-  const unsigned char* operands;      // the lane's part of the first row of the warp's window
+  int to_edge;                    // elements from the first piece to the one of the edge
+  const unsigned char* operands;  // the lane's part of the first row of the warp's window
 
   // Of the tile.
   int first, end;  // frames of the output
@@ -184,10 +184,10 @@ struct ResidentWarp {
     pieces = piece_of(row < G::kRowStep ? row : -1, thread % G::kRowPieces);
     if constexpr (G::kEdgePieces > 0) {
       const int edge_row = thread / G::kEdgePieces;
-      edge = piece_of(edge_row < G::kInputRows ? edge_row : -1,
-                      G::kThreads + thread % G::kEdgePieces);
-      to_edge = (edge.row - pieces.row) * static_cast<int>(p.x_strides.row) + edge.offset -
-                pieces.offset;
+      edge =
+          piece_of(edge_row < G::kInputRows ? edge_row : -1, G::kThreads + thread % G::kEdgePieces);
+      to_edge =
+          (edge.row - pieces.row) * static_cast<int>(p.x_strides.row) + edge.offset - pieces.offset;
     }
 
     const int unit = set_w * kUnits + (G::kWords ? lane / 4 : lane % 16);
@@ -208,8 +208,7 @@ struct ResidentWarp {
     const int place = plane * G::kPlaneBytes +
                       (G::kSplit ? pixel % 2 * G::kOddPlace + pixel / 2 : pixel) * G::kPixelBytes +
                       number * (G::kWords ? G::kSubplaneBytes : G::kPieceBytes);
-    return {row,
-            pixel * G::kSizes.inputs + (G::first_piece(plane) + number) * (G::kPieceBytes / 2),
+    return {row, pixel * G::kSizes.inputs + (G::first_piece(plane) + number) * (G::kPieceBytes / 2),
             first + place};
   }
 
@@ -220,8 +219,8 @@ struct ResidentWarp {
   __device__ void load_weights(const uint32_t* packed) {
     const int part = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
     const int number = part * G::kShares + share;
-    const auto* fours = reinterpret_cast<const uint4*>(packed) +
-                        number * (G::kWarpFours * kLanesPerWarp) + lane;
+    const auto* fours =
+        reinterpret_cast<const uint4*>(packed) + number * (G::kWarpFours * kLanesPerWarp) + lane;
 #pragma unroll
     for (int i = 0; i < G::kWarpFours; ++i) {
       const uint4 four = fours[i * kLanesPerWarp];

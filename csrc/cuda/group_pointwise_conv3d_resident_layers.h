@@ -23,8 +23,8 @@ constexpr bool serves_capability(int capability) {
 // 16-byte aligned, or as words of two values by each lane, for windows that begin anywhere.
 enum class Operand { kMatrices, kWords };
 
-// How an input frame gets into shared memory: by asynchronous copies of so many bytes, to where they
-// are read; or from planes of channels, which are then put side by side.
+// How an input frame gets into shared memory: by asynchronous copies of so many bytes, to where
+// they are read; or from planes of channels, which are then put side by side.
 enum class Loading { kCopies16, kCopies8, kCopies4, kPlanes };
 
 // Sizes of a layer, and how it is shared out among the warps of a block.
@@ -68,10 +68,10 @@ constexpr ResidentLayerSizes sizes_of() {
   }
 }
 
-constexpr int kUnits = 16;    // rows of a product: pixels, or pairs of them
-constexpr int kTileSize = 8;  // columns of a product: channels out, or those of a pair
-constexpr int kTaps9 = 9;     // rows times frames of the kernel
-constexpr int kRing = 3;      // stages of input frames, sums of output frames, and middle results
+constexpr int kUnits = 16;      // rows of a product: pixels, or pairs of them
+constexpr int kTileSize = 8;    // columns of a product: channels out, or those of a pair
+constexpr int kTaps9 = 9;       // rows times frames of the kernel
+constexpr int kRing = 3;        // stages of input frames, sums of output frames, and middle results
 constexpr int kSchedulers = 4;  // of a multiprocessor: warp i of a block has scheduler i % 4
 
 constexpr int kBankBytes = 128;  // of shared memory: what lies so far apart meets the same bank
@@ -146,7 +146,7 @@ struct LayerGeometry {
   // Copies of words go to all planes at a time: those of one pixel, and of as many pixels as there
   // are lanes, are to meet different banks (of k24's, 32 words take two turns).
   static constexpr int kSubplaneBytes =
-      spread(kInputRows * kRowBytes, kWords && kDirect ? kBankBytes / 8 : 0);
+      spread(kInputRows * kRowBytes, kWords&& kDirect ? kBankBytes / 8 : 0);
   static constexpr int kPlaneBytes =
       spread(kSubplanes * kSubplaneBytes,
              !kWords && kSizes.loading == Loading::kCopies4 ? kBankBytes / 4 : 0);
@@ -243,8 +243,8 @@ struct LayerGeometry {
     const int place = value / kPadded, channel = value % kPadded - channels_before(plane);
     // Split columns: those of the even places lie side by side, 0 and 2, then 1.
     const int column = kSplit ? 2 * place % 3 : place - kSkipped - pixel;
-    const bool exists = place < kColumns && column >= 0 && column < 3 && channel >= 0 &&
-                        channel < kPlaneChannels;
+    const bool exists =
+        place < kColumns && column >= 0 && column < 3 && channel >= 0 && channel < kPlaneChannels;
     return exists ? Tap{column, channel} : Tap{-1, -1};
   }
   // Where word `number` of a warp's weights belongs: those of whole steps come first, so that the
