@@ -1,6 +1,6 @@
 """Predicts, without a GPU, how long the resident 16-bit convs take for a frame of their tiles.
 
-    python -m build_tools.model_cuda [SOURCES...] [--layers k12 k24] [--sizes 'k12=4,2,2,1']
+    python build_tools/model_cuda.py [SOURCES...] [--layers k12 k24] [--sizes 'k12=4,2,2,1']
 
 Compiles the kernels of SOURCES (trees that have csrc/cuda; default: this one) for compute
 capability 9.0, reads the machine code (stalls, barriers and all), and runs the loop over frames of

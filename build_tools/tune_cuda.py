@@ -34,13 +34,15 @@ Sizes = tuple[int, int, int, int]
 """Rows of a warp, positions of warps in W and in H, blocks on a multiprocessor."""
 
 # What may be faster on another GPU than what the header has. With a pointwise conv, rows times
-# groups of channels out must be the warps of a position: they stay.
-FINE: list[Sizes] = [(4, 2, 2, 1), (4, 2, 1, 2), (4, 1, 2, 2), (4, 1, 1, 4), (4, 1, 1, 3)]
+# groups of channels out must be the warps of a position.
+FINE: list[Sizes] = [(4, 2, 2, 1), (4, 1, 2, 2), (4, 1, 4, 1), (4, 1, 2, 1)]
 CANDIDATES: dict[str, list[Sizes]] = {
     "kStem": [(4, 2, 4, 1), (4, 2, 4, 2), (2, 2, 4, 2), (4, 2, 2, 3), (4, 2, 2, 4)],
     "k12": FINE,
     "kHead": FINE,
     "k24": FINE,
+    "k48": [(4, 1, 1, 1), (2, 1, 1, 1)],
+    "k96": [(2, 1, 1, 1), (4, 1, 1, 1)],
     "kDown12": [(4, 1, 2, 2), (4, 2, 1, 2), (2, 2, 2, 1), (2, 2, 1, 2), (2, 1, 1, 4)],
     "kDown24": [(2, 1, 1, 2), (4, 1, 1, 2), (2, 2, 1, 1), (4, 2, 1, 1), (2, 1, 2, 1)],
     "kDown48": [(4, 1, 1, 1), (2, 1, 1, 1)],

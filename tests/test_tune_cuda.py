@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import model_cuda
 import pytest
 import tune_cuda
 
@@ -32,6 +34,17 @@ def test_every_candidate_fits_the_header(repository: Path) -> None:
         for numbers in sizes.values():
             assert f" {', '.join(map(str, numbers))}," in written
     assert set(tune_cuda.CANDIDATES) <= set(tune_cuda.LAYERS)
+
+
+@pytest.mark.parametrize("sizes", tune_cuda.variants(), ids=lambda sizes: str(len(sizes)))
+def test_every_candidate_meets_what_the_header_demands(
+    repository: Path, tmp_path: Path, sizes: dict[str, tune_cuda.Sizes]
+) -> None:
+    shutil.copytree(repository / "csrc/cuda", tmp_path / "csrc/cuda")
+    header = tmp_path / tune_cuda.HEADER
+    header.write_text(tune_cuda.with_sizes(header.read_text(), sizes))
+    layers = model_cuda.layers_of(tmp_path, tmp_path)  # compiles its static assertions
+    assert all(layers[name].blocks == numbers[3] for name, numbers in sizes.items())
 
 
 def test_a_layer_that_is_not_there_is_named(repository: Path) -> None:
