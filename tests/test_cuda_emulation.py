@@ -425,17 +425,36 @@ def test_resident_kernels_refuse_what_they_are_not_made_for(cuda: EmulatedCuda, 
         assert refused(x, *others)
 
 
-def misaligned(tensor: Tensor, pointer: bool) -> Tensor:
-    """The same values and order of strides at an odd place; or with an odd step between rows."""
+@pytest.mark.parametrize("name", NETWORK)
+@pytest.mark.parametrize("pointer", [False, True])
+def test_what_is_copied_in_words_need_not_be_aligned_to_more(
+    cuda: EmulatedCuda, name: str, pointer: bool
+) -> None:
+    (x, *others), options = resident_call(name, resident_case(name, (1, 3, 5, 34)), torch.bfloat16)
+    assert x is not None
+    expected = cuda.resident_conv3d(x, *others, **options)
+    got = cuda.resident_conv3d(misaligned(x, pointer, by=2), *others, **options)
+    assert expected is not None
+    if name in ("stem", "12 channels", "head", "24 channels"):
+        assert got is not None and torch.equal(got, expected)
+    else:
+        assert got is None
+
+
+def misaligned(tensor: Tensor, pointer: bool, by: int = 1) -> Tensor:
+    """The same values and order of strides at an odd place; or with an odd step between rows.
+
+    Odd multiples of ``by`` elements.
+    """
     batch, channels, frames, height, width = tensor.shape
     planes = tensor.stride(4) == 1 and channels > 1
     shape = (batch, channels, frames, height) if planes else (batch, frames, height)
     line = width if planes else width * channels
-    memory = torch.empty(math.prod(shape) * (line + 1) + 1, dtype=tensor.dtype)
+    memory = torch.empty(math.prod(shape) * (line + by) + by, dtype=tensor.dtype)
     if pointer:
-        flat = memory[1 : 1 + tensor.numel()].view(*shape, line)
+        flat = memory[by : by + tensor.numel()].view(*shape, line)
     else:
-        flat = memory[:-1].view(*shape, line + 1)[..., :line]
+        flat = memory[:-by].view(*shape, line + by)[..., :line]
     view = flat if planes else flat.unflatten(-1, (width, channels)).permute(0, 4, 1, 2, 3)
     return view.copy_(tensor)
 
@@ -471,7 +490,8 @@ def test_what_is_not_finite_reaches_a_pixel_further_at_most(
     reached = torch.zeros(6, 3, width + 4, dtype=torch.bool)
     allowed = reached.clone()
     for frame, column in ((1, case.stride * width - 1), (4, case.stride * width)):
-        x[0, 1, frame, case.stride, column] = value
+        # With 12 channels, what shares a word with a channel of the group before.
+        x[0, x.shape[1] // 4, frame, case.stride, column] = value
         if case.stride == 1:
             rows, first, last = slice(0, 3), column - 1, column + 1
         else:
