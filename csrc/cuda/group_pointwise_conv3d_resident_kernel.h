@@ -257,6 +257,7 @@ struct ResidentWarp {
       number = quotient;
       return rest;
     };
+    if (G::kBackwards) number = plan.tiles - 1 - number;
     column = take(plan.tiles_w) * G::kTileColumns;
     row = take(plan.tiles_h) * G::kTileRows;
     first = take(plan.segments) * plan.frames_per_segment;

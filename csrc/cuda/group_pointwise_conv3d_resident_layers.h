@@ -89,6 +89,10 @@ struct LayerGeometry {
   static constexpr int kStride = kSizes.stride, kRows = kSizes.rows;
   static constexpr bool kWords = kSizes.operand == Operand::kWords;
   static constexpr bool kDirect = kSizes.loading != Loading::kPlanes;
+  // What the layer before wrote last is most likely still in the L2 cache, of which an image of 12
+  // or 24 channels takes more than half: layers that follow upon each other in the network walk
+  // through their tiles in turns from the first to the last one and back.
+  static constexpr bool kBackwards = kLayer == ResidentLayer::k12 || kLayer == ResidentLayer::k24;
   // Activations that these kernels are made for.
   static constexpr bool kRelu = kPointwise, kPointwiseRelu = kSizes.channels_out > 1;
 
