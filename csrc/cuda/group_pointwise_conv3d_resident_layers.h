@@ -189,7 +189,9 @@ struct LayerGeometry {
   static constexpr int kMiddleSteps = (kTiles + 1) / 2;
   static constexpr int kUnitOutputs = kPair * kSizes.channels_out;
   static constexpr int kOutTiles = (kUnitOutputs + kTileSize - 1) / kTileSize;
-  static constexpr int kOutGroup = kExchange ? kOutTiles * kRows / kShares : kOutTiles;
+  static constexpr int kOutGroup = kExchange    ? kOutTiles * kRows / kShares
+                                   : kPointwise ? kOutTiles
+                                                : 1;
   static constexpr int kOutGroups = kPointwise ? kOutTiles / kOutGroup : 1;
   static constexpr int kPointwiseWords =
       kPointwise ? kMiddleSteps * kOutTiles * kLanesPerWarp * 2 : 0;
