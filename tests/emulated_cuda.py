@@ -202,6 +202,16 @@ class EmulatedCuda:
         self.resident_plan = ResidentPlan(*facts)
         return call.result(code)
 
+    def change_format(self, x: Tensor) -> Tensor:
+        """``x`` of 16-bit floats in the other memory format: contiguous, or channels_last_3d."""
+        batch, channels, frames, height, width = x.shape
+        to_last = x.is_contiguous()
+        y, flat = (_guarded_last if to_last else _guarded)(tuple(x.shape), x.dtype)
+        numbers = (batch, channels, frames, height * width)
+        assert self._call("emulate_change_format", (x, y), numbers, int(to_last)) == 0
+        _assert_guard(flat)
+        return y
+
     def up_conv3d(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, groups: int
     ) -> Tensor:

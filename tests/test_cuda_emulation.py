@@ -174,6 +174,36 @@ def test_each_activation_comes_where_it_belongs(
     assert_close(got, expected, dtype)
 
 
+@pytest.mark.parametrize(
+    "size",
+    [
+        (2, 12, 3, 40, 50),  # several tiles of pixels, the last one not full
+        (1, 12, 2, 3, 7),  # an odd number of pixels: no pairs
+        (1, 13, 2, 6, 23),  # pairs over two pixels
+        (1, 96, 1, 9, 20),
+        (1, 130, 2, 4, 18),  # two tiles of channels
+        (1, 131, 1, 4, 18),  # of an odd number: no pairs
+        (1, 300, 1, 1, 1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_memory_formats_are_changed_without_a_bit_lost(
+    cuda: EmulatedCuda, size: tuple[int, ...], offset: int
+) -> None:
+    bits = torch.randint(-(2**15), 2**15, (math.prod(size) + offset,), dtype=torch.int16)
+    x = bits[offset:].view(size)  # a word or half of one
+    last = cuda.change_format(x.view(torch.bfloat16))
+    assert last.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(last.view(torch.int16), x)
+    moved = torch.empty(math.prod(size) + offset, dtype=torch.bfloat16)
+    batch, channels, *rest = size
+    view = moved[offset:].view(batch, *rest, channels).permute(0, 4, 1, 2, 3).copy_(last)
+    if view.is_contiguous():  # of one pixel: both formats are the same
+        return
+    assert torch.equal(cuda.change_format(view).view(torch.int16), x)
+
+
 @pytest.mark.parametrize("name", NETWORK)
 def test_layers_of_the_network_take_the_fast_ways(cuda: EmulatedCuda, name: str) -> None:
     case, place, granule = NETWORK[name]

@@ -1,6 +1,7 @@
 #include "cuda/group_pointwise_conv3d.h"
 #include "cuda/group_pointwise_conv3d_half.h"
 #include "cuda/group_pointwise_conv3d_resident.h"
+#include "cuda/memory_format.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -79,6 +80,26 @@ cuda::GroupPointwiseConv3dHalfParams half_params_of(const GroupPointwiseConv3dSi
   return p;
 }
 
+// Of so many channels, a contiguous tensor costs a conv on tensor cores more than being rearranged.
+constexpr int64_t kManyChannels = 8;
+
+bool is_to_be_rearranged(const Tensor& t) {
+  return t.size(1) >= kManyChannels && is_dense(t, {4, 3, 2, 1, 0}) &&
+         !is_dense(t, {1, 4, 3, 2, 0});
+}
+
+cuda::MemoryFormatParams format_params_of(const Tensor& from, Tensor& to) {
+  return {from.const_data_ptr(), to.mutable_data_ptr(), from.size(0),
+          from.size(1),          from.size(2),          from.size(3) * from.size(4)};
+}
+
+Tensor in_channels_last(const Tensor& x, cudaStream_t stream) {
+  Tensor last = empty_on_device_of(x, {x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)},
+                                   x.scalar_type(), MemoryFormat::ChannelsLast3d);
+  STD_CUDA_CHECK(cuda::launch_to_channels_last(format_params_of(x, last), stream));
+  return last;
+}
+
 // False where the tensor cores cannot do it: on old devices, and with very many channels.
 bool convolve_half(const GroupPointwiseConv3dSizes& s, const Operands& operands,
                    const Options& options, Packed packed, Tensor& y, cudaStream_t stream) {
@@ -107,6 +128,29 @@ bool convolve_half(const GroupPointwiseConv3dSizes& s, const Operands& operands,
   Tensor scratch = scratch_of(cuda::scratch_bytes(plan));
   STD_CUDA_CHECK(
       cuda::launch_group_pointwise_conv3d_half(p, type, plan, scratch.mutable_data_ptr(), stream));
+  return true;
+}
+
+// The same in whichever memory format is faster.
+bool convolve_half_in_any_format(const GroupPointwiseConv3dSizes& s, const Operands& operands,
+                                 const Options& options, Packed packed, Tensor& y,
+                                 cudaStream_t stream) {
+  const bool rearrange_x = is_to_be_rearranged(operands.x), rearrange_y = is_to_be_rearranged(y);
+  if (!rearrange_x && !rearrange_y) return convolve_half(s, operands, options, packed, y, stream);
+  cuda::DeviceLimits limits;
+  STD_CUDA_CHECK(cuda::device_limits(&limits));
+  if (limits.capability < 80) return false;
+  const Tensor x = rearrange_x ? in_channels_last(operands.x, stream) : operands.x;
+  const Operands rearranged{x,
+                            operands.weight,
+                            operands.bias,
+                            operands.pointwise_weight,
+                            operands.pointwise_bias,
+                            operands.residual};
+  if (!rearrange_y) return convolve_half(s, rearranged, options, packed, y, stream);
+  Tensor last = empty_on_device_of(y, s.output(), y.scalar_type(), MemoryFormat::ChannelsLast3d);
+  if (!convolve_half(s, rearranged, options, packed, last, stream)) return false;
+  STD_CUDA_CHECK(cuda::launch_to_contiguous(format_params_of(last, y), stream));
   return true;
 }
 
@@ -139,7 +183,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bia
                             contiguous_or_none(pointwise_weight),
                             contiguous_or_none(pointwise_bias),
                             residual};
-    if (convolve_half(s, operands, options, packed, y, stream.get())) return y;
+    if (convolve_half_in_any_format(s, operands, options, packed, y, stream.get())) return y;
   }
   const Tensor floats = half ? torch::stable::to(x, ScalarType::Float) : x;
   const Operands operands{floats,

@@ -8,6 +8,7 @@
 #include "cuda/group_pointwise_conv3d_half.h"
 #include "cuda/group_pointwise_conv3d_quads.h"
 #include "cuda/group_pointwise_conv3d_resident.h"
+#include "cuda/memory_format.h"
 #include "cuda/up_conv3d.h"
 
 using namespace gplws::cuda;
@@ -172,4 +173,10 @@ GPLWS_EXPORT int emulate_focus_search(void* const* tensors, const int64_t* numbe
   p.log_scale = numbers[12] != 0;
   p.volume_type = static_cast<FloatType>(type);
   return launch_focus_search(p, nullptr);
+}
+
+// tensors: from, to; numbers: batch, channels, frames, pixels.
+GPLWS_EXPORT int emulate_change_format(void* const* tensors, const int64_t* numbers, int to_last) {
+  const MemoryFormatParams p{tensors[0], tensors[1], numbers[0], numbers[1], numbers[2], numbers[3]};
+  return to_last ? launch_to_channels_last(p, nullptr) : launch_to_contiguous(p, nullptr);
 }
