@@ -299,6 +299,8 @@ __global__ void __launch_bounds__(kThreads, min_blocks(kPixels))
   int64_t column = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kPixels;
   const bool inside = column < p.width;
   if (!inside) column = 0;  // goes along, as all threads meet at the barriers
+  let_next_kernel_start();
+  wait_for_kernel_before();
   for (int64_t line = blockIdx.y; line < p.batch * p.height; line += gridDim.y) {
     const int64_t image = p.height == 1 ? line : line / p.height;
     const int64_t row = line - image * p.height;
@@ -379,11 +381,10 @@ cudaError_t launch_pixels(const FocusSearchParams& p, cudaStream_t stream) {
                   static_cast<unsigned>(lines < kMaxLines ? lines : kMaxLines));
   const int shared_bytes =
       p.frames <= kTableFrames ? static_cast<int>(p.frames * int64_t{sizeof(float)}) : 0;
-  return p.refinement != FocusRefinement::kNone && p.radius == 1
-             ? launch(focus_search_kernel<T, kPixels, true>, grid, kThreads, shared_bytes, stream,
-                      p)
-             : launch(focus_search_kernel<T, kPixels, false>, grid, kThreads, shared_bytes, stream,
-                      p);
+  const bool near = p.refinement != FocusRefinement::kNone && p.radius == 1;
+  const auto kernel =
+      near ? focus_search_kernel<T, kPixels, true> : focus_search_kernel<T, kPixels, false>;
+  return launch(kernel, grid, kThreads, shared_bytes, stream, can_start_early(kernel), p);
 }
 
 template <class T>

@@ -150,7 +150,7 @@ struct LayerGeometry {
   // Copies of words go to all planes at a time: those of one pixel, and of as many pixels as there
   // are lanes, are to meet different banks (of k24's, 32 words take two turns).
   static constexpr int kSubplaneBytes =
-      spread(kInputRows * kRowBytes, kWords&& kDirect ? kBankBytes / 8 : 0);
+      spread(kInputRows * kRowBytes, (kWords && kDirect) ? kBankBytes / 8 : 0);
   static constexpr int kPlaneBytes =
       spread(kSubplanes * kSubplaneBytes,
              !kWords && kSizes.loading == Loading::kCopies4 ? kBankBytes / 4 : 0);
@@ -233,7 +233,7 @@ struct LayerGeometry {
   static_assert(kPieces <= 31 && kThreads <= 1024);
   static_assert(kMiddleOffset % 16 == 0 && kPointwiseBiasOffset % 16 == 0);
   static_assert(kMiddleBytes % 16 == 0 && kStageBytes % 16 == 0);
-  static_assert(kWords || kRowBytes % 16 == 0);
+  static_assert(kWords || (kRowBytes % 16 == 0 && kPlaneBytes % 16 == 0));
   static_assert(kSharedBytes <= 227 * 1024);
 
   // Byte at which step `step` of the inner dimension begins, from the window's first one.

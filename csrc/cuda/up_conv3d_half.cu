@@ -183,6 +183,7 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
                 y_row * p.residual_strides.row + element;
     y += image * p.y_strides.batch + first * p.y_strides.frame + y_row * p.y_strides.row + element;
   }
+  wait_for_kernel_before();
   const bool with_residual = brings && p.residual != nullptr;
   const auto bring = [&](int frame, int stage) {
     if (frame < end)
@@ -341,7 +342,7 @@ cudaError_t launch_type(const UpConv3dParams& p, const DeviceLimits& limits, cud
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
     return launch(kernel, dim3(static_cast<unsigned>(plan.blocks)), plan.threads, shared_bytes,
-                  stream, p, plan);
+                  stream, can_start_early(kernel), p, plan);
   };
   const int ring_bytes = kRing * plan.stage_bytes;
   constexpr int kFew = GPLWS_UP_WARPS < 6 ? 6 : GPLWS_UP_WARPS;
