@@ -9,14 +9,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gplws.alignment import Alignment, requested_alignment
 from gplws.data import FocalStack
 from gplws.io import read_stack
 from gplws.io.readers import StackSource
@@ -51,6 +53,7 @@ def reconstruct_stream(
     pixel_size_um: float | None = None,
     z_direction: ZDirection = "up",
     axes: str | None = None,
+    align: str | Path | Alignment = "none",
     method: str | nn.Module = "auto",
     precision: Precision | None = None,
     device: str | torch.device = "auto",
@@ -79,6 +82,9 @@ def reconstruct_stream(
             results are tensors there, ready likewise.
         z_step_um, focus_positions_um, pixel_size_um, z_direction, axes, method, precision,
             memory_mb: as for :func:`gplws.reconstruct`.
+        align: "none", or how the frames of all stacks lie to each other, as was found for one of
+            the same lens: an :class:`~gplws.Alignment`, or info.json of its result or its folder.
+            Stacks are aligned by the thread that reads them, on the host.
         device: "auto" (a GPU with compiled kernels, else the CPU) or any torch device.
         in_flight: stacks that may be on their way at a time, >= 1. 1 is the least memory; nothing
             overlaps then. 2 to 4 keep a GPU busy.
@@ -88,8 +94,11 @@ def reconstruct_stream(
         ``seconds`` the ``latency`` from when the stack was there until its result was.
 
     Raises:
-        ValueError: an argument is out of range; at once. In place of a result: a stack cannot be
+        ValueError: an argument is out of range, or ``align`` names a model, for which each stack
+            would be cut to a size of its own; at once. In place of a result: a stack cannot be
             used, or has another shape or dtype than the first.
+        AlignmentError: ``align`` cannot be used; at once. It is of other frames; in place of a
+            result.
         TypeError: an argument or stack has the wrong type.
         FileNotFoundError: a path does not exist; in place of its result.
 
@@ -113,6 +122,12 @@ def reconstruct_stream(
             f"stacks must be an iterable of stacks, got {type(stacks).__name__}; "
             "gplws.reconstruct takes one stack"
         )
+    alignment = requested_alignment(align)
+    if isinstance(alignment, str):
+        raise ValueError(
+            f"a stream takes a known alignment, as each stack would be cut to a size of its own, "
+            f"got align={alignment!r}; gplws.align_frames finds that of one stack"
+        )
     place = _place(device)
     engine = engine_of(method, place, precision=precision)
 
@@ -125,10 +140,11 @@ def reconstruct_stream(
             pixel_size_um=pixel_size_um,
         )
         check_direction(stack, z_direction)
-        return stack
+        return stack if alignment is None else alignment.apply(stack)
 
     line = _line(engine, place, z_direction, memory_mb, in_flight)
-    return _results(_Reader(stacks, read, line, in_flight), line)
+    facts = {} if alignment is None else {"alignment": alignment.to_dict()}
+    return _results(_Reader(stacks, read, line, in_flight), line, facts)
 
 
 def _place(device: str | torch.device) -> torch.device:
@@ -186,8 +202,8 @@ def _line(
     return _HostLine(engine, place, z_direction, memory_mb)
 
 
-def _results(reader: _Reader, line: _Line) -> Iterator[Reconstruction]:
-    """The results in order; launches stacks while earlier ones are under way."""
+def _results(reader: _Reader, line: _Line, facts: Mapping[str, Any]) -> Iterator[Reconstruction]:
+    """The results in order, with ``facts``; launches stacks while earlier ones are under way."""
     launched: deque[tuple[_Item, Callable[[], bool]]] = deque()
     failure: BaseException | None = None
     item: _Item | _End | None
@@ -213,6 +229,7 @@ def _results(reader: _Reader, line: _Line) -> Iterator[Reconstruction]:
             else:
                 item, _ = launched.popleft()
                 result = _result(item, line.collect(item), line)
+                result.metadata.update(facts)
                 item = None  # its frames: whoever takes the result may take long
                 reader.one_done()
                 yield result

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import gplws
 from gplws import stream
+from gplws.alignment import AlignmentError
 from gplws.data import FocalStack
 from gplws.models import GPLWSNet
 
@@ -85,6 +86,38 @@ def test_files_are_read_with_what_they_say_of_themselves(tmp_path):
     for result, path in zip(gplws.reconstruct_stream(paths, device="cpu"), paths, strict=True):
         assert_same(result, gplws.reconstruct(path, device="cpu"))
         assert result.metadata["source"]["path"] == str(path)
+
+
+def moved_by(*columns: int) -> gplws.Alignment:
+    """Frames of 40 x 48 that are displaced by whole columns."""
+    transforms = np.tile(np.eye(2, 3), (len(columns), 1, 1))
+    transforms[:, 0, 2] = columns
+    count = len(columns)
+    return gplws.Alignment(
+        "translation", 0, (40, 48), transforms, np.ones(count), np.ones(count, bool)
+    )
+
+
+def test_a_known_alignment_serves_all_stacks(tmp_path):
+    given, alignment = stacks(3), moved_by(0, 1, 2, 2, 3, 4)
+    options = {"z_step_um": 2.0, "device": "cpu"}
+    found = list(gplws.reconstruct_stream(given, align=alignment, **options))
+    assert [result.height.shape for result in found] == [(40, 44)] * 3
+    for result, frames in zip(found, given, strict=True):
+        expected = gplws.reconstruct(frames, align=alignment, **options)
+        assert_same(result, expected)
+        assert result.metadata["alignment"] == expected.metadata["alignment"]
+    found[0].save(tmp_path / "first")
+    again = next(gplws.reconstruct_stream(given[:1], align=tmp_path / "first", **options))
+    assert_same(again, found[0])
+
+
+def test_stacks_that_an_alignment_is_not_of_are_an_error_in_place_of_the_result():
+    given = stacks(2)
+    results = gplws.reconstruct_stream([given[0], given[1][:5]], align=moved_by(*range(6)))
+    next(results)
+    with pytest.raises(AlignmentError, match="the alignment is of a stack of 6 x 40 x 48"):
+        next(results)
 
 
 def test_a_result_does_not_wait_for_the_stack_after_it():
@@ -217,6 +250,9 @@ def test_an_error_of_the_method_ends_the_stream_and_its_thread():
         ({"z_direction": "left"}, ValueError, "z_direction must be"),
         ({"memory_mb": 0}, ValueError, "memory_mb must be positive"),
         ({"z_step_um": 1.0, "focus_positions_um": [0, 1]}, ValueError, "exclude each other"),
+        ({"align": "similarity"}, ValueError, "a known alignment, .* got align='similarity'"),
+        ({"align": 3}, TypeError, "align must be a name, a path or an Alignment, got int"),
+        ({"align": "nowhere"}, FileNotFoundError, "or a file that exists, got nowhere"),
         ({"stacks": "folder"}, TypeError, "stacks must be an iterable of stacks, got str"),
         ({"stacks": 7}, TypeError, "stacks must be an iterable of stacks, got int"),
     ],
