@@ -9,10 +9,11 @@ matched, as they are blurred alike, and the steps from frame to frame are joined
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -218,9 +219,10 @@ def align_frames(
 
     Each frame is matched to its neighbour by maximising the correlation of what lies between noise
     and illumination (ECC), from coarse to fine; frames of more than a million pixels are reduced
-    for it. The frame in the middle is the reference. Where a frame has nothing in common with its
-    neighbour, as where nothing is in focus, a warning is logged, it stays where that is, and the
-    frame after it is matched to that.
+    for it. The reference is the frame in the middle, or the nearest to it that has something in
+    common with a neighbour. Where a frame has nothing in common with its neighbour, as where
+    nothing is in focus, a warning is logged, it stays where that is, and the frame after it is
+    matched to that.
 
     Args:
         stack: the frames.
@@ -248,24 +250,32 @@ def align_frames(
 
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
-    n_frames, reference = stack.n_frames, stack.n_frames // 2
+    n_frames = stack.n_frames
+
+    @functools.lru_cache(maxsize=3)
+    def levels(number: int) -> _Levels:
+        return _Levels.of(stack, number)
+
+    @functools.lru_cache(maxsize=2)  # of the reference with what is beside it
+    def match(here: int, there: int) -> _Step:
+        return _match(levels(here), levels(there), model)
+
+    reference = _reference_of(n_frames, match)
     transforms = np.empty((n_frames, 3, 3))
     transforms[reference] = np.eye(3)
     correlation = np.ones(n_frames)
     matched = np.ones(n_frames, bool)
-    first = _Levels.of(stack, reference)
     with tqdm(
         total=n_frames, initial=1, desc="align", unit="frame", leave=False, disable=not progress
     ) as bar:
         for direction, end in ((1, n_frames), (-1, -1)):
-            neighbour, before = first, reference
+            neighbour = reference
             for number in range(reference + direction, end, direction):
-                levels = _Levels.of(stack, number)
-                step = _match(neighbour, levels, model)
+                step = match(neighbour, number)
                 correlation[number], matched[number] = step.correlation, step.found
-                transforms[number] = step.matrix @ transforms[before]
+                transforms[number] = step.matrix @ transforms[neighbour]
                 if step.found:
-                    neighbour, before = levels, number
+                    neighbour = number
                 bar.update()
     if not matched.all():
         unmatched = [stack.frame_label(int(number)) for number in np.flatnonzero(~matched)]
@@ -305,6 +315,16 @@ def requested_alignment(align: str | Path | Alignment) -> AlignmentModel | Align
         known = ", ".join(["none", *MODELS])
         raise FileNotFoundError(f"align must be one of {known}, or a file that exists, got {align}")
     return Alignment.read(align)
+
+
+def _reference_of(n_frames: int, match: Callable[[int, int], _Step]) -> int:
+    """The frame nearest to the middle that matches one beside it; the middle one if none does."""
+    middle = n_frames // 2
+    for number in sorted(range(n_frames), key=lambda number: abs(number - middle)):
+        beside = [other for other in (number + 1, number - 1) if 0 <= other < n_frames]
+        if any(match(number, other).found for other in beside):
+            return number
+    return middle
 
 
 class _Levels(NamedTuple):

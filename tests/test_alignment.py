@@ -176,6 +176,31 @@ def test_frames_without_a_match_stay_with_their_neighbour(caplog):
     assert np.abs(alignment.transforms[kept] - moves[kept]).max() < 0.2
 
 
+@pytest.mark.parametrize(
+    ("blank", "matched"),
+    [([3], [0, 1, 2, 4, 5, 6]), ([2, 3, 4], [0, 1])],  # 1 and 5 are blurred too differently
+)
+def test_a_middle_frame_that_shows_nothing_is_not_the_reference(blank, matched):
+    frames, _ = scene(frames=7)
+    moves = movements(7, shift=0.4)
+    numbers = moved(frames, moves)
+    numbers[blank] = 90
+    alignment = align_frames(FocalStack(numbers))
+    assert alignment.reference == min(blank) - 1
+    assert np.flatnonzero(alignment.matched).tolist() == matched
+    to_reference = np.stack([np.r_[move, [[0, 0, 1]]] for move in moves])
+    to_reference = to_reference @ np.linalg.inv(to_reference[alignment.reference])
+    assert np.abs(alignment.transforms[matched] - to_reference[matched, :2]).max() < 0.3
+
+
+def test_where_nothing_matches_the_middle_frame_is_the_reference(caplog):
+    noise = np.random.default_rng(0).integers(0, 255, (5, 64, 64), np.uint8)
+    with caplog.at_level(logging.WARNING):
+        alignment = align_frames(FocalStack(noise))
+    assert alignment.reference == 2 and "4 of 5 frames" in caplog.text
+    assert np.array_equal(alignment.transforms, np.tile(np.eye(2, 3), (5, 1, 1)))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (20, 20)])
 def test_small_frames_do_not_fail(size):
     frames = np.random.default_rng(0).integers(0, 255, (3, *size)).astype(np.uint8)
