@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from repository_runs import run
 
+pytestmark = pytest.mark.no_cpu_kernels
+
 SUMMARY = """
 import json, sys
 from benchmarks.summary import flatness, quartiles
