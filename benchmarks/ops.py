@@ -7,7 +7,8 @@ turns with both: all see the same machine, and the copy leaves nothing of the se
 
 Results are compared before they are timed, that of torch.max by the frame it finds. "gplws" writes
 into results that are used again, as layers of the network do; "gplws, fresh results" allocates them
-in each turn, as stock torch does.
+in each turn, as stock torch does. Gradients of weights, which are small, are always fresh; they are
+those of a batch of four crops, as in training.
 
 --isa measures all of it, stock torch and the limits included, on an older instruction set; float32
 only, as torch takes minutes for a bfloat16 product there.
@@ -31,6 +32,7 @@ from benchmarks.timing import introduce, save, show
 from gplws.benchmark import take_turns
 from gplws.ops import (
     FocusSearchResult,
+    conv3d_weight_gradient,
     focus_search,
     group_pointwise_conv3d,
     reference,
@@ -52,7 +54,13 @@ OLDER = {
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     }
 }
-OPS = ("group_pointwise_conv3d", "up_conv3d", "focus_search", "spline_smooth")
+OPS = (
+    "group_pointwise_conv3d",
+    "up_conv3d",
+    "focus_search",
+    "spline_smooth",
+    "conv3d_weight_gradient",
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # By how much results of two may differ, as share of the largest value: stock torch rounds bfloat16
 # between the two convs of a block.
@@ -247,6 +255,44 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
         )
 
 
+@torch.inference_mode()
+def gradient_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
+    """Gradients of the weights of the network's convs, of crops of ``side`` * 5 / 32 pixels."""
+    if dtype != torch.float32:
+        return
+    for level, channels in enumerate((12, 24, 48, 96)):
+        size = max(side * 5 // 32 >> level, 4)
+        layers = [(channels, 4, 1, f"{channels} channels, 4 groups")]
+        if channels < 96:
+            layers.append((2 * channels, 1, 2, f"{channels} -> {2 * channels}, down"))
+        for channels_out, groups, stride, what in layers:
+            x = torch.randn(4, channels, frames, size, size)
+            grad = torch.randn(4, channels_out, frames, -(-size // stride), -(-size // stride))
+            last = [t.contiguous(memory_format=torch.channels_last_3d) for t in (x, grad)]
+            shape = (channels_out, channels // groups, 3, 3, 3)
+
+            def stock(
+                x: torch.Tensor, grad: torch.Tensor, shape=shape, groups=groups, stride=stride
+            ) -> torch.Tensor:
+                return torch.nn.grad.conv3d_weight(
+                    x, shape, grad, stride=(1, stride, stride), padding=1, groups=groups
+                )
+
+            yield Case(
+                "conv3d_weight_gradient",
+                f"{what}, 4 x {frames}x{size}x{size}",
+                2 * 27 * (channels // groups) * grad.numel(),
+                4 * (x.numel() + grad.numel()),
+                {
+                    "gplws": lambda x=x, g=grad, n=groups, s=stride: conv3d_weight_gradient(
+                        x, g, groups=n, stride=s
+                    ),
+                    "stock": lambda x=x, g=grad, f=stock: f(x, g),
+                    "stock channels_last": lambda given=last, f=stock: f(*given),
+                },
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -274,7 +320,7 @@ def main() -> None:
         arithmetic = max(limit["matrix_product_flops"], limit["dense_conv_flops"])
         table = []
         size = (dtype, options.frames, options.side)
-        for case in (*conv_cases(*size), *other_cases(*size)):
+        for case in (*conv_cases(*size), *other_cases(*size), *gradient_cases(*size)):
             if case.op not in options.ops:
                 continue
             with torch.inference_mode():
@@ -307,7 +353,7 @@ def main() -> None:
                     case.op,
                     case.what,
                     f"{1e3 * ours:.2f}",
-                    f"{1e3 * middle[FRESH]:.2f}",
+                    f"{1e3 * middle[FRESH]:.2f}" if FRESH in middle else "",
                     f"{1e3 * best:.2f}",
                     f"{best / ours:.1f}",
                     f"{100 * compute:.0f}%" if case.flop else "",
