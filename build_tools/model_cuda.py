@@ -347,14 +347,14 @@ class Prediction:
 def predict(code: Sequence[Instruction], layer: Layer, model: Path) -> Prediction:
     """Run the loop of a kernel through the model."""
     frames = sum(i.kind is Kind.BARRIER for i in path_of(code, None))
-    # Warps that share a scheduler differ in what they do first, where the code has both.
+    # The halves of a block differ in what they do first, where the code has both.
     paths = [list(path_of(code, conv_first)) for conv_first in (False, True)]
     traces = [operations_of(path, layer) for path in paths]
     words = [f"{layer.blocks} {layer.warps} {TURNS} {len(traces)}"]
     for trace in traces:
         words.append(str(len(trace)))
         words += [" ".join(map(str, numbers)) for numbers in trace]
-    words += [str(warp // 4 % 2) for warp in range(layer.warps)]
+    words += [str(int(warp >= layer.warps // 2)) for warp in range(layer.warps)]
     cycles, issue, tensor, shared, *rest = run(model, text="\n".join(words)).split()
     waits = {reason: float(share) for reason, share in zip(rest[::2], rest[1::2], strict=True)}
     busy = {"issue": float(issue), "tensor": float(tensor), "shared": float(shared)}

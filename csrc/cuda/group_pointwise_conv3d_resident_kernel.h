@@ -178,7 +178,7 @@ struct ResidentWarp {
     position = warp / G::kShares;
     set_w = position % G::kSizes.sets_w;
     set_h = position / G::kSizes.sets_w;
-    conv_first = warp / kSchedulers % 2 != 0;
+    conv_first = warp >= G::kWarps / 2;
 
     const int row = thread / G::kRowPieces;
     pieces = piece_of(row < G::kRowStep ? row : -1, thread % G::kRowPieces);

@@ -68,11 +68,10 @@ constexpr ResidentLayerSizes sizes_of() {
   }
 }
 
-constexpr int kUnits = 16;      // rows of a product: pixels, or pairs of them
-constexpr int kTileSize = 8;    // columns of a product: channels out, or those of a pair
-constexpr int kTaps9 = 9;       // rows times frames of the kernel
-constexpr int kRing = 3;        // stages of input frames, sums of output frames, and middle results
-constexpr int kSchedulers = 4;  // of a multiprocessor: warp i of a block has scheduler i % 4
+constexpr int kUnits = 16;    // rows of a product: pixels, or pairs of them
+constexpr int kTileSize = 8;  // columns of a product: channels out, or those of a pair
+constexpr int kTaps9 = 9;     // rows times frames of the kernel
+constexpr int kRing = 3;      // stages of input frames, sums of output frames, and middle results
 
 constexpr int kBankBytes = 128;  // of shared memory: what lies so far apart meets the same bank
 
