@@ -384,7 +384,7 @@ def predict_all(
         }
 
 
-_ORDER = ("kStem", "k12", "kHead", "k24", "k48", "k96", "kDown12", "kDown24", "kDown48")
+_ORDER = tuple(tune_cuda.LAYERS)
 """As enum ResidentLayer has them."""
 
 

@@ -14,7 +14,7 @@ constexpr double kTileOverhead = 1.0;
 // What of the sizes of a layer does not depend on types at compile time.
 struct LayerFacts {
   int inputs, groups, outputs, channels_out, stride, parts, blocks;
-  int tile_rows, tile_columns, pair, shared_bytes;
+  int tile_rows, tile_columns, pair, piece_bytes, shared_bytes;
   int64_t packed_bytes;
   bool relu, pointwise_relu;
   Loading loading;
@@ -33,6 +33,7 @@ constexpr LayerFacts facts_of() {
           G::kTileRows,
           G::kTileColumns,
           G::kPair,
+          G::kPieceBytes,
           G::kSharedBytes,
           int64_t{4} * G::kPackedWords,
           G::kRelu,
@@ -92,13 +93,10 @@ bool near(const Strides5& strides, int64_t channels, int64_t height, int64_t wid
 
 bool takes_layout(const GroupPointwiseConv3dHalfParams& p, const LayerFacts& facts) {
   const bool planes = facts.loading == Loading::kPlanes;
-  const int64_t x_bytes = facts.loading == Loading::kCopies4   ? 4
-                          : facts.loading == Loading::kCopies8 ? 8
-                                                               : 16;
   const bool x_fits = planes ? p.x_strides.column == 1 && 2 * p.x_strides.channel % 4 == 0 &&
                                    aligned(p.x, p.x_strides, 4)
                              : p.x_strides.channel == 1 && p.x_strides.column == facts.inputs &&
-                                   aligned(p.x, p.x_strides, x_bytes);
+                                   aligned(p.x, p.x_strides, facts.piece_bytes);
   const int64_t y_bytes = facts.channels_out == 1 ? 4 : 16;
   const bool y_fits = (p.y_strides.channel == 1 || p.channels_out == 1) &&
                       p.y_strides.column == p.channels_out && aligned(p.y, p.y_strides, y_bytes);
