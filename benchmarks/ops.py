@@ -7,8 +7,8 @@ turns with both: all see the same machine, and the copy leaves nothing of the se
 
 Results are compared before they are timed, that of torch.max by the frame it finds. "gplws" writes
 into results that are used again, as layers of the network do; "gplws, fresh results" allocates them
-in each turn, as stock torch does. Gradients of weights, which are small, are always fresh; they are
-those of a batch of four crops, as in training.
+in each turn, as stock torch does. Gradients are always fresh; they are those of a batch of four
+crops, as in training.
 
 --isa measures all of it, stock torch and the limits included, on an older instruction set; float32
 only, as torch takes minutes for a bfloat16 product there.
@@ -20,11 +20,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.grad import conv3d_input, conv3d_weight
 
 from benchmarks import plots
 from benchmarks.summary import medians
@@ -32,6 +34,7 @@ from benchmarks.timing import introduce, save, show
 from gplws.benchmark import take_turns
 from gplws.ops import (
     FocusSearchResult,
+    conv3d_input_gradient,
     conv3d_weight_gradient,
     focus_search,
     group_pointwise_conv3d,
@@ -59,6 +62,7 @@ OPS = (
     "up_conv3d",
     "focus_search",
     "spline_smooth",
+    "conv3d_input_gradient",
     "conv3d_weight_gradient",
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -107,11 +111,14 @@ def _large() -> torch.Tensor:
     return torch.ones(64 * 2**20)
 
 
+Candidates = dict[str, Callable[[], Any]]
+
+
 class Case:
     """One shape of one op: candidates that give the same result, and the work they do."""
 
     def __init__(
-        self, op: str, what: str, flop: float, data: float, candidates: dict[str, Callable[[], Any]]
+        self, op: str, what: str, flop: float, data: float, candidates: Candidates
     ) -> None:
         self.op, self.what, self.flop, self.data = op, what, flop, data
         self.candidates = candidates
@@ -257,7 +264,7 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
 
 @torch.inference_mode()
 def gradient_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
-    """Gradients of the weights of the network's convs, of crops of ``side`` * 5 / 32 pixels."""
+    """Gradients of the network's convs, of crops of ``side`` * 5 / 32 pixels."""
     if dtype != torch.float32:
         return
     for level, channels in enumerate((12, 24, 48, 96)):
@@ -268,29 +275,32 @@ def gradient_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]
         for channels_out, groups, stride, what in layers:
             x = torch.randn(4, channels, frames, size, size)
             grad = torch.randn(4, channels_out, frames, -(-size // stride), -(-size // stride))
-            last = [t.contiguous(memory_format=torch.channels_last_3d) for t in (x, grad)]
-            shape = (channels_out, channels // groups, 3, 3, 3)
-
-            def stock(
-                x: torch.Tensor, grad: torch.Tensor, shape=shape, groups=groups, stride=stride
-            ) -> torch.Tensor:
-                return torch.nn.grad.conv3d_weight(
-                    x, shape, grad, stride=(1, stride, stride), padding=1, groups=groups
-                )
-
-            yield Case(
-                "conv3d_weight_gradient",
-                f"{what}, 4 x {frames}x{size}x{size}",
-                2 * 27 * (channels // groups) * grad.numel(),
-                4 * (x.numel() + grad.numel()),
-                {
-                    "gplws": lambda x=x, g=grad, n=groups, s=stride: conv3d_weight_gradient(
-                        x, g, groups=n, stride=s
+            weight = torch.randn(channels_out, channels // groups, 3, 3, 3)
+            last = [t.contiguous(memory_format=torch.channels_last_3d) for t in (x, grad, weight)]
+            last_x, last_grad, last_weight = last
+            conv = {"groups": groups, "stride": stride}
+            stock = {"padding": 1, "groups": groups, "stride": (1, stride, stride)}
+            gradients: dict[str, Candidates] = {
+                "conv3d_input_gradient": {
+                    "gplws": partial(conv3d_input_gradient, grad, weight, size=x.shape[3:], **conv),
+                    "stock": partial(conv3d_input, x.shape, weight, grad, **stock),
+                    "stock channels_last": partial(
+                        conv3d_input, x.shape, last_weight, last_grad, **stock
                     ),
-                    "stock": lambda x=x, g=grad, f=stock: f(x, g),
-                    "stock channels_last": lambda given=last, f=stock: f(*given),
                 },
-            )
+                "conv3d_weight_gradient": {
+                    "gplws": partial(conv3d_weight_gradient, x, grad, **conv),
+                    "stock": partial(conv3d_weight, x, weight.shape, grad, **stock),
+                    "stock channels_last": partial(
+                        conv3d_weight, last_x, weight.shape, last_grad, **stock
+                    ),
+                },
+            }
+            shape = f"4 x {frames}x{size}x{size}"
+            flop = 2 * 27 * (channels // groups) * grad.numel()
+            data = 4 * (x.numel() + grad.numel())
+            for op, candidates in gradients.items():
+                yield Case(op, f"{what}, {shape}", flop, data, candidates)
 
 
 def main() -> None:

@@ -114,6 +114,7 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     from numpy.lib.stride_tricks import as_strided
 
     from gplws.ops import (
+        conv3d_input_gradient,
         conv3d_weight_gradient,
         focus_search,
         group_pointwise_conv3d,
@@ -137,6 +138,9 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     calls: dict[str, Callable[..., Any]] = {
         "group_pointwise_conv3d": lambda x: group_pointwise_conv3d(x, weight, groups=2),
         "up_conv3d": lambda x: up_conv3d(x, up_weight, groups=2),
+        "conv3d_input_gradient": lambda x: conv3d_input_gradient(
+            x, weight, size=(20, 80), groups=2, stride=2
+        ),
         "conv3d_weight_gradient": lambda x: conv3d_weight_gradient(x, good, groups=2),
         "focus_search": lambda x: focus_search(x[0]),
         "spline_smooth": lambda x: spline_smooth(x[0, -1]),

@@ -17,7 +17,8 @@ from gplws import _extension
 PACKAGE = Path(_extension.__file__).parent
 ISAS = ["baseline", "avx2", "avx512"]
 CUDA_OPS = ["group_pointwise_conv3d", "up_conv3d", "focus_search"]
-OPS = [*CUDA_OPS, "conv3d_weight_gradient", "spline_smooth"]  # the others take stock ops on CUDA
+CPU_OPS = ["conv3d_input_gradient", "conv3d_weight_gradient", "spline_smooth"]  # CUDA: stock ops
+OPS = [*CUDA_OPS, *CPU_OPS]
 
 
 def run_python(

@@ -97,7 +97,8 @@ Conv3dWeightGradientPlan plan(const Conv3dWeightGradientParams& p) {
   const int64_t inputs = p.channels / p.groups, outputs = p.channels_out / p.groups;
   const auto piece = [&](int64_t rows) { return geometry(p, rows, t.block_in, t.block_out).piece; };
   const int64_t least_rows = min64(kMinRows, p.height_out);
-  int64_t largest_in = kMaxBlock, largest_out = kMaxBlock;
+  // With stride 2 a channel of x has four planes.
+  int64_t largest_in = kMaxBlock / (p.stride * p.stride), largest_out = kMaxBlock;
   for (;;) {
     t.block_in = min64(largest_in, inputs);
     t.block_out = min64(largest_out, outputs);
@@ -129,14 +130,30 @@ Conv3dWeightGradientPlan plan(const Conv3dWeightGradientParams& p) {
   return t;
 }
 
-// `count` floats, zero behind them; reads nothing beyond.
-GPLWS_INLINE Vec load_some(const float* p, int64_t count) {
-  if (count >= kLanes) return load(p);
-#if defined(__AVX512F__) && !defined(__SANITIZE_ADDRESS__)
-  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << (count < 0 ? 0 : count)) - 1), p);
-#else
-  return load_first(p, count < 0 ? 0 : static_cast<int>(count));
-#endif
+// One or, with stride 2, two neighbouring vectors of four frames of a row of x into the four slots;
+// `load(frame, vector)`.
+template <int64_t Stride, class Load>
+GPLWS_INLINE void copy_x_vectors(Load load, int64_t slot, int64_t plane, float* dst) {
+  Vec d[4][Stride];
+#pragma GCC unroll 4
+  for (int f = 0; f < 4; ++f) {
+    if constexpr (Stride == 1) {
+      d[f][0] = load(f, 0);
+    } else {
+      const Vec low = load(f, 0), high = load(f, 1);
+      d[f][0] = even_lanes(low, high);
+      d[f][1] = odd_lanes(low, high);
+    }
+  }
+#pragma GCC unroll 2
+  for (int64_t s = 0; s < Stride; ++s) {
+    // Columns of odd number, and all with stride 1, have the zero before column 0 in front.
+    float* to = Stride == 1 || s == 1 ? dst + 1 : dst + plane;
+    store(to, d[0][s] - d[2][s]);
+    store(to + slot, d[1][s] + d[2][s]);
+    store(to + 2 * slot, d[2][s] - d[1][s]);
+    store(to + 3 * slot, d[1][s] - d[3][s]);
+  }
 }
 
 // Four frames of a row of x into the four slots. Zeros behind the end of the row are stored too:
@@ -144,31 +161,16 @@ GPLWS_INLINE Vec load_some(const float* p, int64_t count) {
 template <int64_t Stride>
 GPLWS_INLINE void copy_x_row(const float* const (&rows)[4], int64_t width, int64_t slot,
                              int64_t plane, float* dst) {
-  for (int64_t w = 0; w < width; w += Stride * kLanes) {
-    Vec d[4][Stride];
-#pragma GCC unroll 4
-    for (int f = 0; f < 4; ++f) {
-      const float* row = rows[f] + w;
-      if constexpr (Stride == 1) {
-        d[f][0] = load_some(row, width - w);
-      } else {
-        const Vec low = load_some(row, width - w);
-        const Vec high = load_some(row + kLanes, width - w - kLanes);
-        d[f][0] = even_lanes(low, high);
-        d[f][1] = odd_lanes(low, high);
-      }
-    }
-#pragma GCC unroll 2
-    for (int64_t s = 0; s < Stride; ++s) {
-      // Columns of odd number, and all with stride 1, have the zero before column 0 in front.
-      float* to = Stride == 1 || s == 1 ? dst + 1 : dst + plane;
-      to += w / Stride;
-      store(to, d[0][s] - d[2][s]);
-      store(to + slot, d[1][s] + d[2][s]);
-      store(to + 2 * slot, d[2][s] - d[1][s]);
-      store(to + 3 * slot, d[1][s] - d[3][s]);
-    }
-  }
+  const int64_t step = Stride * kLanes, whole = width / step * step;
+  for (int64_t w = 0; w < whole; w += step)
+    copy_x_vectors<Stride>([&](int f, int i) { return load(rows[f] + w + i * kLanes); }, slot,
+                           plane, dst + w / Stride);
+  if (whole == width) return;
+  const int rest = static_cast<int>(width - whole);
+  const int counts[2] = {rest, rest > kLanes ? rest - kLanes : 0};
+  copy_x_vectors<Stride>(
+      [&](int f, int i) { return load_first(rows[f] + whole + i * kLanes, counts[i]); }, slot,
+      plane, dst + whole / Stride);
 }
 
 // A block of rows of a pair of frames of one image.
@@ -207,10 +209,20 @@ void copy_x(const Conv3dWeightGradientParams& p, const Conv3dWeightGradientPlan&
   }
 }
 
+// The same of two frames of a row of grad.
+GPLWS_INLINE void copy_grad_vectors(Vec a, Vec b, int64_t slot, float* dst) {
+  store(dst, a);
+  store(dst + slot, a + b);
+  store(dst + 2 * slot, a - b);
+  store(dst + 3 * slot, -b);
+}
+
 void copy_grad(const Conv3dWeightGradientParams& p, const Conv3dWeightGradientPlan& t,
                const Geometry& g, const Piece& piece, int64_t channel, int64_t channels,
                const float* zeros, float* dst) {
   const int64_t image_plane = p.height_out * p.width_out;
+  const int64_t whole = p.width_out / kLanes * kLanes;
+  const int rest = static_cast<int>(p.width_out - whole);
   for (int64_t c = 0; c < channels; ++c, dst += g.grad_channel) {
     const float* volume =
         p.grad + (piece.image * p.channels_out + channel + c) * p.frames * image_plane;
@@ -220,14 +232,12 @@ void copy_grad(const Conv3dWeightGradientParams& p, const Conv3dWeightGradientPl
       const float* first = h < p.height_out ? row : zeros;
       const float* second = h < p.height_out && n + 1 < p.frames ? row + image_plane : zeros;
       float* to = dst + r * g.row;
-      for (int64_t w = 0; w < p.width_out; w += kLanes) {
-        const Vec a = load_some(first + w, p.width_out - w);
-        const Vec b = load_some(second + w, p.width_out - w);
-        store(to + w, a);
-        store(to + w + g.grad_slot, a + b);
-        store(to + w + 2 * g.grad_slot, a - b);
-        store(to + w + 3 * g.grad_slot, -b);
-      }
+      int64_t w = 0;
+      for (; w < whole; w += kLanes)
+        copy_grad_vectors(load(first + w), load(second + w), g.grad_slot, to + w);
+      if (rest > 0)
+        copy_grad_vectors(load_first(first + w, rest), load_first(second + w, rest), g.grad_slot,
+                          to + w);
     }
   }
 }
@@ -282,8 +292,10 @@ __attribute__((noinline)) void sum_products(const Operands& s, Vec* sums) {
 // as many lanes for each, until all lanes are added up.
 void add_lanes(Vec* sums, float* partial) {
   int count = kSums;
+#pragma GCC unroll 4
   for (int lanes = kLanes; lanes > 1; lanes /= 2) {
     count /= 2;
+#pragma GCC unroll 16
     for (int j = 0; j < count; ++j)
       sums[j] = even_lanes(sums[2 * j], sums[2 * j + 1]) + odd_lanes(sums[2 * j], sums[2 * j + 1]);
   }

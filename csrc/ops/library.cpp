@@ -21,6 +21,9 @@ STABLE_TORCH_LIBRARY(gplws, m) {
   m.def(
       "up_conv3d.out(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int groups, "
       "Tensor(a!) out) -> ()");
+  m.def(
+      "conv3d_input_gradient(Tensor grad, Tensor weight, int groups, bool even_height, "
+      "bool even_width) -> Tensor");
   m.def("conv3d_weight_gradient(Tensor x, Tensor grad, int groups, int stride) -> Tensor");
   m.def(
       "focus_search(Tensor volume, Tensor focus_positions, int groups, int refinement, int radius, "

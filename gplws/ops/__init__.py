@@ -3,6 +3,7 @@
 :mod:`gplws.ops.reference` holds the same functions in plain torch.
 """
 
+from gplws.ops.conv3d_input_gradient import conv3d_input_gradient
 from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 from gplws.ops.focus_search import focus_search
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weights
@@ -13,6 +14,7 @@ from gplws.ops.up_conv3d import up_conv3d
 __all__ = [
     "FocusSearchResult",
     "Refinement",
+    "conv3d_input_gradient",
     "conv3d_weight_gradient",
     "focus_search",
     "group_pointwise_conv3d",

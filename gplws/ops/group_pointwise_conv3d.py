@@ -22,6 +22,7 @@ from gplws.ops._arguments import (
     vmap_by_batch,
     without_autocast,
 )
+from gplws.ops.conv3d_input_gradient import conv3d_input_gradient
 from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 
 _NAME = "gplws::group_pointwise_conv3d"
@@ -350,14 +351,9 @@ def _conv_backward(
         return _stock_backward(grad, x, weight, stride, 1, groups, needs)
     grad_x = grad_weight = None
     if needs[0]:
-        if stride == 1:
-            # (groups, M / groups, C / groups, taps): in and out change places, taps their order.
-            swapped = weight.unflatten(0, (groups, -1)).flatten(3).transpose(1, 2).flip(3)
-            grad_x = _own_conv(
-                grad, swapped.reshape(x.shape[1], -1, 3, 3, 3), None, groups, 1, False
-            )
-        else:
-            grad_x = _stock_backward(grad, x, weight, stride, 1, groups, (True, False, False))[0]
+        grad_x = conv3d_input_gradient(
+            grad, weight, size=(x.shape[3], x.shape[4]), groups=groups, stride=stride
+        )
     if needs[1]:
         grad_weight = conv3d_weight_gradient(x, grad, groups=groups, stride=stride)
     return grad_x, grad_weight, grad.sum((0, 2, 3, 4)) if needs[2] else None

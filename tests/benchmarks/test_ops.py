@@ -5,6 +5,7 @@ import json
 from repository_runs import run, run_main
 
 FRESH = "gplws, fresh results"
+GRADIENTS = ("conv3d_input_gradient", "conv3d_weight_gradient")
 
 # The limits of the machine take long, and say nothing here.
 QUICK = """
@@ -55,11 +56,11 @@ def test_all_ops_are_also_timed_with_results_that_are_allocated_as_stock_torch_d
         json.loads((tmp_path / name / "ops.json").read_text())["rows"] for name in ("all", "some")
     )
     for row in every:
-        ours = {"gplws"} if row["op"] == "conv3d_weight_gradient" else {"gplws", FRESH}
+        ours = {"gplws"} if row["op"] in GRADIENTS else {"gplws", FRESH}
         assert ours < row["seconds"].keys()
     layers = ("group_pointwise_conv3d", "up_conv3d")
     found = [(row["op"], row["case"], row["dtype"]) for row in every if row["op"] in layers]
-    others = ("focus_search", "spline_smooth", "conv3d_weight_gradient")
+    others = ("focus_search", "spline_smooth", *GRADIENTS)
     assert {row["op"] for row in every} == {*layers, *others}
     assert [(row["op"], row["case"], row["dtype"]) for row in some] == found
     assert {dtype for _, _, dtype in found} == {"float32", "bfloat16"}
@@ -71,7 +72,7 @@ def test_what_gives_another_result_is_not_timed(repository) -> None:
     refused = json.loads(ended.stdout)
     assert {op for op, _, _ in refused} == {
         *("group_pointwise_conv3d", "up_conv3d", "focus_search", "spline_smooth"),
-        "conv3d_weight_gradient",
+        *GRADIENTS,
     }
     for _, name, message in refused:
         assert message.startswith(f"{name}: the result differs by up to ")

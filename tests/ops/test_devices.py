@@ -10,6 +10,7 @@ from conv_cases import ConvCase
 from torch import Tensor
 
 from gplws.ops import (
+    conv3d_input_gradient,
     conv3d_weight_gradient,
     focus_search,
     group_pointwise_conv3d,
@@ -29,12 +30,14 @@ UP: dict[str, Any] = {
     "residual": torch.rand(1, 2, 3, 10, 12),
 }
 UP_OUT = {"out": torch.rand(1, 2, 3, 10, 12)}
+INPUT_GRADIENT = {"grad": X, "weight": torch.rand(4, 3, 3, 3, 3)}
 SEARCH: dict[str, Any] = {"volume": VOLUME, "focus_positions": torch.arange(3.0)}
 SEARCH_OUT = {f"out.{name}": result for name, result in focus_search(VOLUME)._asdict().items()}
 
 WRAPPERS: dict[Any, dict[str, Any]] = {
     group_pointwise_conv3d: {**CONV, "groups": 2, **CONV_OUT},
     up_conv3d: {**UP, "groups": 2, **UP_OUT},
+    conv3d_input_gradient: {**INPUT_GRADIENT, "size": (10, 12), "groups": 2, "stride": 2},
     conv3d_weight_gradient: {"x": X, "grad": X},
     spline_smooth: {"images": IMAGES, "out": torch.rand(2, 5, 6)},
 }
@@ -43,6 +46,7 @@ WRAPPERS: dict[Any, dict[str, Any]] = {
 OPTIONS = {
     "group_pointwise_conv3d": (2, 1, True, True, False),
     "up_conv3d": (2,),
+    "conv3d_input_gradient": (2, True, True),
     "conv3d_weight_gradient": (2, 1),
     "focus_search": (4, 1, 1, False),
     "spline_smooth": (1,),
@@ -52,6 +56,7 @@ OPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tensors before, beh
     "group_pointwise_conv3d.out": (CONV, CONV_OUT),
     "up_conv3d.default": (UP, {}),
     "up_conv3d.out": (UP, UP_OUT),
+    "conv3d_input_gradient.default": (INPUT_GRADIENT, {}),
     "conv3d_weight_gradient.default": ({"x": X, "grad": X}, {}),
     "focus_search.default": (SEARCH, {}),
     "focus_search.out": (SEARCH, SEARCH_OUT),

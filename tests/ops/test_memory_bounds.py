@@ -18,6 +18,7 @@ from guarded_memory import GuardedMemory
 from volumes import random_volume
 
 from gplws.ops import (
+    conv3d_input_gradient,
     conv3d_weight_gradient,
     focus_search,
     group_pointwise_conv3d,
@@ -93,6 +94,20 @@ def test_conv3d_weight_gradient_stays_inside_its_tensors(edge, stride):
         expected = conv3d_weight_gradient(x, grad, **options)
         given = [memory.copy(t) for t in (x, grad)]
         assert torch.equal(conv3d_weight_gradient(*given, **options), expected), (height, width)
+
+
+@pytest.mark.parametrize("edge", ["before", "behind"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv3d_input_gradient_stays_inside_its_tensors(edge, stride):
+    sizes = [(3, width) for width in WIDTHS] + [(height, 19) for height in HEIGHTS]
+    for height, width in sizes:
+        memory = GuardedMemory(edge)
+        grad = torch.randn(1, 6, 3, -(-height // stride), -(-width // stride))
+        weight = torch.randn(6, 2, 3, 3, 3)
+        options = {"size": (height, width), "groups": 2, "stride": stride}
+        expected = conv3d_input_gradient(grad, weight, **options)
+        given = [memory.copy(t) for t in (grad, weight)]
+        assert torch.equal(conv3d_input_gradient(*given, **options), expected), (height, width)
 
 
 @pytest.mark.parametrize("edge", ["before", "behind"])

@@ -12,6 +12,7 @@ import json
 import os
 import torch
 from gplws.ops import (
+    conv3d_input_gradient,
     conv3d_weight_gradient,
     focus_search,
     group_pointwise_conv3d,
@@ -29,6 +30,7 @@ weight, up_weight = torch.rand(12, 3, 3, 3, 3), torch.rand(12, 1, 3, 3, 3)
 calls = [
     lambda: group_pointwise_conv3d(x, weight, groups=4),
     lambda: up_conv3d(x, up_weight, groups=6),
+    lambda: conv3d_input_gradient(x, weight, size=(256, 256), groups=4, stride=2),
     lambda: conv3d_weight_gradient(x, x, groups=4),
     lambda: focus_search(x[0]),
     lambda: spline_smooth(x[0].flatten(0, 1)),
@@ -44,4 +46,4 @@ print(json.dumps([alone, started(calls[0])]))
 def test_no_more_threads_are_started_than_torch_was_told_to_use():
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == [[0, 0, 0, 0, 0], 2]
+    assert json.loads(ended.stdout) == [[0, 0, 0, 0, 0, 0], 2]

@@ -1,0 +1,2 @@
+#define GPLWS_ISA baseline
+#include "conv3d_input_gradient_kernel.h"
