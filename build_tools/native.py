@@ -249,7 +249,6 @@ def _add_cuda_library(
     # nvcc moves every -Xlinker flag before the libraries, so --as-needed cannot be switched back.
     link = [*prepended, "-shared", "-cudart=static", "-Xlinker", "--no-as-needed"]
     link += ["-Xlinker", "-rpath", "-Xlinker", "$ORIGIN/../torch/lib"]
-    # The C++ runtime before torch, whose libraries answer for parts of it.
     link += [f"-L{torch.lib}", "-lstdc++", "-ltorch", "-ltorch_cpu", *appended]
     ninja.build(library, "nvlink", objects, link)
 
@@ -284,7 +283,8 @@ def _link_flags(torch: TorchHeaders) -> list[str]:
         flags = ["-bundle", "-undefined", "dynamic_lookup", *libraries]
         flags += ["-Wl,-rpath,@loader_path/../torch/lib"]
     else:
-        flags = ["-shared", "-Wl,--no-as-needed", *libraries, "-Wl,--as-needed"]
+        # The C++ runtime before torch, whose libraries answer for parts of it.
+        flags = ["-shared", "-Wl,--no-as-needed", "-lstdc++", *libraries, "-Wl,--as-needed"]
         flags += ["-Wl,-rpath,$ORIGIN/../torch/lib"]
     return flags + _sanitizer_flags() + shlex.split(os.environ.get("LDFLAGS", ""))
 

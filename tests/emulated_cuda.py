@@ -72,6 +72,7 @@ class QuadsPlan(NamedTuple):
     column_vectors: int
     channel_vectors: int
     input_vectors: int
+    sums_wait: int  # in the result, between passes of the general kernel
 
 
 class Device(NamedTuple):
@@ -128,7 +129,11 @@ class EmulatedCuda:
         self.use(H200)
 
     def use(self, device: Device, seed: int = 0) -> None:
-        """Emulates this device from now on; warps run in an order that depends on ``seed``."""
+        """Emulates this device from now on.
+
+        Warps run in an order that depends on ``seed``. Asynchronous copies happen when they are
+        waited for, or, with a seed other than 0, some of them at once.
+        """
         self._library.set_emulated_device((ctypes.c_int * 5)(*device), seed)
 
     @property
@@ -150,13 +155,14 @@ class EmulatedCuda:
         relu: bool = True,
         pointwise_relu: bool = True,
         residual_relu: bool = False,
+        out: Tensor | None = None,
     ) -> Tensor | None:
-        """As the op; None where the kernels for 16 bits cannot do it."""
+        """As the op; None where the kernels for 16 bits cannot do it. ``out`` has no guards."""
         call = _ConvCall(
             x,
             (weight, bias, pointwise_weight, pointwise_bias, residual),
             (groups, stride, pointwise_weight is not None, relu, pointwise_relu, residual_relu),
-            _guarded_like(x),
+            _guarded_like(x) if out is None else _given(out),
         )
         if x.dtype == torch.float32:
             facts = (ctypes.c_int64 * len(QuadsPlan._fields))()
@@ -194,7 +200,7 @@ class EmulatedCuda:
             x,
             (weight, bias, pointwise_weight, pointwise_bias, residual),
             (groups, stride, pointwise_weight is not None, relu, pointwise_relu, False),
-            _guarded_last if out is None else lambda _, dtype: (out, _guarded((0,), dtype)[1]),
+            _guarded_last if out is None else _given(out),
         )
         facts = (ctypes.c_int64 * len(ResidentPlan._fields))()
         name, options = "emulate_resident_conv3d", (_TYPES[x.dtype], int(launch))
@@ -312,6 +318,11 @@ def _guarded_like(
     """Whichever of both follows the layout of ``x``."""
     last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
     return _guarded_last if last else _guarded
+
+
+def _given(out: Tensor) -> Callable[[tuple[int, ...], torch.dtype], tuple[Tensor, Tensor]]:
+    """A result that is there already, without guards of its own."""
+    return lambda _, dtype: (out, _guarded((0,), dtype)[1])
 
 
 def _assert_guard(flat: Tensor) -> None:

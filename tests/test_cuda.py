@@ -16,6 +16,7 @@ from volumes import random_volume
 
 import gplws
 from gplws.models.gplws_net import GPLWSNet
+from gplws.nn.fused import FusedGroupParallel3d
 from gplws.ops import (
     FocusSearchResult,
     Refinement,
@@ -388,6 +389,24 @@ def test_packed_weights_live_as_long_as_the_graph_that_reads_them() -> None:
     assert torch.equal(captured, expected) and len(noise) == 800
 
 
+def test_packed_weights_live_until_another_stream_has_read_them() -> None:
+    x, *weights = in_half(ConvCase((1, 48, 6, 40, 56), 48, 48, groups=4).tensors(), torch.bfloat16)
+    assert weights[-1] is None  # the residual
+    layer = FusedGroupParallel3d(*weights[:4], groups=4, pointwise_relu=True)
+    with torch.inference_mode():
+        expected = layer(x)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.no_grad(), torch.cuda.stream(side):
+        layer(x)  # packed on the stream before, used on this one
+        torch.cuda._sleep(200_000_000)
+        late = layer(x)
+    layer(x)  # with gradients: what was packed is dropped
+    noise = [torch.full((size,), 1e9, device="cuda") for size in (256, 1024, 4096, 2**14) * 200]
+    side.synchronize()
+    assert torch.equal(late, expected) and len(noise) == 800
+
+
 def test_two_threads_launch_layers_that_need_unlike_shared_memory() -> None:
     model = GPLWSNet().eval().cuda().fuse()
     stack = torch.rand(1, 3, 10, 96, 96, device="cuda")
@@ -445,6 +464,18 @@ def test_the_conv_applies_each_activation_where_it_belongs(options: int) -> None
     expected = reference.group_pointwise_conv3d(*in_double(tensors), **case.options, **activations)
     got = group_pointwise_conv3d(*on_gpu(tensors), **case.options, **activations)
     assert_conv_close(got, expected)
+
+
+@pytest.mark.parametrize("channels", [12, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_the_result_may_take_the_place_of_the_residual(dtype: torch.dtype, channels: int) -> None:
+    for groups in (4, channels):  # in the latter, float32 sums would wait in the result
+        case = ConvCase((1, channels, 3, 9, 40), channels, channels, groups=groups, residual=True)
+        *tensors, residual = (None if t is None else t.to(dtype) for t in on_gpu(case.tensors()))
+        assert residual is not None
+        expected = group_pointwise_conv3d(*tensors, residual, **case.options)
+        group_pointwise_conv3d(*tensors, residual, **case.options, out=residual)
+        assert torch.equal(residual, expected)
 
 
 def test_strided_inputs_give_the_same_bits_as_dense_ones() -> None:

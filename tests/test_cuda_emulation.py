@@ -443,6 +443,10 @@ def test_resident_kernels_refuse_what_they_are_not_made_for(cuda: EmulatedCuda, 
         view = misaligned(tensor, pointer)
         assert torch.equal(view, tensor)
         assert refused(view, *others) if tensor is x else refused(x, *others, out=view)
+    # Lines so far apart that a tile beyond the image would leave 32 bits.
+    one_line = x[..., :1, :]
+    far = one_line.as_strided(one_line.shape, (*x.stride()[:3], 2**28, x.stride(4)))
+    assert not refused(one_line, *others) and refused(far, *others)
     # Activations, residual, stride.
     assert refused(x, *others, relu=not options["relu"])
     if case.channels_out is not None:
@@ -453,6 +457,30 @@ def test_resident_kernels_refuse_what_they_are_not_made_for(cuda: EmulatedCuda, 
     for device in (Device(7, 5, 40, 64 << 10, 64 << 10), Device(8, 6, 84, 8 << 10, 100 << 10)):
         cuda.use(device)
         assert refused(x, *others)
+
+
+@pytest.mark.parametrize(
+    ("case", "waits"),
+    [
+        (ConvCase((1, 24, 3, 5, 20), 24, 24, groups=24, residual=True), True),
+        (ConvCase((1, 4, 3, 5, 20), 4, 6, groups=4, residual=True), False),  # in one pass
+        (ConvCase((1, 12, 3, 5, 20), 12, 12, groups=4, residual=True), False),  # four columns
+        (ConvCase((1, 24, 3, 5, 20), 24, groups=24, residual=True), False),  # no pointwise conv
+    ],
+    ids=str,
+)
+def test_the_result_may_take_the_place_of_the_residual_unless_sums_wait_there(
+    cuda: EmulatedCuda, case: ConvCase, waits: bool
+) -> None:
+    tensors = case.tensors()
+    expected = cuda.group_pointwise_conv3d(*tensors, **case.options)
+    assert expected is not None
+    *others, residual = tensors
+    assert residual is not None
+    got = cuda.group_pointwise_conv3d(*others, residual, **case.options, out=residual)
+    assert got is residual
+    assert cuda.quads_plan is not None and bool(cuda.quads_plan.sums_wait) == waits
+    assert torch.equal(got, expected) != waits
 
 
 @pytest.mark.parametrize("name", NETWORK)

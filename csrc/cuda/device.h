@@ -254,6 +254,13 @@ __device__ float read_float(const T* pointer) {
   return to_float(T{__ldg(&pointer->bits)});
 }
 
+// The same in a kernel that starts early: what the kernel before it writes is no read-only memory.
+__device__ inline float load_float(const float* pointer) { return *pointer; }
+template <class T>
+__device__ float load_float(const T* pointer) {
+  return to_float(*pointer);
+}
+
 // Unlike fmaxf this lets NaN through, as torch does.
 __device__ inline float relu_of(float value) { return value < 0.0f ? 0.0f : value; }
 

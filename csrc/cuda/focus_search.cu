@@ -76,7 +76,7 @@ __device__ Pack<T, n> load_pack(const T* pointer) {
 #if GPLWS_SEARCH_STREAMING
   return std::bit_cast<Pack<T, n>>(__ldcs(words));
 #else
-  return std::bit_cast<Pack<T, n>>(__ldg(words));
+  return std::bit_cast<Pack<T, n>>(*words);
 #endif
 }
 
@@ -106,7 +106,7 @@ struct Responses {
   int64_t stride;
   int frames;
 
-  __device__ float at(int frame) const { return read_float(first + frame * stride); }
+  __device__ float at(int frame) const { return load_float(first + frame * stride); }
 };
 
 // What is known of a pixel after some of its frames. NaN loses all comparisons, and no maximum
@@ -216,9 +216,7 @@ struct Positions {
   const float* table;  // null: none
   const float* global;
 
-  __device__ float operator()(int frame) const {
-    return table ? table[frame] : __ldg(global + frame);
-  }
+  __device__ float operator()(int frame) const { return table ? table[frame] : global[frame]; }
 };
 
 // Vertex of the least-squares parabola through the window around the winner, as a focus position.
@@ -307,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks(kPixels))
     const float* positions = p.positions + image * p.position_stride;
     // On its way before the volume, waited for behind it.
     const int my_frame = static_cast<int>(threadIdx.x);
-    const float my_position = my_frame < p.frames ? __ldg(positions + my_frame) : 0.0f;
+    const float my_position = my_frame < p.frames ? positions[my_frame] : 0.0f;
     const T* volume = static_cast<const T*>(p.volume) + image * p.batch_stride +
                       row * p.row_stride + column * p.column_stride;
     Winner winners[kPixels];
@@ -315,8 +313,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks(kPixels))
     if (tabled) {
       if (line != blockIdx.y) __syncthreads();  // the last line is done with its positions
       if (my_frame < p.frames) table[my_frame] = my_position;
-      for (int i = my_frame + kThreads; i < p.frames; i += kThreads)
-        table[i] = __ldg(positions + i);
+      for (int i = my_frame + kThreads; i < p.frames; i += kThreads) table[i] = positions[i];
       __syncthreads();
     }
     if (!inside) continue;

@@ -553,6 +553,16 @@ cudaError_t launch_stride(const GroupPointwiseConv3dParams& p, cudaStream_t stre
 
 }  // namespace
 
+cudaError_t sums_wait_in_result(const GroupPointwiseConv3dParams& p, bool* wait) {
+  DeviceLimits limits;
+  const cudaError_t error = device_limits(&limits);
+  if (error != cudaSuccess) return error;
+  QuadsPlan plan;
+  *wait = p.pointwise && plan_slots(p, choose_block(p)).passes > 1 &&
+          !plan_group_pointwise_conv3d_quads(p, limits, &plan);
+  return cudaSuccess;
+}
+
 cudaError_t launch_group_pointwise_conv3d(const GroupPointwiseConv3dParams& p,
                                           cudaStream_t stream) {
   if (p.batch == 0 || p.channels_out == 0 || p.frames == 0 || p.height_out == 0 || p.width_out == 0)

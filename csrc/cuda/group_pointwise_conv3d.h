@@ -30,8 +30,12 @@ struct GroupPointwiseConv3dParams {
   bool relu, pointwise_relu, residual_relu;
 };
 
+// Whether sums wait in `y` while the kernel runs, as the middle channels take it several passes.
+cudaError_t sums_wait_in_result(const GroupPointwiseConv3dParams& params, bool* wait);
+
 // Queues the kernel on `stream` of the current device and returns its launch error. An empty result
-// launches nothing. `y` must not overlap any input.
+// launches nothing. `y` must not overlap any input, but for a residual that begins where it begins,
+// unless sums wait there.
 cudaError_t launch_group_pointwise_conv3d(const GroupPointwiseConv3dParams& params,
                                           cudaStream_t stream);
 

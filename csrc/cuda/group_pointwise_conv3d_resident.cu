@@ -84,10 +84,11 @@ bool aligned(const void* pointer, const Strides5& strides, int64_t bytes) {
          2 * strides.row % bytes == 0;
 }
 
-// Whether an image of `height` lines can be addressed with 32 bits.
+// Whether an image of `height` lines, and a tile that reaches beyond it, can be addressed with 32
+// bits.
 bool near(const Strides5& strides, int64_t channels, int64_t height, int64_t width) {
-  const int64_t last =
-      (height - 1) * strides.row + (width - 1) * strides.column + (channels - 1) * strides.channel;
+  const int64_t last = (height - 1 + kMostLines) * strides.row + (width - 1) * strides.column +
+                       (channels - 1) * strides.channel;
   return strides.row >= 0 && strides.column >= 0 && strides.channel >= 0 && last < INT_MAX;
 }
 

@@ -73,6 +73,9 @@ constexpr int kTileSize = 8;  // columns of a product: channels out, or those of
 constexpr int kTaps9 = 9;     // rows times frames of the kernel
 constexpr int kRing = 3;      // stages of input frames, sums of output frames, and middle results
 
+// Of an input tile and one step of its threads through it, at most.
+constexpr int kMostLines = 32;
+
 constexpr int kBankBytes = 128;  // of shared memory: what lies so far apart meets the same bank
 
 // The least size of `bytes` and more that moves what lies so far apart by an odd multiple of `step`
@@ -176,6 +179,7 @@ struct LayerGeometry {
                                               : kInputColumns / kPair;
   static constexpr int kRowStep = kThreads < kRowPieces ? 1 : kThreads / kRowPieces;
   static constexpr int kPieces = (kInputRows + kRowStep - 1) / kRowStep;  // of a thread
+  static_assert(kInputRows + kRowStep <= kMostLines);
   static constexpr int kEdgePieces = kThreads < kRowPieces ? kRowPieces - kThreads : 0;
   // From planes, each thread copies its pieces to a place of its own first, and puts their channels
   // side by side: two pixels of three planes.

@@ -85,13 +85,13 @@ __device__ void load_weights(const UpConv3dParams& p, int channel, int group, in
 template <class T, bool kDense>
 __device__ uint4 load_pixel(const T* x, int64_t channel_stride) {
   if constexpr (kDense) {
-    return __ldg(reinterpret_cast<const uint4*>(x));
+    return *reinterpret_cast<const uint4*>(x);
   } else {
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      words[i] = static_cast<uint32_t>(__ldg(&x[2 * i * channel_stride].bits)) |
-                 static_cast<uint32_t>(__ldg(&x[(2 * i + 1) * channel_stride].bits)) << 16;
+      words[i] = static_cast<uint32_t>(x[2 * i * channel_stride].bits) |
+                 static_cast<uint32_t>(x[(2 * i + 1) * channel_stride].bits) << 16;
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
 }
@@ -210,7 +210,7 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
   float bias[kChannelsOut];
 #pragma unroll
   for (int i = 0; i < kChannelsOut; ++i)
-    bias[i] = p.bias ? read_float(static_cast<const T*>(p.bias) + kChannelsOut * chunk + i) : 0.0f;
+    bias[i] = p.bias ? load_float(static_cast<const T*>(p.bias) + kChannelsOut * chunk + i) : 0.0f;
   // Of the pixel of the product's upper row; that of the lower row is 16 columns on.
   const int tile_pixel_at = (2 * tile_row + quarter / 2) * plan.pitch +
                             (2 * group + quarter % 2) * plan.pixel_bytes + 8 * chunk;
@@ -250,7 +250,7 @@ __device__ void walk_through_frames(const UpConv3dParams& p, const Plan& plan) {
 #pragma unroll
         for (int i = 0; i < kChannelsOut; ++i) {
           const float added =
-              p.residual ? read_float(taken + i * p.residual_strides.channel) : 0.0f;
+              p.residual ? load_float(taken + i * p.residual_strides.channel) : 0.0f;
           pixel[i * p.y_strides.channel] =
               from_float<T>(sums[0][i / 2][2 * half + i % 2] + bias[i] + added);
         }

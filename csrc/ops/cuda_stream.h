@@ -22,7 +22,8 @@ class CudaStream {
     // This library carries a CUDA runtime of its own, with its own idea of the current device.
     STD_CUDA_CHECK(cudaSetDevice(t.get_device_index()));
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    check(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == 0,
+          "torch has no current stream for CUDA device ", t.get_device_index());
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

@@ -63,6 +63,14 @@ void convolve_float32(const GroupPointwiseConv3dSizes& s, const Operands& operan
   p.pointwise_bias = floats_or_null(operands.pointwise_bias);
   p.residual = floats_or_null(operands.residual);
   p.y = y.mutable_data_ptr<float>();
+  bool wait = false;
+  STD_CUDA_CHECK(cuda::sums_wait_in_result(p, &wait));
+  OptionalTensor apart;  // of the residual, which sums would overwrite before it is added
+  if (wait && p.residual == p.y) {
+    apart = torch::stable::clone(*operands.residual);
+    p.residual = apart->const_data_ptr<float>();
+    p.residual_strides = strides_of(*apart);
+  }
   STD_CUDA_CHECK(cuda::launch_group_pointwise_conv3d(p, stream));
 }
 
@@ -237,7 +245,8 @@ void group_pointwise_conv3d_packed_cuda(const Tensor& x, const Tensor& weight,
                                         int64_t groups, int64_t stride, bool relu,
                                         bool pointwise_relu, Tensor out) {
   check_device("group_pointwise_conv3d", packed, "packed", x, "x");
-  check(packed.scalar_type() == ScalarType::Byte && is_dense(packed, {0}),
+  check(packed.scalar_type() == ScalarType::Byte && is_dense(packed, {0}) &&
+            reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0,
         "group_pointwise_conv3d: packed must be what pack_group_pointwise_conv3d made");
   convolve(x, weight, bias, pointwise_weight, pointwise_bias, std::nullopt, &packed,
            {groups, stride, relu, pointwise_relu, false}, [&](const GroupPointwiseConv3dSizes& s) {

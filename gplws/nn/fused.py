@@ -19,6 +19,7 @@ class _Packing(NamedTuple):
     key: list[Any]
     given: list[Tensor]  # their memory; nothing else can come to lie there
     packed: Tensor
+    stream: torch.cuda.Stream  # whose memory it is
 
 
 class _PackedWeights:
@@ -54,6 +55,7 @@ class _PackedWeights:
         key = [
             (tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device) for tensor in given
         ]
+        stream = torch.cuda.current_stream(x.device)
         is_recording = torch.cuda.is_current_stream_capturing()
         kept = self._kept.get(x.device)
         if kept is None or kept.key != key:
@@ -62,10 +64,13 @@ class _PackedWeights:
             weight, *others = tensors
             assert weight is not None
             packed = pack_weights(weight, *others, groups=groups, stride=stride)
-            kept = _Packing(key, [tensor.detach() for tensor in given], packed)
+            kept = _Packing(key, [tensor.detach() for tensor in given], packed, stream)
             self._kept[x.device] = kept
-        if is_recording and not any(kept.packed is one for one in self._recorded):
-            self._recorded.append(kept.packed)
+        if is_recording:
+            if not any(kept.packed is one for one in self._recorded):
+                self._recorded.append(kept.packed)
+        elif stream != kept.stream:
+            kept.packed.record_stream(stream)  # may still be read there when it is given up here
         return kept.packed
 
 

@@ -67,11 +67,13 @@ GPLWS_EXPORT int emulate_group_pointwise_conv3d(void* const* tensors, const int6
   QuadsPlan plan;
   if (device_limits(&limits) != cudaSuccess) return cudaErrorInvalidValue;
   if (!plan_group_pointwise_conv3d_quads(p, limits, &plan)) plan = QuadsPlan{};
-  const int64_t told[] = {plan.frames,       plan.slot_channels,  plan.out_channels,
-                          plan.quads,        plan.rows,           plan.block_slots,
-                          plan.sets,         plan.threads,        plan.shared_bytes,
-                          plan.tiles,        plan.column_vectors, plan.channel_vectors,
-                          plan.input_vectors};
+  bool sums_wait = false;
+  if (sums_wait_in_result(p, &sums_wait) != cudaSuccess) return cudaErrorInvalidValue;
+  const int64_t told[] = {
+      plan.frames,        plan.slot_channels, plan.out_channels,   plan.quads,
+      plan.rows,          plan.block_slots,   plan.sets,           plan.threads,
+      plan.shared_bytes,  plan.tiles,         plan.column_vectors, plan.channel_vectors,
+      plan.input_vectors, sums_wait};
   for (const int64_t fact : told) *facts++ = fact;
   return launch_group_pointwise_conv3d(p, nullptr);
 }
@@ -177,6 +179,7 @@ GPLWS_EXPORT int emulate_focus_search(void* const* tensors, const int64_t* numbe
 
 // tensors: from, to; numbers: batch, channels, frames, pixels.
 GPLWS_EXPORT int emulate_change_format(void* const* tensors, const int64_t* numbers, int to_last) {
-  const MemoryFormatParams p{tensors[0], tensors[1], numbers[0], numbers[1], numbers[2], numbers[3]};
+  const MemoryFormatParams p{tensors[0], tensors[1], numbers[0],
+                             numbers[1], numbers[2], numbers[3]};
   return to_last ? launch_to_channels_last(p, nullptr) : launch_to_contiguous(p, nullptr);
 }

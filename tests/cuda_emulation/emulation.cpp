@@ -3,9 +3,10 @@
 // Each thread of a block is a fiber. Warps run in random order from one __syncthreads() to the
 // next, so that a result that depends on their order shows. Products and loads of matrices are
 // where the 32 lanes of a warp meet: the last one to arrive computes for all. Shared memory begins
-// as NaN; asynchronous copies happen as late as they may, when they are waited for. What a GPU
-// would not forgive ends the process with a message: a barrier that not all reach, an address out
-// of shared memory or not aligned.
+// as NaN. Asynchronous copies happen as late as they may, when they are waited for; with a seed,
+// half of them at once, which shows what they overwrite too soon. What a GPU would not forgive ends
+// the process with a message: a barrier that not all reach, an address out of shared memory or not
+// aligned.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -89,6 +90,7 @@ const std::function<void()>* body = nullptr;
 unsigned char* shared = nullptr;
 int shared_bytes = 0, granted = kGrantedAlways;
 std::mt19937 generator(1);
+bool some_copies_at_once = false;
 
 void enter() {
   (*body)();
@@ -291,11 +293,24 @@ void multiply_add(const uint32_t* a, const uint32_t* b, int inner, bool bfloat16
       [&](Meeting& m, int lane) { std::memcpy(sums, m.sums[lane], sizeof sums); });
 }
 
+void carry_out(const Copy& copy) {
+  if (copy.inside) {
+    std::memcpy(copy.shared, copy.source, static_cast<size_t>(copy.bytes));
+  } else {
+    std::memset(copy.shared, 0, static_cast<size_t>(copy.bytes));
+  }
+}
+
 void copy_async(void* destination, const void* source, int bytes, bool inside) {
   check_shared(destination, bytes);
   if (reinterpret_cast<uintptr_t>(source) % static_cast<uintptr_t>(bytes) != 0 && inside)
     fail("source of an asynchronous copy is not aligned");
-  fibers[current]->open.push_back({destination, source, bytes, inside});
+  const Copy copy{destination, source, bytes, inside};
+  if (some_copies_at_once && generator() % 2 == 0) {
+    carry_out(copy);
+  } else {
+    fibers[current]->open.push_back(copy);
+  }
 }
 
 void commit_copies() {
@@ -307,13 +322,7 @@ void commit_copies() {
 void wait_for_copies(int pending) {
   auto& batches = fibers[current]->batches;
   while (static_cast<int>(batches.size()) > pending) {
-    for (const Copy& copy : batches.front()) {
-      if (copy.inside) {
-        std::memcpy(copy.shared, copy.source, static_cast<size_t>(copy.bytes));
-      } else {
-        std::memset(copy.shared, 0, static_cast<size_t>(copy.bytes));
-      }
-    }
+    for (const Copy& copy : batches.front()) carry_out(copy);
     batches.erase(batches.begin());
   }
 }
@@ -334,11 +343,12 @@ void __syncthreads() {
 }
 
 // What the emulated device says about itself, in the order of cudaDeviceAttr, and the seed of the
-// order in which warps run.
+// order in which warps run and copies happen.
 extern "C" __attribute__((visibility("default"))) void set_emulated_device(const int* values,
                                                                            unsigned seed) {
   for (int i = 0; i < 5; ++i) emulation::attributes[i] = values[i];
   emulation::generator.seed(seed);
+  emulation::some_copies_at_once = seed != 0;
 }
 
 // Of the last launch: tells which of its kernels a launcher chose.
