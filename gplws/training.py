@@ -44,11 +44,12 @@ from gplws.io.writers import jsonable
 from gplws.losses import LossTerms
 from gplws.models import GPLWSNet
 from gplws.models.registry import build_model, load_model
-from gplws.nn.blocks import freeze_statistics
+from gplws.nn.blocks import freeze_statistics, train_on_kernels
 from gplws.ops.focus_search import focus_search
 from gplws.training_config import (
     ModelConfig,
     OptimiserConfig,
+    PrecisionConfig,
     TrainingConfig,
     Validation,
     build_source,
@@ -275,7 +276,8 @@ class _Run:
         self.source, self.validation, self.progress = source, validation, progress
         self.steps = _total_steps(config, source, processes.world)
         self.model = model.to(device)
-        if config.precision.channels_last:
+        self.trains_on_kernels = _put_on_kernels(self.model, config.precision, device)
+        if config.precision.channels_last and not self.trains_on_kernels:
             _channels_last(self.model)
         processes.agree(self.model)
         decay = config.optimiser.average_decay
@@ -431,7 +433,7 @@ class _Run:
 
     @property
     def _on_kernels(self) -> bool:
-        return self.frozen and self.device.type == "cpu"
+        return self.trains_on_kernels or (self.frozen and self.device.type == "cpu")
 
     def _loss(self, output: Any, positions: Tensor, batch: _Batch, count: float) -> LossTerms:
         loss = self.config.loss
@@ -730,6 +732,12 @@ def _error_sum(
         total += float(error[valid].double().sum())
         count += float(valid.sum())
     return total, count
+
+
+def _put_on_kernels(model: nn.Module, precision: PrecisionConfig, device: torch.device) -> bool:
+    """Let blocks train on the kernels where these are faster; whether there are any."""
+    wanted = precision.kernels and precision.dtype == "float32" and device.type == "cpu"
+    return wanted and train_on_kernels(model)
 
 
 def _channels_last(model: nn.Module) -> None:

@@ -221,7 +221,9 @@ class PrecisionConfig:
 
     Attributes:
         dtype: "float32", or "bfloat16" by autocast.
-        channels_last: convs in the memory order of channels_last_3d.
+        channels_last: convs in the memory order of channels_last_3d, where they are stock ops.
+        kernels: blocks of :mod:`gplws.nn` train on the kernels where these are faster: on the CPU
+            in float32 (see :func:`gplws.nn.train_on_kernels`).
         compile: torch.compile: "off", "static" (once for each shape) or "dynamic".
         compile_backend: of torch.compile.
 
@@ -231,6 +233,7 @@ class PrecisionConfig:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
+    kernels: bool = True
     compile: Literal["off", "static", "dynamic"] = "off"
     compile_backend: str = "inductor"
 

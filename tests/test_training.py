@@ -309,10 +309,11 @@ def test_frame_numbers_of_depths_are_linear_between_positions_and_beyond():
     "precision",
     [
         PrecisionConfig(dtype="bfloat16"),
-        PrecisionConfig(channels_last=False),
+        PrecisionConfig(kernels=False),
+        PrecisionConfig(kernels=False, channels_last=False),
         PrecisionConfig(compile="static", compile_backend="aot_eager"),
     ],
-    ids=["bfloat16", "contiguous", "compiled"],
+    ids=["bfloat16", "stock", "contiguous", "compiled"],
 )
 def test_ways_of_computing_agree_with_the_plain_one(tmp_path, precision):
     losses = {}

@@ -10,6 +10,7 @@ from gplws.nn.blocks import (
     freeze_statistics,
     fuse,
     reparameterise,
+    train_on_kernels,
 )
 from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
 from gplws.nn.group_parallel import to_group_parallel
@@ -50,4 +51,5 @@ __all__ = [
     "median_and_deviation",
     "reparameterise",
     "to_group_parallel",
+    "train_on_kernels",
 ]

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from networks import randomise_bn, relative_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gplws.nn as gnn
 
@@ -187,15 +190,33 @@ def _gradients(model, x):
     return [y.detach(), x.grad, *(p.grad for p in model.parameters())]
 
 
+def _blocks(form):
+    return nn.Sequential(
+        gnn.GroupParallel3d(8, 8, form=form),
+        gnn.DownConv3d(8, 16),
+        gnn.GroupParallel3d(16, 12, form=form, final_relu=False),
+        gnn.UpConv3d(12, 6),
+    )
+
+
+class KernelCalls(TorchDispatchMode):
+    """Notes the names of the ops of gplws that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, name = function.name().split("::")
+        if namespace == "gplws":
+            self.names.add(name)
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("form", ["reparameterised", "plain"])
 def test_with_frozen_statistics_merged_convs_train_as_the_branches_in_eval_mode(form):
     torch.manual_seed(0)
-    model = nn.Sequential(
-        gnn.GroupParallel3d(8, 8, form=form),
-        gnn.DownConv3d(8, 16),
-        gnn.GroupParallel3d(16, 16, form=form, final_relu=False),
-        gnn.UpConv3d(16, 8),
-    )
+    model = _blocks(form)
     randomise_bn(model)
     x = torch.randn(2, 8, 4, 6, 10)
     expected = _gradients(model, x)
@@ -208,6 +229,53 @@ def test_with_frozen_statistics_merged_convs_train_as_the_branches_in_eval_mode(
     with torch.autocast("cpu", torch.bfloat16):
         assert relative_error(model(x).float(), expected[0]) < 0.03
     assert relative_error(gnn.fuse(model)(x), expected[0]) < 2e-5
+
+
+@pytest.mark.parametrize("form", ["reparameterised", "plain"])
+def test_blocks_train_on_kernels_as_on_stock_ops(form):
+    torch.manual_seed(0)
+    model = _blocks(form).train()
+    randomise_bn(model)
+    x = torch.randn(2, 8, 5, 7, 10)
+    others = [copy.deepcopy(model) for _ in range(3)]
+    expected = _gradients(model, x)
+    kernels, again, autocast = others
+    assert gnn.train_on_kernels(kernels)
+    names = ["y", "x", *(name for name, _ in model.named_parameters())]
+    expected_of = dict(zip(names, expected, strict=True))
+    for name, got in zip(names, _gradients(kernels, x), strict=True):
+        # The batch norm behind it takes the gradient of this bias away, to rounding.
+        size = expected_of[name.replace("pointwise.bias", "pointwise.weight")].abs().max()
+        assert (got - expected_of[name]).abs().max() < 1e-4 * size, name
+    for name, value in model.state_dict().items():  # running statistics too
+        torch.testing.assert_close(kernels.state_dict()[name], value, msg=name)
+    gnn.train_on_kernels(again)
+    gnn.train_on_kernels(again, enabled=False)
+    assert all(map(torch.equal, _gradients(again, x), expected))
+    gnn.train_on_kernels(autocast)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = autocast(x)
+    assert y.dtype == torch.bfloat16 and relative_error(y.float(), expected[0]) < 0.05
+
+
+def test_blocks_leave_stock_ops_on_the_cpu_in_float32_only():
+    model = _blocks("reparameterised")
+    x = torch.randn(1, 8, 3, 6, 8)
+
+    def kernels(module, x):
+        with KernelCalls() as calls:
+            module(x).sum().backward()
+        return calls.names
+
+    convs = {"group_pointwise_conv3d", "conv3d_weight_gradient"}
+    assert not kernels(model, x)
+    assert gnn.train_on_kernels(model)
+    assert kernels(model, x) == {*convs, "up_conv3d", "conv3d_input_gradient"}
+    assert not kernels(model[0], x.contiguous(memory_format=torch.channels_last_3d))
+    assert not kernels(copy.deepcopy(model).double(), x.double())
+    model[0].grouped.conv.register_forward_hook(lambda *_: None)
+    assert not kernels(model[0], x)
+    assert not gnn.train_on_kernels(nn.Conv3d(4, 4, 3))
 
 
 def test_freezing_reaches_batch_norms_of_any_model():
