@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,14 @@ class Reconstruction:
     all_in_focus: np.ndarray | Tensor
     pixel_size_um: float | None
     metadata: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        rows, columns = self.height.shape
+        share = float(np.mean(as_numpy(self.valid)))
+        return (
+            f"{type(self).__name__}({rows} x {columns} pixels, {100 * share:.1f}% valid, "
+            f"heights in {self.units}, pixel_size_um={self.pixel_size_um})"
+        )
 
     def surface_texture(self, *, form: Form = "plane") -> dict[str, float | None]:
         """Sa, Sq, Sz and more of ISO 25178-2, in ``units``; None where unknown.
@@ -216,6 +225,8 @@ def check_options(z_direction: str, memory_mb: float) -> None:
     """Raise ValueError for what no stack could fit."""
     if z_direction not in ("up", "down"):
         raise ValueError(f"z_direction must be 'up' or 'down', got {z_direction!r}")
+    if isinstance(memory_mb, bool) or not isinstance(memory_mb, numbers.Real):
+        raise TypeError(f"memory_mb must be a number of MiB, got {memory_mb!r}")
     if not 0 < memory_mb < math.inf:
         raise ValueError(f"memory_mb must be positive and finite, got {memory_mb}")
 
@@ -711,6 +722,10 @@ class StackSearch:
             for tile in its_tiles:
                 index[tile.given] = self._after(step, tile, before)
                 advance()
+        beyond = index.isnan()
+        found.valid.logical_and_(~beyond)
+        found.confidence.masked_fill_(beyond, 0)
+        index = torch.where(beyond, found.depth.nan_to_num(0), index)
         found.all_in_focus.copy_(_sharpest(self._stack, _EVERYWHERE, index.round().long()))
         depth = position_at(self._positions, index.to(self._device)).to(index.device)
         found.depth.copy_(depth.where(found.valid, torch.nan))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from gplws.data.simulator import render_focal_stack
+
 
 def texture(size: tuple[int, int], seed: int = 0) -> Tensor:
     """White noise of zero mean and unit deviation."""
@@ -38,3 +40,20 @@ def noise_stack(n_frames: int, size: tuple[int, int], sigma: float, seed: int = 
     """(N, H, W) float32 of mean 0.5 with independent normal noise."""
     generator = torch.Generator().manual_seed(seed)
     return 0.5 + sigma * torch.randn(n_frames, *size, generator=generator)
+
+
+def flat_stack(at: float, *, n_frames: int = 10, size: tuple[int, int] = (96, 128)) -> Tensor:
+    """(N, H, W) float32: a flat textured surface, rendered in focus at frame ``at``.
+
+    It may lie beyond the stack. Blur is that of a lens, so that focus peaks are no Gaussians.
+    """
+    rendered = render_focal_stack(
+        torch.full(size, 2.0 * at),
+        (0.5 + 0.15 * texture(size)).clamp(0.05, 0.95),
+        2.0 * torch.arange(float(n_frames)),
+        pixel_size_um=0.5,
+        numerical_aperture=0.3,
+        full_well_electrons=20_000,
+        read_noise_electrons=8,
+    )
+    return rendered.frames.float() / 255

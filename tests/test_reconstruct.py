@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from networks import randomise_bn
+from stacks import flat_stack
 
 import gplws
 from gplws.data import FocalStack, render_focal_stack
@@ -561,3 +562,44 @@ def test_the_blind_hole_is_recovered(shared_dir):
     assert abs(np.nanmedian(bottom) - 80) < 2
     for flat in (top, bottom):
         assert np.nanpercentile(np.abs(flat - np.nanmedian(flat)), 90) < 3
+
+
+def test_a_working_memory_that_is_no_number_is_named() -> None:
+    with pytest.raises(TypeError, match="memory_mb must be a number of MiB, got '1G'"):
+        gplws.reconstruct(np.zeros((3, 8, 8), np.uint8), memory_mb="1G")  # type: ignore[arg-type]
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(ValueError, match="the path is empty"):
+        gplws.reconstruct("")
+
+
+def test_frames_on_the_last_axis_are_suspected(caplog: pytest.LogCaptureFixture) -> None:
+    gplws.reconstruct(np.zeros((50, 60, 10), np.uint8))
+    assert "pass axes='YXZ' if its last axis counts the frames" in caplog.text
+    caplog.clear()
+    gplws.reconstruct(np.zeros((10, 50, 60), np.uint8))
+    gplws.reconstruct(np.zeros((50, 60, 10), np.uint8), axes="ZYX")
+    assert not caplog.records
+
+
+def test_results_and_stacks_are_shown_in_a_line() -> None:
+    stack = gplws.FocalStack(np.zeros((3, 8, 9), np.uint8), [0.0, 1.0, 2.5])
+    assert repr(stack) == (
+        "FocalStack(3 frames of 8 x 9 pixels, gray uint8, focus_positions_um=0 .. 2.5, "
+        "pixel_size_um=None)"
+    )
+    assert repr(gplws.reconstruct(stack)) == (
+        "Reconstruction(8 x 9 pixels, 0.0% valid, heights in um, pixel_size_um=None)"
+    )
+
+
+@pytest.mark.parametrize("method", ["rdf", "gplws"])
+@pytest.mark.parametrize(("at", "valid"), [(-1.5, False), (0.3, True), (4.4, True), (10.5, False)])
+def test_a_surface_beyond_the_stack_is_not_valid(method: str, at: float, valid: bool) -> None:
+    frames = flat_stack(at).numpy()
+    for memory_mb in (1024, 2):  # whole, and in tiles
+        found = gplws.reconstruct(frames, method=method, memory_mb=memory_mb)
+        assert (found.valid.mean() > 0.99) if valid else (found.valid.mean() < 0.05)
+        assert np.array_equal(np.isfinite(found.height), found.valid)
+        assert not found.confidence[~found.valid].any()

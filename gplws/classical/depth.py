@@ -93,8 +93,13 @@ _REFINING_PASSES = 2
 _VALID_MARGIN = 4.0
 # ... and by this share of the peak; a pattern that is equally sharp in all frames has no depth.
 _VALID_CONTRAST = 0.1
-# A peak may lie this far beyond the first or last frame, in frames.
-_VALID_OVERSHOOT = 0.5
+# A fitted peak may lie this far beyond the first or last frame, in frames: peaks are no parabolas,
+# and what is in focus in the end frame itself seems to peak 0.3 to 1.8 frames beyond. What lies
+# half a frame beyond seems to lie 1 to 3. Depth that other means found is asked about that within
+# so many frames of an end.
+_VALID_OVERSHOOT = 1.0
+_NEAR_END = 1.0
+_AT_END = 0.5  # frames; from here on responses without a maximum rise towards the end
 
 
 class DepthFromFocus(NamedTuple):
@@ -118,9 +123,9 @@ class DepthFromFocus(NamedTuple):
 class _Samples(NamedTuple):
     """Responses on both sides of a surface, (2 S + 1, H, W) each."""
 
-    values: Tensor  # 0 where there is no frame
+    values: Tensor  # times their weights
     distances: Tensor  # from the surface, in spacings
-    weights: Tensor  # 1, or 0 where there is no frame
+    weights: Tensor  # 0 .. 1; 0 where there is no frame
 
 
 class _Shares(NamedTuple):
@@ -284,6 +289,7 @@ def refine_depth(
     limit: Tensor | None = None,
     *,
     statistics: StackStatistics | Sequence[StackStatistics] | None = None,
+    leave_out_beyond: bool = False,
 ) -> Tensor:
     """A depth map that other means found, refined below one frame along its own surface.
 
@@ -298,6 +304,8 @@ def refine_depth(
         limit: shape of ``depth_index``, >= 0, frames: how far from it the result may lie; default:
             anywhere.
         statistics: of the whole stack, or one for each of the batch; default: of these frames.
+        leave_out_beyond: NaN where the depth lies within a frame of an end and the responses, well
+            above noise, say that the surface lies beyond it.
 
     Returns:
         Frames, shape of ``depth_index``, 0 .. N-1. Below three frames ``depth_index`` as it is.
@@ -315,12 +323,11 @@ def refine_depth(
                 f"{name}: expected {tuple(frames.shape[:-3] + frames.shape[-2:])} for frames "
                 f"{tuple(frames.shape)}, got {tuple(map_.shape)}"
             )
-    if frames.dim() == 3:
-        refined = _refined(frames, depth_index, positions, known[0])
-    else:
-        triples = zip(stacks, depth_index, known, strict=True)
-        refined = torch.stack([_refined(one, map_, positions, two) for one, map_, two in triples])
-    return refined.clamp(depth_index - limit, depth_index + limit)
+    maps = depth_index if frames.dim() == 4 else [depth_index]
+    found = [_refined(*one[:2], positions, one[2]) for one in zip(stacks, maps, known, strict=True)]
+    refined, beyond = (torch.stack(parts).view_as(limit) for parts in zip(*found, strict=True))
+    refined = refined.clamp(depth_index - limit, depth_index + limit)
+    return refined.where(~beyond, torch.nan) if leave_out_beyond else refined
 
 
 def refining_radius() -> int:
@@ -578,11 +585,12 @@ def _spacing(statistics: StackStatistics) -> int:
 
 def _refined(
     frames: Tensor, index: Tensor, positions: Tensor, statistics: StackStatistics
-) -> Tensor:
-    """:func:`refine_depth` of one stack."""
+) -> tuple[Tensor, Tensor]:
+    """:func:`refine_depth` of one stack, and where the peak lies beyond an end."""
     n_frames = frames.shape[0]
     if n_frames < 3:
-        return index
+        return index, torch.zeros_like(index, dtype=torch.bool)
+    at_end = (index < _NEAR_END) | (index > n_frames - 1 - _NEAR_END)
     measure = MEASURES[_REFINING_MEASURE]
     noise = measure.noise_gain * statistics.noise()
     response = measure(frames * statistics.gains().to(frames.device).view(-1, 1, 1))
@@ -597,9 +605,10 @@ def _refined(
         shares = _Shares(fine, medium)
         values = _blend(windows, *shares)
         vertex = _vertex(samples, values, shares, surface, spacing, places, n_frames)
-        shift = (1 - medium) * (vertex - surface)
+        shift = (1 - medium) * (vertex.clamp(0, n_frames - 1) - surface)
         index = surface + torch.where(shift.abs() < spacing, shift, 0.0)  # no shift for NaN
-    return index.clamp(0, n_frames - 1)
+    inside = (vertex >= -_VALID_OVERSHOOT) & (vertex <= n_frames - 1 + _VALID_OVERSHOOT)
+    return index.clamp(0, n_frames - 1), at_end & ~inside & (medium < 0.5)
 
 
 def _confidence(searched: Tensor, peak: Tensor, search: _Search) -> Tensor:
@@ -643,28 +652,29 @@ def _place(positions: Tensor) -> Tensor | None:
 def _sampled(response: Tensor, surface: Tensor, spacing: int, places: Tensor | None) -> _Samples:
     """Responses (N, H, W) at ``surface`` (H, W) and every ``spacing`` steps before and behind.
 
-    Near an end of the stack only one sample more is taken on the far side than there is on the
-    near one: peaks are no parabolas, and one flank alone draws the vertex outwards.
+    Near an end of the stack there are as few samples on the far side as on the near one, but at
+    least two: peaks are no parabolas, and one flank alone draws the vertex outwards. The weight of
+    a sample falls gradually as the end comes closer, so that neighbours have much the same samples.
     """
     n_frames = response.shape[0]
     here = surface if places is None else position_at(places, surface)
     first, last = (0.0, n_frames - 1.0) if places is None else (float(places[0]), float(places[-1]))
-    farthest = (torch.minimum(here - first, last - here) / spacing).ceil().clamp(min=1) + 1
-    samples, offsets, exists = [], [], []
+    farthest = (torch.minimum(here - first, last - here) / spacing).clamp(min=2)
+    samples, offsets, weights = [], [], []
     for k in range(-_SAMPLES, _SAMPLES + 1):
-        # The first sample beyond an end is taken at the end; those farther out do not exist.
+        # The first sample beyond an end is taken at the end.
         wanted = here + k * spacing
         place = wanted.clamp(first, last)
-        exists.append(((wanted - place).abs() < spacing) & (abs(k) <= farthest))
+        weight = (1 - (wanted - place).abs() / spacing).clamp(min=0)
+        weights.append(weight * (farthest + 1 - abs(k)).clamp(0, 1))
         offsets.append((place - here) / spacing)
         frame = place if places is None else _frame_at(places, place).clamp(0, n_frames - 1)
         lower = frame.detach().floor().clamp(max=max(n_frames - 2, 0))
         index = lower.long()[None]
         before = response.gather(0, index)[0]
         after = response.gather(0, (index + 1).clamp(max=n_frames - 1))[0]
-        samples.append(torch.lerp(before, after, frame - lower))
-    weights = torch.stack(exists).to(surface.dtype)
-    return _Samples(torch.stack(samples) * weights, torch.stack(offsets), weights)
+        samples.append(torch.lerp(before, after, frame - lower) * weights[-1])
+    return _Samples(torch.stack(samples), torch.stack(offsets), torch.stack(weights))
 
 
 def _vertex(
@@ -683,14 +693,17 @@ def _vertex(
     the frame numbers. The result is not confined to the stack; NaN where there is no maximum and
     the surface is at an end.
     """
-    _, distances, weights = samples
+    responses, distances, weights = samples
     reach = _SAMPLES * spacing
     inside = (surface >= reach).all() & (surface <= n_frames - 1 - reach).all()
     if places is not None or not bool(inside):
-        # Neighbours' samples differ in place, and near the ends in number: average those too.
+        # Neighbours' samples differ in place, and near the ends in weight. A sample is compared
+        # with the middle one of those pixels that have it: others may have more texture.
+        middle = _aggregate(weights * responses[_SAMPLES], shares)
+        values = values * values[_SAMPLES] / middle.clamp(min=1e-20)
         distances = _aggregate(distances * weights, shares)
         weights = _aggregate(weights, shares)
-        values, distances = (x / weights.clamp(min=1e-6) for x in (values, distances))
+        distances = distances / weights.clamp(min=1e-6)
     shift, concave = _fit_peak(values, distances, weights)
     shift = spacing * shift
     vertex = (
@@ -698,7 +711,7 @@ def _vertex(
         if places is None
         else _frame_at(places, position_at(places, surface) + shift)
     )
-    at_end = (surface < _VALID_OVERSHOOT) | (surface > n_frames - 1 - _VALID_OVERSHOOT)
+    at_end = (surface < _AT_END) | (surface > n_frames - 1 - _AT_END)
     return torch.where(~concave & at_end & (n_frames >= 3), torch.nan, vertex)
 
 

@@ -38,7 +38,8 @@ class ClassicalStep(NamedTuple):
 
     apply: Callable[[Tensor, Tensor, Tensor, Tensor, StackStatistics], Tensor]
     """Frames (N, H, W) float32, depth in frames and confidence (H, W), focus positions (N,) and
-    statistics of the whole stack -> depth in frames (H, W)."""
+    statistics of the whole stack -> depth in frames (H, W), NaN where the surface lies beyond the
+    stack."""
     reach: int
     """How far away a pixel can influence the result, in pixels."""
     floats_per_pixel: Callable[[int], float]
@@ -88,10 +89,13 @@ def refine_by_classical(
 
     Arguments and result are those of :func:`check_against_classical`. The depth moves little where
     the network is sure and where the blur differs a lot from frame to frame, more where many frames
-    look alike.
+    look alike. NaN where it lies at an end and the frames say that the surface lies beyond it: a
+    network knows no depth outside the stack.
     """
     limit = _LIMIT_PER_DEVIATION * (deviation_of(confidence) - LEAST_DEVIATION).clamp(min=0)
-    return refine_depth(frames, depth_index, positions, limit, statistics=statistics)
+    return refine_depth(
+        frames, depth_index, positions, limit, statistics=statistics, leave_out_beyond=True
+    )
 
 
 def _refining_floats(n_frames: int) -> float:

@@ -373,9 +373,12 @@ class GPLWSNet(nn.Module):
             for step in CLASSICAL_STEPS:
                 stacks = zip(gray, found, confidence, positions, statistics, strict=True)
                 found = torch.stack([step.apply(*one) for one in stacks])
-        depth = torch.stack([position_at(*one) for one in zip(positions, found, strict=True)])
-        depth_map = depth.where(median.isfinite(), torch.nan)
-        return FocusSearchResult(depth_map, found.round().long(), peak, confidence)
+        known = median.isfinite() & found.isfinite()
+        index = found.nan_to_num(0)
+        depth = torch.stack([position_at(*one) for one in zip(positions, index, strict=True)])
+        return FocusSearchResult(
+            depth.where(known, torch.nan), index.round().long(), peak, confidence.where(known, 0)
+        )
 
     def valid(self, found: FocusSearchResult, n_frames: int) -> Tensor:
         """Where the depth of a result of :meth:`predict` means anything.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from stacks import noise_stack, texture, textured_stack
+from stacks import flat_stack, noise_stack, texture, textured_stack
 from torch import Tensor
 
 from gplws.classical import (
@@ -331,7 +331,7 @@ def test_confidence_is_lower_where_texture_is_weak():
 def test_validity_needs_a_clear_peak_within_the_stack():
     prominence = torch.tensor([100.0, 3.0, 100.0, 100.0, 100.0])
     contrast = torch.tensor([0.9, 0.9, 0.05, 0.9, 0.9])
-    vertex = torch.tensor([4.0, 4.0, 4.0, 9.6, torch.nan])
+    vertex = torch.tensor([4.0, 4.0, 4.0, 10.1, torch.nan])
     valid = focus_validity(prominence, contrast, vertex, 10)
     assert valid.tolist() == [True, False, False, False, False]
 
@@ -449,3 +449,25 @@ def test_it_is_the_same_on_a_gpu(method):
     found, expected = (depth_from_focus(f, method=method) for f in (frames.cuda(), frames))
     assert (found.depth_index.cpu() - expected.depth_index).abs().mean() < 1e-4
     assert (found.valid.cpu() == expected.valid).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("at", [1.0, 2.0, 7.0, 8.0])
+def test_depth_near_the_ends_is_as_even_as_elsewhere(at):
+    error = (depth_from_focus(flat_stack(at)).depth_index - at).abs()
+    assert error.mean() < 0.05 and error.max() < 0.3
+
+
+def test_depth_beyond_the_stack_is_left_out_where_it_is_asked_for():
+    for at, least, most in (
+        (-2.0, 0.0, 0.05),
+        (0.3, 0.99, 1.0),
+        (8.7, 0.99, 1.0),
+        (11.0, 0.0, 0.05),
+    ):
+        frames = flat_stack(at)
+        nearest = torch.full(frames.shape[1:], min(max(at, 0.2), 8.8))
+        found = refine_depth(frames, nearest, leave_out_beyond=True)
+        assert least <= found.isfinite().float().mean() <= most, at
+        assert refine_depth(frames, nearest).isfinite().all()
+    batch = refine_depth(frames[None], nearest[None], leave_out_beyond=True)[0]
+    assert torch.equal(batch.nan_to_num(-1), found.nan_to_num(-1))
