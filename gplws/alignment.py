@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gplws.data import FocalStack
+from gplws.io.readers import StackSource, read_stack
 
 AlignmentModel = Literal["translation", "similarity", "affine"]
 
@@ -103,14 +104,14 @@ class Alignment:
         bottom = min(height - 1, math.floor(min(y[2].min(), y[3].min()) + slack))
         return top, left, max(0, bottom - top + 1), max(0, right - left + 1)
 
-    def apply(self, stack: FocalStack) -> FocalStack:
+    def apply(self, stack: StackSource) -> FocalStack:
         """The stack with all frames as the reference sees them, cut to what all of them show.
 
         Frames are interpolated with a Lanczos kernel over 8 x 8 pixels, which leaves their
         sharpness as it is; values stay within the range of the frame.
 
         Args:
-            stack: of N frames of ``size``, on any device.
+            stack: of N frames of ``size``, on any device; as for :func:`align_frames`.
 
         Returns:
             A stack of ``window``, in the same dtype, on the same device; a copy.
@@ -119,7 +120,8 @@ class Alignment:
             AlignmentError: the stack has another number of frames or another size, or the frames
                 have less than a quarter of their pixels in common.
         """
-        found = (stack.n_frames, stack.height, stack.width)
+        focal_stack = read_stack(stack)
+        found = (focal_stack.n_frames, focal_stack.height, focal_stack.width)
         expected = (len(self.transforms), *self.size)
         if found != expected:
             raise AlignmentError(
@@ -133,7 +135,7 @@ class Alignment:
                 f"frames have {height} x {width} of {self.size[0]} x {self.size[1]} pixels in "
                 "common: they moved too far, or were not matched well"
             )
-        frames = stack.frames
+        frames = focal_stack.frames
         origin = np.array([left, top], np.float64)
         moved = [
             _resampled(_on_host(frame), transform, origin, (height, width))
@@ -141,8 +143,8 @@ class Alignment:
         ]
         if isinstance(frames, Tensor):
             together = torch.from_numpy(np.stack(moved)).to(frames.device)
-            return replace(stack, frames=together)
-        return replace(stack, frames=np.stack(moved))
+            return replace(focal_stack, frames=together)
+        return replace(focal_stack, frames=np.stack(moved))
 
     def to_dict(self) -> dict[str, Any]:
         """What info.json holds; plain numbers, lists and strings."""
@@ -210,7 +212,7 @@ class Alignment:
 
 
 def align_frames(
-    stack: FocalStack,
+    stack: StackSource,
     model: AlignmentModel = "translation",
     *,
     progress: bool = False,
@@ -225,7 +227,7 @@ def align_frames(
     matched to that.
 
     Args:
-        stack: the frames.
+        stack: as for :func:`gplws.reconstruct`; see :func:`gplws.io.read_stack`.
         model: "translation" suits microscopes, whose stages drift; "similarity" also lets frames
             turn and grow, as with macro lenses that change their magnification with focus;
             "affine" is for what is left.
@@ -250,11 +252,12 @@ def align_frames(
 
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
-    n_frames = stack.n_frames
+    focal_stack = read_stack(stack, progress=progress)
+    n_frames = focal_stack.n_frames
 
     @functools.lru_cache(maxsize=3)
     def levels(number: int) -> _Levels:
-        return _Levels.of(stack, number)
+        return _Levels.of(focal_stack, number)
 
     @functools.lru_cache(maxsize=2)  # of the reference with what is beside it
     def match(here: int, there: int) -> _Step:
@@ -278,7 +281,7 @@ def align_frames(
                     neighbour = number
                 bar.update()
     if not matched.all():
-        unmatched = [stack.frame_label(int(number)) for number in np.flatnonzero(~matched)]
+        unmatched = [focal_stack.frame_label(int(number)) for number in np.flatnonzero(~matched)]
         _logger.warning(
             "%d of %d frames have nothing in common with their neighbour and stay where it is: %s",
             len(unmatched),
@@ -288,7 +291,7 @@ def align_frames(
     return Alignment(
         model=model,
         reference=reference,
-        size=(stack.height, stack.width),
+        size=(focal_stack.height, focal_stack.width),
         transforms=transforms[:, :2].copy(),
         correlation=correlation,
         matched=matched,

@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if "" in words:
+        parser.error("an argument is empty; is a variable of the shell not set?")
     if words[:1] == ["train"]:
         words = _with_config(parser, words)
     options = parser.parse_args(words)
@@ -55,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="gplws: %(message)s",
     )
     try:
-        return _COMMANDS[command](parser, chosen)
+        code = _COMMANDS[command](parser, chosen)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # of head and the like, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("gplws: interrupted", file=sys.stderr)
         return 1
@@ -139,6 +146,23 @@ def _add_path(add: Callable[..., Any], text: str) -> None:
     add("path", type=Path | None, nargs="?", default=SUPPRESS, help=text)
 
 
+def _words(given: str | Sequence[Any] | None) -> list[str] | None:
+    """Words as ``a,b``, ``[a, b]`` or the list of a --config file."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = given.strip().removeprefix("[").removesuffix("]").split(",")
+    return [str(word).strip(" '\"") for word in given if str(word).strip()]
+
+
+def _numbers(given: str | Sequence[float] | None) -> list[float] | None:
+    """Numbers as words, or a text file that holds them."""
+    if isinstance(given, str) and Path(given).is_file():
+        given = ",".join(re.split(r"[\s,;]+", Path(given).read_text(encoding="utf-8")))
+    words = _words(given)
+    return None if words is None else [float(word) for word in words]
+
+
 def _reconstruct_parser() -> ArgumentParser:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -169,10 +193,11 @@ def _reconstruct_parser() -> ArgumentParser:
     )
     add(
         "--focus-positions-um",
-        type=list[float] | None,
+        type=_numbers,
         default=None,
-        metavar="[UM, ...]",
-        help="height of the plane in focus in each frame, um, instead of --z-step",
+        metavar="UM,UM,...|FILE",
+        help="height of the plane in focus in each frame, um, or a text file with these numbers, "
+        "instead of --z-step",
     )
     add(
         "--pixel-size-um",
@@ -208,17 +233,17 @@ def _reconstruct_parser() -> ArgumentParser:
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add(
         "--mesh",
-        type=list[str] | str | None,
+        type=_words,
         default=None,
         metavar="ply|stl|glb",
-        help="write a mesh as well, or several: '[ply, glb]'; needs z-step and pixel size",
+        help="write a mesh as well, or several: ply,glb; needs z-step and pixel size",
     )
     add(
         "--surface",
-        type=list[str] | str | None,
+        type=_words,
         default=None,
         metavar="gwy|sdf",
-        help="write a file for Gwyddion or of ISO 25178-71, or both: '[gwy, sdf]'; needs the same",
+        help="write a file for Gwyddion or of ISO 25178-71, or both: gwy,sdf; needs the same",
     )
     _add_shared(add, "--memory-mb", "--overwrite", "--quiet", "--verbose")
     return reconstruct
@@ -387,16 +412,16 @@ def _evaluate_parser() -> ArgumentParser:
     add("--config", action=ActionConfigFile, help="YAML file with these options")
     add(
         "--methods",
-        type=list[str],
+        type=_words,
         default=["rdf"],
-        metavar="[METHOD, ...]",
+        metavar="METHOD,...",
         help="names of methods, .safetensors files, checkpoints (.pt)",
     )
     add(
         "--stacks",
-        type=list[Path],
+        type=_words,
         default=[],
-        metavar="[FOLDER, ...]",
+        metavar="FOLDER,...",
         help="folders of stacks with gt.npz, or that gplws simulate wrote; see "
         "gplws.datasets.FolderStacks",
     )
@@ -430,9 +455,9 @@ def _benchmark_parser() -> ArgumentParser:
     _add_path(add, "a stack, as for gplws reconstruct; default: one that is rendered")
     add(
         "--methods",
-        type=list[str],
+        type=_words,
         default=["rdf", "rr", "gplws"],
-        metavar="[METHOD, ...]",
+        metavar="METHOD,...",
         help="names, as --method of gplws reconstruct",
     )
     add(
@@ -502,7 +527,8 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
         parser.error("--pictures needs --out")
     if options.out is not None:
         _refuse_existing(options.out, options)
-    folders = zip(options.stacks, _path_ends(options.stacks, "--stacks"), strict=True)
+    stacks = [Path(folder) for folder in options.stacks]
+    folders = zip(stacks, _path_ends(stacks, "--stacks"), strict=True)
     entries = [
         SourceConfig("gplws.datasets:FolderStacks", {"root": str(folder)}, name=name)
         for folder, name in folders
@@ -656,6 +682,8 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
         return _demo(options)
     path = Path(given[0])
     out = Path(options.out or f"{_name_of(path.resolve())}_gplws")
+    if path.is_dir() and out.resolve() == path.resolve():
+        raise ValueError(f"--out: {out} holds the frames; results belong into another folder")
     _refuse_existing(out, options)
     stack: Path | FocalStack = path
     scales = {
@@ -769,6 +797,12 @@ def _report(out: Path) -> None:
     print(f"; method {info['method']}, {info['seconds']['reconstruct']:.2f} s")
     for name in info["files"]:
         print(out / name)
+    if stats["valid_share"] == 0:
+        print(
+            "gplws: no pixel is valid: nothing comes into focus in these frames, or they show no "
+            "texture",
+            file=sys.stderr,
+        )
     if units == "frames":
         print(
             "gplws: the focus positions are unknown, so heights are in frames: pass --z-step",

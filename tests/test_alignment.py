@@ -255,6 +255,18 @@ def test_wrong_alignments_are_errors(tmp_path):
     assert apart.window[2:] == (20, 0)
 
 
+def test_frames_may_be_given_in_any_form(tmp_path):
+    frames = (255 * np.random.default_rng(0).random((3, 80, 64))).astype(np.uint8)
+    expected = align_frames(FocalStack(frames))
+    for number, frame in enumerate(frames):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), frame)
+    for source in (frames, list(frames), str(tmp_path)):
+        found = align_frames(source)
+        assert np.array_equal(found.transforms, expected.transforms)
+        moved = found.apply(source)
+        assert np.array_equal(moved.frames, expected.apply(FocalStack(frames)).frames)
+
+
 def test_nothing_is_aligned_unasked():
     frames, _ = scene(frames=3)
     numbers = moved(frames, movements(3))

@@ -54,6 +54,44 @@ def test_without_a_step_it_says_that_heights_are_frames(folder, tmp_path, capsys
     assert "heights are in frames: pass --z-step" in capsys.readouterr().err
 
 
+def test_where_nothing_comes_into_focus_it_says_so(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "blank.tif", np.full((6, 30, 40), 7, np.uint8))
+    assert run("reconstruct", tmp_path / "blank.tif", "-o", tmp_path / "out", "--quiet") == 0
+    assert "no pixel is valid" in capsys.readouterr().err
+
+
+def test_results_do_not_go_among_the_frames(folder, capsys):
+    before = sorted(folder.iterdir())
+    assert run("reconstruct", folder, "-o", folder, "--overwrite") == 1
+    assert "holds the frames" in capsys.readouterr().err and sorted(folder.iterdir()) == before
+
+
+def test_several_meshes_and_surfaces_are_words_with_commas(folder, tmp_path, capsys):
+    calibration = ("--z-step", 2, "--pixel-size", 0.5, "--quiet")
+    assert run("reconstruct", folder, "-o", tmp_path / "a", *calibration, "--mesh", "ply,stl") == 0
+    assert (
+        run("reconstruct", folder, "-o", tmp_path / "b", *calibration, "--mesh", "[ply, stl]") == 0
+    )
+    for name in ("a", "b"):
+        assert {"mesh.ply", "mesh.stl"} < {path.name for path in (tmp_path / name).iterdir()}
+
+
+def test_focus_positions_come_as_numbers_or_from_a_file(folder, tmp_path, capsys):
+    positions = [0, 1.5, 3, 4.5, 6, 8]
+    (tmp_path / "positions.txt").write_text("0 1.5\n3;4.5\n6, 8\n")
+    for name, given in (("a", "0,1.5,3,4.5,6,8"), ("b", tmp_path / "positions.txt")):
+        words = ("reconstruct", folder, "-o", tmp_path / name, "--focus-positions-um", given)
+        assert run(*words, "--quiet") == 0
+        info = json.loads((tmp_path / name / "info.json").read_text())
+        assert info["parameters"]["focus_positions_um"] == positions
+
+
+def test_a_reader_that_stops_early_is_no_error(folder, tmp_path):
+    command = f"{sys.executable} -m gplws.cli info | head -1"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert ended.returncode == 0 and not ended.stderr
+
+
 def test_a_config_file_equals_the_options(folder, tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(
@@ -166,6 +204,7 @@ def test_existing_results_are_refused_before_the_work_and_replaced_on_request(
     [
         ([], 2, "subcommand"),
         (["reconstruct"], 2, "either the path of a stack or --demo"),
+        (["reconstruct", ""], 2, "an argument is empty"),
         (["reconstruct", "FOLDER", "--demo"], 2, "either the path of a stack or --demo"),
         (["reconstruct", "FOLDER", "--z-step", "two"], 2, "z_step_um"),
         (["reconstruct", "FOLDER", "--z-direction", "left"], 2, "--z-direction"),

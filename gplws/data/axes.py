@@ -21,6 +21,7 @@ Array = TypeVar("Array", bound=np.ndarray | Tensor)
 _SYNONYMS = {"N": "Z", "H": "Y", "W": "X"}
 _UNNAMED = "IQ"
 _KNOWN = "ZYXCST" + _UNNAMED
+_MUCH_LESS = 4  # times as many rows as columns, and as many frames, make axes doubtful
 
 
 def normalize_axes(axes: str, ndim: int) -> str:
@@ -80,6 +81,14 @@ def guess_axes(shape: Sequence[int]) -> str:
             raise ValueError(
                 f"frames of shape {size} may be one image with {size[-1]} channels or {size[0]} "
                 f"frames that are {size[-1]} pixels wide; pass axes='ZYX' for the latter"
+            )
+        if _MUCH_LESS * size[-1] < min(size[:2]):
+            logger.warning(
+                "an array of shape %s is read as %d frames that are %d pixels wide; pass "
+                "axes='YXZ' if its last axis counts the frames, axes='ZYX' if not",
+                size,
+                size[0],
+                size[-1],
             )
         return "ZYX"
     if len(size) == 4:

@@ -72,6 +72,16 @@ class FocalStack:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     levels: tuple[float, float] = field(init=False)
 
+    def __repr__(self) -> str:
+        positions = self.focus_positions_um
+        reach = "None" if positions is None else f"{positions[0]:g} .. {positions[-1]:g}"
+        kind = str(self.frames.dtype).removeprefix("torch.")
+        return (
+            f"{type(self).__name__}({self.n_frames} frames of {self.height} x {self.width} pixels, "
+            f"{'gray' if self.frames.ndim == 3 else 'RGB'} {kind}, focus_positions_um={reach}, "
+            f"pixel_size_um={self.pixel_size_um})"
+        )
+
     def __post_init__(self) -> None:
         _check_frames(self.frames)
         if isinstance(self.frames, Tensor) and self.frames.dtype == torch.bfloat16:
@@ -322,6 +332,11 @@ def resolve_positions(
         return _checked_positions(focus_positions_um, n_frames)
     if z_step_um is None:
         return None
+    if isinstance(z_step_um, numbers.Real) and -math.inf < z_step_um < 0:
+        raise ValueError(
+            f"z_step_um must be positive (um), got {z_step_um}; where the plane in focus sinks "
+            "from frame to frame, z_direction='down' says so"
+        )
     return checked_length(z_step_um, "z_step_um") * np.arange(n_frames, dtype=np.float64)
 
 

@@ -38,6 +38,8 @@ _GUTTER = 0.10
 _PANEL_AREA = 3.4 * 3.4
 _PANEL_MIN, _PANEL_MAX = 0.7, 8.0
 _PROFILE_WIDTH, _PROFILE_HEIGHT = 3.4, 1.7
+_BORDER_SHARE = 20  # of all lines, on each side, where profiles are not drawn
+
 # Panels wider than this are stacked, with the profile under the columns it belongs to.
 _WIDE = 1.8
 # Panels narrower than this show a column instead of a row, which would be too short to tell much.
@@ -69,7 +71,8 @@ def telling_line(height: np.ndarray, axis: int = 0) -> int:
     """Row (or column) whose profile shows most of the relief.
 
     The line with the largest variance of its heights, weighted by its share of valid pixels. Where
-    several neighbours are as good, the middle one.
+    several neighbours are as good, the middle one. Near the borders heights are less certain: no
+    line there is chosen where others show some relief.
 
     Args:
         height: (H, W) float, NaN where unknown.
@@ -86,6 +89,10 @@ def telling_line(height: np.ndarray, axis: int = 0) -> int:
     mean = filled.sum(axis=1) / safe
     variance = np.where(valid, lines - mean[:, None], 0.0)
     score = (variance**2).sum(axis=1) / safe * (count / lines.shape[1])
+    border = lines.shape[0] // _BORDER_SHARE
+    inner = score[border : score.size - border]
+    if inner.max() > 0:
+        score[:border] = score[score.size - border :] = 0
     if not score.max() > 0:
         return lines.shape[0] // 2
     good = np.flatnonzero(score >= 0.98 * score.max())

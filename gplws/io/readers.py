@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
+import math
 import os
 import re
+import statistics
 import struct
 import zipfile
 import zlib
@@ -39,6 +42,9 @@ _ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 
 # Frames of a folder whose names differ by numbers alone; with fewer, names say nothing.
 _SHARE_OF_USUAL_NAMES = 0.75
+
+# Of the usual step between the numbers of two frames: from here on one seems to be missing.
+_GAP, _SHARE_OF_USUAL_STEPS = 1.5, 0.75
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 # Before a minus these leave it no other meaning than that of a sign.
@@ -103,6 +109,8 @@ def read_stack(
     if isinstance(source, np.ndarray | Tensor):
         return given.stack(source)
     if isinstance(source, str | os.PathLike):
+        if not os.fspath(source):
+            raise ValueError("source: the path is empty")
         return _read_path(Path(source), given, progress)
     if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
         return _read_sequence(list(source), given, progress)
@@ -153,7 +161,17 @@ def list_frames(folder: str | os.PathLike[str], *, leave_out: Collection[str] = 
     paths.sort(key=lambda path: natural_key(path.name))
     values = _values_of_names([path.stem.lower() for path in paths])
     if values is not None:
-        return [paths[index] for index in sorted(range(len(paths)), key=values.__getitem__)]
+        order = sorted(range(len(paths)), key=values.__getitem__)
+        _warn_of_gaps(root, [paths[index].name for index in order], sorted(values))
+        return [paths[index] for index in order]
+    grid = _grid_of_names([path.stem.lower() for path in paths])
+    if grid:
+        logger.warning(
+            "%s: the names count two things, %s: all are read as frames of one stack; move what is "
+            "no frame away, or pass a list of the frames",
+            root,
+            grid,
+        )
     strangers = _named_differently([path.name for path in paths])
     if strangers:
         logger.warning(
@@ -192,6 +210,43 @@ def _values_of_names(names: Sequence[str]) -> list[float] | None:
         -float(number) if below and signed else float(number)
         for number, below in zip(digits, minus, strict=True)
     ]
+
+
+def _warn_of_gaps(root: Path, names: Sequence[str], values: Sequence[float]) -> None:
+    """Say which frames seem to be missing: where most steps between numbers are the same."""
+    steps = [after - before for before, after in itertools.pairwise(values)]
+    if len(steps) < 3:
+        return
+    usual = statistics.median(steps)
+    same = sum(math.isclose(step, usual, rel_tol=1e-6) for step in steps)
+    gaps = [k for k, step in enumerate(steps) if step > _GAP * usual]
+    if usual <= 0 or not gaps or same < _SHARE_OF_USUAL_STEPS * len(steps):
+        return
+    places = [f"{names[k]} and {names[k + 1]}" for k in gaps[:3]]
+    logger.warning(
+        "%s: no frame between %s, although the others follow each other by %g: if frames are "
+        "missing, heights beyond are too small; pass focus_positions_um",
+        root,
+        ", ".join(places) + (", ..." if len(gaps) > 3 else ""),
+        usual,
+    )
+
+
+def _grid_of_names(names: Sequence[str]) -> str:
+    """The two counters of which every pair is a name, such as frame and channel; else empty."""
+    parts = [re.split("([0-9]+)", name) for name in names]
+    if len({tuple(part[::2]) for part in parts}) > 1:
+        return ""
+    texts, numbers = parts[0][::2], list(zip(*(part[1::2] for part in parts), strict=True))
+    varying = [k for k, column in enumerate(numbers) if len(set(column)) > 1]
+    if len(varying) != 2:
+        return ""
+    counts = [len(set(numbers[k])) for k in varying]
+    if math.prod(counts) != len(names) or len(set(names)) != len(names):
+        return ""
+    return " and ".join(
+        f"{texts[k]}{min(numbers[k])} to {texts[k]}{max(numbers[k])}" for k in varying
+    )
 
 
 def _are_decimals(fractions: Sequence[str]) -> bool:
@@ -309,6 +364,7 @@ def _override(stack: FocalStack, given: _Given) -> FocalStack:
 
 def _read_path(path: Path, given: _Given, progress: Progress) -> FocalStack:
     if path.is_dir():
+        _refuse_results(path)
         return _read_files(list_frames(path), given, progress, source=str(path))
     if not path.exists():
         raise FileNotFoundError(f"source: no such file or folder: {path}")
@@ -326,6 +382,17 @@ def _read_path(path: Path, given: _Given, progress: Progress) -> FocalStack:
         f"{path}: unknown file type {suffix or '(no suffix)'}; expected a folder, a TIFF, .npy "
         "or .npz file"
     )
+
+
+def _refuse_results(folder: Path) -> None:
+    """Of the folders that this package writes, say where the frames are."""
+    if not (folder / "info.json").is_file():
+        return
+    for frames in (folder / "stack.tif", folder / "frames"):
+        if frames.exists():
+            raise StackReadError(f"{folder}: holds a simulation; its frames are {frames}")
+    if (folder / "height.tif").is_file():
+        raise StackReadError(f"{folder}: holds the results of a reconstruction, no frames")
 
 
 def _read_sequence(items: list[Any], given: _Given, progress: Progress) -> FocalStack:

@@ -37,7 +37,8 @@ def write_surface(
     ``.gwy`` opens in Gwyddion: lengths in metres, and a mask over the pixels without a height,
     which have the mean of the others, as Gwyddion knows no missing values. ``.sdf`` is the binary
     form of ISO 25178-71:2012, which most programs for roughness read: lengths in metres, missing
-    heights marked, rows from the bottom of the picture to its top.
+    heights marked, rows from the top of the picture to its bottom, as Gwyddion and surfalize show
+    them.
 
     Args:
         path: file ending in .gwy or .sdf.
@@ -114,7 +115,7 @@ def _sdf(height_m: np.ndarray, pixel_size_m: float) -> bytes:
     file = BytesIO()
     sdfio.write(
         file,
-        height_m[::-1],  # y grows with the row there
+        height_m,  # the first row is on top in programs that read the format
         x_scale=pixel_size_m,
         y_scale=pixel_size_m,
         # Other programs do not read later revisions yet.

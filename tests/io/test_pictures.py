@@ -144,6 +144,15 @@ def test_the_telling_row_crosses_the_relief():
     assert np.isfinite(height[telling_line(height)]).all()
 
 
+def test_noise_at_the_border_is_not_the_telling_row():
+    height = np.zeros((100, 80))
+    height[50, 10:70] = 1.0
+    height[:3] = np.random.default_rng(0).normal(size=(3, 80))
+    assert telling_line(height) == 50
+    height[50] = 0
+    assert telling_line(height) < 3  # there is nothing else
+
+
 def test_a_spike_is_not_the_telling_row():
     height = np.zeros((200, 200))
     height[60:80, 50:150] = 1.0

@@ -136,7 +136,7 @@ class TestFolders:
             ["2024-01-05_1", "2024-01-05_2", "2024-01-05_10"],
             ["s1.1", "s1.2", "s1.9", "s1.10", "s1.11"],
             ["v2.0.9", "v2.0.10"],
-            ["z-1_t1", "z-1_t2", "z-2_t1", "z-2_t2"],
+            ["z-1_t1", "z-1_t2", "z-2_t3", "z-2_t4"],
         ],
     )
     def test_signs_and_decimals_of_names_count_where_they_are_plain(self, tmp_path, names, caplog):
@@ -144,6 +144,36 @@ class TestFolders:
             (tmp_path / f"{name}.png").touch()
         assert [path.stem for path in list_frames(tmp_path)] == names
         assert not caplog.text
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (["f1", "f2", "f4", "f5", "f6"], "no frame between f2.png and f4.png"),
+            (["z_-2um", "z_0um", "z_2um", "z_6um", "z_8um"], "others follow each other by 2"),
+            (["f1", "f2", "f4"], ""),  # too few to tell
+            (["z1", "z2", "z4", "z8", "z16"], ""),  # uneven by intention
+            (["z0_c0", "z0_c1", "z1_c0", "z1_c1"], "z0 to z1 and _c0 to _c1"),
+            (["z0_c0", "z0_c1", "z1_c0"], ""),
+            (["s1_z0", "s1_z1", "s1_z2"], ""),
+        ],
+        ids=str,
+    )
+    def test_names_that_count_oddly_are_logged(self, tmp_path, names, message, caplog):
+        for name in names:
+            (tmp_path / f"{name}.png").touch()
+        assert [path.stem for path in list_frames(tmp_path)] == names
+        assert message in caplog.text and bool(message) == bool(caplog.records)
+
+    def test_folders_of_results_say_where_the_frames_are(self, tmp_path):
+        write_pictures(tmp_path, textured(), ".png")
+        (tmp_path / "info.json").touch()
+        read_stack(tmp_path)
+        (tmp_path / "height.tif").touch()
+        with pytest.raises(StackReadError, match="results of a reconstruction"):
+            read_stack(tmp_path)
+        (tmp_path / "stack.tif").touch()
+        with pytest.raises(StackReadError, match=r"its frames are .*stack\.tif"):
+            read_stack(tmp_path)
 
     @pytest.mark.parametrize(
         "names", [["z-1", "z-0,75", "z0", "z0,25", "z1"], ["z-1,00", "z-0,75", "z0,00", "z1,00"]]
