@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -269,6 +270,9 @@ DRAWN: dict[str, Callable[[Path], Path | list[Path]]] = {
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description="Draw the plots beside the JSON files of benchmarks/results anew."
+    ).parse_args()
     for name, draw in DRAWN.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():

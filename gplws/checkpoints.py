@@ -128,7 +128,7 @@ def export(
     card = out.with_suffix(".md")
     for file in (out, card):
         if file.exists() and not overwrite:
-            raise FileExistsError(f"{file} exists; pass overwrite=True to replace it")
+            raise FileExistsError(f"{file} exists; pass overwrite=True (--overwrite) to replace it")
     state = load_checkpoint(path)
     out.parent.mkdir(parents=True, exist_ok=True)
     model = model_of_checkpoint(path, averaged=averaged)

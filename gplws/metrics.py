@@ -195,7 +195,8 @@ def bumpiness(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None =
 
     Derivatives are Scharr's: smoothing (3, 10, 3) / 16 across, difference f(x+1) - f(x-1) along, so
     that the Hessian is four times that of calculus, as in the published implementations; borders
-    are repeated. A pixel counts where the 5 x 5 pixels that enter its derivatives are known.
+    are repeated. A pixel counts where the 5 x 5 pixels that enter its derivatives, repeated ones
+    included, are known.
 
     Args:
         prediction: (..., H, W) depth.
@@ -203,7 +204,8 @@ def bumpiness(prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None =
         valid: shape of ``prediction``, bool; default: all.
 
     Returns:
-        0 for an error that is constant or a plane, 5 at most; NaN where no pixel counts.
+        0 for an error that is constant, 5 at most; a plane bends only where borders are repeated.
+        NaN where no pixel counts.
 
     Raises:
         ValueError: shapes that differ, or less than two axes.

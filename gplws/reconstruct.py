@@ -186,7 +186,7 @@ def reconstruct(
 
     Example:
         >>> result = gplws.reconstruct("stack_folder", z_step_um=2.0, pixel_size_um=0.5)
-        >>> result.save("out")
+        >>> folder = result.save("out")
     """
     check_options(z_direction, memory_mb)
     alignment = requested_alignment(align)

@@ -115,7 +115,7 @@ def train(
     folder = Path(out)
     path = folder / CHECKPOINT
     if path.exists() and not resume:
-        raise FileExistsError(f"{path} exists: pass resume=True to go on with it")
+        raise FileExistsError(f"{path} exists: pass resume=True (--resume) to go on with it")
     state = load_checkpoint(path) if resume else None
     with _Processes() as processes:
         place = processes.device(device)
@@ -277,7 +277,11 @@ class _Run:
         self.steps = _total_steps(config, source, processes.world)
         self.model = model.to(device)
         self.trains_on_kernels = _put_on_kernels(self.model, config.precision, device)
-        if config.precision.channels_last and not self.trains_on_kernels:
+        self.channels_last = config.precision.channels_last and not self.trains_on_kernels
+        if device.type == "cpu" and config.precision.dtype == "bfloat16":
+            # Gradients of two frames are wrong there: see gplws.ops._arguments.for_stock_backward.
+            self.channels_last &= min(config.data.frames) > 2
+        if self.channels_last:
             _channels_last(self.model)
         processes.agree(self.model)
         decay = config.optimiser.average_decay
@@ -399,7 +403,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         stack = batch.stack
-        if config.precision.channels_last and not self._on_kernels:
+        if self.channels_last and not self._on_kernels:
             stack = stack.contiguous(memory_format=torch.channels_last_3d)
         positions = positions_of(self.model, batch.focus_positions)
         with self._autocast():

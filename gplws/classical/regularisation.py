@@ -8,10 +8,11 @@ searched, c its confidence, w falls where the image has an edge, and
     rho(x; a) = a^2 (1 - exp(-x^2 / (2 a^2)))
 
 grows like x^2 / 2 near 0 and stops growing beyond a few a: an outlier or a step costs the same
-however large it is, so outliers give way to their surroundings and steps stay steps. Such a
-penalty is not convex. It is minimised by majorising it: rho(x) lies below the parabola that touches
-it at the present x, whose curvature is exp(-x^2 / (2 a^2)). The sum of these parabolas is minimised
-by a few steps of conjugate gradients, and E never rises.
+however large it is, so outliers give way to their surroundings, and steps stay where the image has
+an edge or where they are several times b. Smaller ones where the image is plain are rounded off.
+Such a penalty is not convex. It is minimised by majorising it: rho(x) lies below the parabola that
+touches it at the present x, whose curvature is exp(-x^2 / (2 a^2)). The sum of these parabolas is
+minimised by a few steps of conjugate gradients, and E never rises.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def regularise_depth(
         strength: weight of the neighbours, >= 0; 0 returns ``depth``.
         data_scale: deviation from ``depth``, in frames, beyond which a pixel counts as an outlier,
             > 0.
-        smoothness_scale: difference of neighbours, in frames, beyond which it is a step, > 0.
+        smoothness_scale: difference of neighbours, in frames, beyond which it is a step, > 0; where
+            ``guide`` is plain, steps below three times that are rounded off.
         guide_scale: difference of neighbours in the guide beyond which they count as two objects,
             > 0.
         iterations: how often the majorant is renewed, >= 1.
@@ -72,9 +74,10 @@ def regularise_depth(
 
     Example:
         >>> steps = torch.where(torch.arange(16) < 8, 2.0, 9.0).repeat(16, 1)
+        >>> guide = 0.1 * steps  # an edge where the step is
         >>> noisy = steps.clone()
         >>> noisy[4, 4] = 12.0
-        >>> even = regularise_depth(noisy, torch.ones(16, 16), torch.zeros(16, 16))
+        >>> even = regularise_depth(noisy, torch.ones(16, 16), guide)
         >>> float((even - steps).abs().max()) < 0.1
         True
     """

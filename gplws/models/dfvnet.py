@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from gplws.models.peer import FocusVolumeNetwork, initialise
 from gplws.nn.readout import expected_depth_and_deviation
@@ -27,6 +28,12 @@ class FocusVolumeDepth(NamedTuple):
     coarser: tuple[Tensor, ...]
     """In training mode the volumes of the coarser decoders, (B, N, H, W) each, fine to coarse, to
     be supervised like ``volume``; empty in eval mode."""
+
+
+# torch.export can then save programs that return it.
+_pytree._register_namedtuple(
+    FocusVolumeDepth, serialized_type_name="gplws.models.dfvnet.FocusVolumeDepth"
+)
 
 
 class FVNet(FocusVolumeNetwork):

@@ -211,11 +211,7 @@ class GPLWSNet(nn.Module):
         Raises:
             ValueError: ``stack`` is not 5-D, empty, or has another number of channels.
         """
-        if stack.dim() != 5 or stack.shape[1] not in (1, self.in_channels) or 0 in stack.shape:
-            raise ValueError(
-                f"stack must be (B, {self.in_channels}, N, H, W) or (B, 1, N, H, W) and not empty, "
-                f"got shape {tuple(stack.shape)}"
-            )
+        self._check(stack)
         if self.prior is None:
             return self._logits(stack)
         features = focus_features(luminance(stack.float())[:, 0])
@@ -224,6 +220,13 @@ class GPLWSNet(nn.Module):
         for weight, response in zip(weights, features.responses.unbind(1), strict=True):
             logits = torch.addcmul(logits, weight, response)
         return logits
+
+    def _check(self, stack: Tensor) -> None:
+        if stack.dim() != 5 or stack.shape[1] not in (1, self.in_channels) or 0 in stack.shape:
+            raise ValueError(
+                f"stack must be (B, {self.in_channels}, N, H, W) or (B, 1, N, H, W) and not empty, "
+                f"got shape {tuple(stack.shape)}"
+            )
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -237,19 +240,22 @@ class GPLWSNet(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         """(B, C, N, H, W) in the dtype of the weights -> (B, N, H, W)."""
         height, width = x.shape[-2:]
-        if self._may_reuse_memory(x):
+        reuses = self._may_reuse_memory(x)
+        margins = (0, -width % self.coarsest, 0, -height % self.coarsest, 0, 0)
+        if any(margins):
+            x = F.pad(x, margins, "replicate")
+        x = x.expand(-1, self.in_channels, -1, -1, -1)
+        if reuses:
             with self._workspaces.borrow() as workspace:
-                workspace.begin((tuple(x.shape), x.dtype), lambda: self._plan(x))
+                key = (tuple(x.shape), x.dtype, x.is_contiguous())  # else dense() takes memory
+                workspace.begin(key, lambda: self._plan(x))
                 volume = self._focus_volume(x, Runner(workspace))
         else:
             volume = self._focus_volume(x, Runner(None))
         return volume[:, 0, :, :height, :width]
 
-    def _focus_volume(self, stack: Tensor, run: Runner) -> Tensor:
-        height, width = stack.shape[-2:]
-        margins = (0, -width % self.coarsest, 0, -height % self.coarsest, 0, 0)
-        x = F.pad(stack, margins, "replicate") if any(margins) else stack
-        x = x.expand(-1, self.in_channels, -1, -1, -1)
+    def _focus_volume(self, x: Tensor, run: Runner) -> Tensor:
+        """(B, C, N, H, W) with H and W multiples of ``coarsest`` -> (B, 1, N, H, W)."""
         levels = iter(self.encoders)
         if x.device.type == "cuda" and x.dtype != torch.float32:
             x = self._channels_last(next(levels), x)
@@ -285,10 +291,11 @@ class GPLWSNet(nn.Module):
                 return Runner(None).all(others, first(x, out=y))
         return level(x.contiguous(memory_format=torch.channels_last_3d))
 
-    def _plan(self, stack: Tensor) -> MemoryPlan:
-        """Where the activations of a pass over ``stack`` go."""
+    def _plan(self, x: Tensor) -> MemoryPlan:
+        """Where the activations of a pass over ``x`` go."""
         recorder = Recorder()
-        self._focus_volume(torch.empty_like(stack, device="meta"), Runner(recorder))
+        shapes = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        self._focus_volume(shapes, Runner(recorder))
         return recorder.plan()
 
     def _is_planned(self) -> bool:
@@ -348,6 +355,7 @@ class GPLWSNet(nn.Module):
         Returns:
             What :func:`gplws.ops.focus_search` returns, (B, H, W) each.
         """
+        self._check(stack)
         if not self.refines:
             options: dict[str, Any] = {"groups": groups, "radius": radius, "log_scale": True}
             volume = self(stack)

@@ -3,6 +3,8 @@
 :mod:`gplws.ops.reference` holds the same functions in plain torch.
 """
 
+from torch.utils import _pytree
+
 from gplws.ops.conv3d_input_gradient import conv3d_input_gradient
 from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 from gplws.ops.focus_search import focus_search
@@ -10,6 +12,9 @@ from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weight
 from gplws.ops.reference import FocusSearchResult, Refinement
 from gplws.ops.spline_smooth import spline_smooth
 from gplws.ops.up_conv3d import up_conv3d
+
+# torch.export can then save programs that return it.
+_pytree._register_namedtuple(FocusSearchResult, serialized_type_name="gplws.ops.FocusSearchResult")
 
 __all__ = [
     "FocusSearchResult",

@@ -199,6 +199,18 @@ def has_gradient_kernels(x: Tensor, grad: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == grad.dtype == torch.float32 and x.is_contiguous()
 
 
+def for_stock_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors (..., N, H, W) in a layout for which ``aten.convolution_backward`` is right.
+
+    oneDNN leaves parts of bfloat16 gradients of one or two frames unwritten in channels_last_3d
+    (torch 2.13): there all are contiguous.
+    """
+    grad = tensors[0]
+    if grad.device.type != "cpu" or grad.dtype != torch.bfloat16 or grad.shape[2] > 2:
+        return tensors
+    return tuple(tensor.contiguous() for tensor in tensors)
+
+
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass that computes in the dtype of its tensors, wherever it is called."""
 

@@ -58,7 +58,7 @@ def focus_search(
 
     Returns:
         depth: (B, H, W) float32, unit of ``focus_positions``; NaN where all frames are NaN or -inf;
-            differentiable with respect to ``volume``.
+            differentiable with respect to ``volume`` and ``focus_positions``.
         index: (B, H, W) int64 in [0, N); not differentiable.
         peak: (B, H, W) float32, ``volume`` at ``index``; differentiable.
         confidence: (B, H, W) float32 in 0..1; ``1 - runner_up / peak``, or
@@ -98,12 +98,16 @@ def focus_search(
         raise ValueError(f"{op}: refinement must be one of {_REFINEMENTS}, got {refinement!r}")
     if focus_positions is None:
         focus_positions = torch.arange(frames, device=volume.device, dtype=torch.float32)
+    elif not isinstance(focus_positions, Tensor):
+        raise TypeError(
+            f"{op}: focus_positions must be a tensor, got {type(focus_positions).__name__}"
+        )
     elif tuple(focus_positions.shape) not in ((frames,), (batch, frames)):
         raise ValueError(
             f"{op}: focus_positions must be (N,) or (B, N) with N = {frames}, "
             f"got shape {tuple(focus_positions.shape)}"
         )
-    if goes_to_reference(op, volume, into=out):
+    if goes_to_reference(op, volume, focus_positions, into=out):
         return reference.focus_search(
             volume.float(),
             focus_positions.to(volume.device, torch.float32),
@@ -164,27 +168,35 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     """The winner is fixed; depth depends on the responses around it, peak on its own response."""
     volume, focus_positions, index, peak = ctx.saved_tensors
+    needs_volume, needs_positions = ctx.needs_input_grad[:2]
     dtype, volume = volume.dtype, volume.float()
     frames = volume.shape[1]
     found = peak > -torch.inf
-    grad = torch.zeros_like(volume)
-    grad = grad.scatter_add(1, index.unsqueeze(1), torch.where(found, grad_peak, 0).unsqueeze(1))
-    if ctx.refinement != "none" and frames >= 3:
+    grad_volume = grad_positions = None
+    if needs_volume:
+        of_peak = torch.where(found, grad_peak, 0).unsqueeze(1)
+        grad_volume = torch.zeros_like(volume).scatter_add(1, index.unsqueeze(1), of_peak)
+    if needs_positions or (ctx.refinement != "none" and frames >= 3):
         clean = torch.where(volume.isnan(), -torch.inf, volume)
-        positions = focus_positions.expand(volume.shape[0], frames)
-        by_response = torch.func.vjp(
-            lambda v: refine_depth(
+        by_volume, by_positions = torch.func.vjp(
+            lambda v, z: refine_depth(
                 v,
-                positions,
+                z,
                 index,
                 v.gather(1, index.unsqueeze(1)).squeeze(1),
                 refinement=ctx.refinement,
                 radius=ctx.radius,
             ),
             clean,
-        )[1]
-        grad = grad + by_response(torch.where(found, grad_depth, 0))[0]
-    return grad.to(dtype), None, None, None, None, None
+            focus_positions.expand(volume.shape[0], frames),
+        )[1](torch.where(found, grad_depth, 0))
+        if grad_volume is not None:
+            grad_volume = grad_volume + by_volume
+        if needs_positions:
+            grad_positions = by_positions if focus_positions.dim() == 2 else by_positions.sum(0)
+    if grad_volume is not None:
+        grad_volume = grad_volume.to(dtype)
+    return grad_volume, grad_positions, None, None, None, None
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -11,6 +11,7 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
+    for_stock_backward,
     goes_to_reference,
     has_gradient_kernels,
     note_change,
@@ -369,9 +370,7 @@ def _stock_backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Any, ...]:
     return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
+        *for_stock_backward(grad, x, weight),
         [weight.shape[0]] if needs[2] else None,
         [1, stride, stride],
         [padding] * 3,

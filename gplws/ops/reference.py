@@ -141,7 +141,7 @@ def refine_depth(
         radius: frames on each side that enter the fit.
 
     Returns:
-        (B, H, W) depth in the unit of ``positions``; differentiable with respect to ``volume``.
+        (B, H, W) depth in the unit of ``positions``; differentiable with respect to both.
     """
     batch, frames, height, width = volume.shape
     radius = min(radius, frames)

@@ -11,6 +11,7 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
+    for_stock_backward,
     goes_to_reference,
     has_gradient_kernels,
     note_change,
@@ -127,9 +128,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_bias = grad.sum((0, 2, 3, 4)) if needs_bias else None
         return grad_x, grad_weight, grad_bias, grad_residual, None
     grads = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
+        *for_stock_backward(grad, x, weight),
         [groups] if needs_bias else None,
         [1, 2, 2],
         [1, 1, 1],

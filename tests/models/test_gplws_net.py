@@ -167,3 +167,33 @@ def test_wrong_arguments_are_named():
         GPLWSNet(widths=(12, 20, 40, 80))
     with pytest.raises(ValueError, match="decoder_depths"):
         GPLWSNet(widths=(12, 24))
+
+
+@pytest.mark.parametrize("size", [(32, 40), (33, 41)])
+def test_the_layout_of_the_stack_does_not_matter(size):
+    model = randomise_bn(GPLWSNet()).fuse()
+    stack = torch.rand(1, 3, 4, *size)
+    wide = torch.rand(1, 3, 4, size[0], size[1] + 8)
+    wide[..., 4:-4] = stack
+    layouts = [
+        stack,
+        stack.contiguous(memory_format=torch.channels_last_3d),
+        wide[..., 4:-4],
+        stack,
+        stack.transpose(3, 4).contiguous().transpose(3, 4),
+    ]
+    gray = stack[:, :1]
+    with torch.no_grad():
+        expected = model(stack)
+        model.release_memory()
+        for given in layouts:
+            assert relative_error(model(given), expected) < 1e-6
+        expected = model(gray)
+        assert torch.equal(model(gray.expand(-1, 3, -1, -1, -1)), expected)
+
+
+def test_predict_says_which_stacks_it_takes():
+    for model in (gplws.load_model("gplws"), GPLWSNet().eval()):
+        for shape in ((6, 32, 32), (1, 2, 6, 32, 32)):
+            with pytest.raises(ValueError, match=r"stack must be \(B, 3, N, H, W\)"):
+                model.predict(torch.rand(shape))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -226,21 +228,36 @@ def test_empty_volumes_give_empty_results(size):
 def test_gradients_agree_with_stock_autograd(refinement):
     volume = random_volume("plain", (2, 8, 3, 5), 2) + 0.1
     volume[0, 3, 1, 1] = torch.nan
-    positions = torch.rand(8).cumsum(0)
-    grads = []
-    for op in (focus_search, reference.focus_search):
-        v = volume.clone().requires_grad_()
-        found = op(v, positions, refinement=refinement, radius=2)
-        loss = (found.depth * 3).sum() + (found.peak.square()).sum()
-        grads.append(torch.autograd.grad(loss, v)[0])
-    torch.testing.assert_close(grads[0], grads[1].nan_to_num(0), rtol=1e-4, atol=1e-5)
-    assert not found.index.requires_grad
+    for positions in (torch.rand(8).cumsum(0), torch.rand(2, 8).cumsum(1)):
+        grads = []
+        for op in (focus_search, reference.focus_search):
+            v, z = volume.clone().requires_grad_(), positions.clone().requires_grad_()
+            found = op(v, z, refinement=refinement, radius=2)
+            loss = (found.depth * 3).sum() + (found.peak.square()).sum()
+            grads.append(torch.autograd.grad(loss, (v, z)))
+            one = op(volume, z, refinement=refinement, radius=2).depth.sum()
+            grads[-1] += torch.autograd.grad(3 * one, z)
+        for got, expected in zip(*grads, strict=True):
+            torch.testing.assert_close(got, expected.nan_to_num(0), rtol=1e-4, atol=1e-5)
+        assert not found.index.requires_grad
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_few_frames_have_gradients_as_well(frames):
+    volume, positions = torch.rand(1, frames, 3, 4) + 0.1, torch.arange(float(frames))
+    found = [
+        torch.autograd.grad(op(v, z).depth.sum() + op(v, z).peak.sum(), (v, z))
+        for op in (focus_search, reference.focus_search)
+        for v, z in [(volume.clone().requires_grad_(), positions.clone().requires_grad_())]
+    ]
+    assert all(map(torch.equal, *found))
 
 
 def test_opcheck_finds_nothing():
     volume = (torch.rand(2, 6, 4, 5) + 0.1).requires_grad_()
     for refinement in (0, 1, 2):
-        args = (volume, torch.arange(6.0), 3, refinement, 1, False)
+        positions = torch.arange(6.0).requires_grad_()
+        args = (volume, positions, 3, refinement, 1, False)
         torch.library.opcheck(torch.ops.gplws.focus_search.default, args)
 
 
@@ -275,6 +292,10 @@ def test_it_exports_with_dynamic_shapes():
 
     dims = {"volume": dict.fromkeys((1, 2, 3), torch.export.Dim.DYNAMIC)}
     program = torch.export.export(Model(), (torch.rand(1, 6, 5, 7),), dynamic_shapes=dims)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    program = torch.export.load(file)
     volume = torch.rand(1, 9, 8, 3)
     assert torch.equal(program.module()(volume), Model()(volume))
 

@@ -23,6 +23,7 @@ from gplws.ops import (
 
 WEIGHT = torch.rand(4, 2, 3, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.4
 UP_WEIGHT = torch.rand(4, 1, 3, 3, 3, generator=torch.Generator().manual_seed(2)) - 0.4
+VOLUME = torch.rand(1, 7, 3, 4, generator=torch.Generator().manual_seed(3))
 
 # Op, its reference from stock ops, and the shape of what it takes.
 OPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tuple[int, ...]]] = {
@@ -40,6 +41,11 @@ OPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tup
         lambda x: focus_search(x).depth,
         lambda x: reference.focus_search(x).depth,
         (1, 7, 3, 4),
+    ),
+    "focus_search by positions": (
+        lambda x: focus_search(VOLUME, x.cumsum(-1)).depth,
+        lambda x: reference.focus_search(VOLUME, x.cumsum(-1)).depth,
+        (7,),
     ),
     "spline_smooth": (spline_smooth, reference.spline_smooth, (2, 6, 7)),
 }
@@ -129,7 +135,7 @@ def test_an_empty_stack_is_refused() -> None:
             model(torch.rand(shape))
 
 
-@op_cases
+@pytest.mark.parametrize("name", [name for name in OPS if " " not in name])
 def test_writing_into_a_tensor_that_autograd_needs_is_noticed(name: str) -> None:
     _, _, shape = OPS[name]
     calls: dict[str, Callable[..., Tensor]] = {
@@ -205,3 +211,22 @@ def test_a_radius_beyond_the_stack_takes_no_more_memory() -> None:
         focus_search(volume, radius=radius).depth.sum().backward()
         grads.append(volume.grad)
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_bfloat16_gradients_do_not_depend_on_the_layout(frames: int) -> None:
+    drawn_weight = (torch.randn(8, 4, 3, 3, 3)).bfloat16()
+    last = torch.channels_last_3d
+    ops: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = [
+        (lambda x, w: group_pointwise_conv3d(x, w, groups=2, relu=False), drawn_weight),
+        (lambda x, w: up_conv3d(x, w, groups=4), drawn_weight[:, :1].contiguous()),
+    ]
+    for op, weight in ops:
+        x = torch.randn(2, 8, frames, 9, 10).bfloat16()
+        direction = torch.randn_like(op(x, weight))
+        found = []
+        for layout in (torch.contiguous_format, last):
+            leaves = x.contiguous(memory_format=layout).requires_grad_(), weight.requires_grad_()
+            found.append(torch.autograd.grad(op(*leaves), leaves, direction))
+        for expected, got in zip(*found, strict=True):
+            assert (got - expected).abs().max() < 0.05 * expected.abs().max()

@@ -1,0 +1,48 @@
+"""The examples of docstrings give what they say."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from stacks import textured_stack
+from torch import nn
+
+import gplws
+
+MODULES = sorted(
+    name
+    for _, name, _ in pkgutil.walk_packages(gplws.__path__, "gplws.")
+    if not name.endswith(("._C", "._cuda"))
+)
+
+
+def examples(name: str) -> list[doctest.DocTest]:
+    module = importlib.import_module(name)
+    names = {**vars(module), "gplws": gplws, "np": np, "torch": torch, "nn": nn}
+    return [found for found in doctest.DocTestFinder().find(module, globs=names) if found.examples]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run_as_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    folder = tmp_path / "stack_folder"  # of the example of gplws.reconstruct
+    folder.mkdir()
+    for number, frame in enumerate(textured_stack(2.0, n_frames=5).numpy()):
+        cv2.imwrite(str(folder / f"{number}.png"), (255 * frame).astype(np.uint8))
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    report: list[str] = []
+    for example in examples(name):
+        runner.run(example, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+def test_there_are_examples() -> None:
+    assert sum(len(examples(name)) for name in MODULES) > 20
