@@ -90,7 +90,8 @@ def test_work_cut_into_many_pieces_fits_together(channels, size):
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_it_agrees_under_every_instruction_set(isa):
     test = f"{Path(__file__)}::test_it_agrees_with_the_float64_gradient"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    tests = [f"{test}[2-{channels}]" for channels in CHANNELS[:1] + CHANNELS[3:6]]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     ended = subprocess.run(
         command, env={**os.environ, "GPLWS_CPU_ISA": isa}, capture_output=True, text=True
     )
