@@ -32,6 +32,8 @@ namespace gplws::cpu::GPLWS_ISA {
 
 #include "vec.h"
 
+#include "sizes.h"
+
 namespace {
 
 constexpr int kSlots = 4;
@@ -44,10 +46,6 @@ constexpr int64_t kScratchFloats = 176 * 1024;  // 704 KiB: a task should stay i
 constexpr int64_t kMinRows = 4;                 // the row below them is copied once more
 constexpr int64_t kTasksPerThread = 4;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Sizes in floats.
 struct Geometry {
   int64_t row;      // columns of grad and the zero behind them
@@ -58,9 +56,6 @@ struct Geometry {
   int64_t line;     // of them: every other row of one channel and frame
   int64_t zeros, end;
 };
-
-// An odd number of vectors, so that planes do not meet in the same sets of the cache.
-int64_t plane_size(int64_t floats) { return (ceil_div(floats, kLanes) | 1) * kLanes; }
 
 Geometry geometry(const Conv3dInputGradientParams& p, int64_t rows) {
   Geometry g;

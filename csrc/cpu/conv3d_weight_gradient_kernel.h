@@ -32,6 +32,8 @@ namespace gplws::cpu::GPLWS_ISA {
 
 #include "vec.h"
 
+#include "sizes.h"
+
 namespace {
 
 constexpr int kSlots = 4;
@@ -53,10 +55,6 @@ constexpr int64_t kMinRows = 4;
 constexpr int64_t kMinVectors = 24;
 constexpr int64_t kTasks = 32;  // to feed many threads, as far as there are pieces
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Sizes in floats.
 struct Geometry {
   int64_t row;      // columns of grad and the zero behind them
@@ -67,9 +65,6 @@ struct Geometry {
   int64_t grad;  // where the channels of grad begin
   int64_t piece;
 };
-
-// An odd number of vectors, so that planes do not meet in the same sets of the cache.
-int64_t plane_size(int64_t floats) { return (ceil_div(floats, kLanes) | 1) * kLanes; }
 
 Geometry geometry(const Conv3dWeightGradientParams& p, int64_t rows, int64_t block_in,
                   int64_t block_out) {

@@ -32,6 +32,8 @@ namespace gplws::cpu::GPLWS_ISA {
 
 #include "vec.h"
 
+#include "sizes.h"
+
 namespace {
 
 #include "group_pointwise_conv3d_schemes.h"
@@ -69,10 +71,6 @@ struct Geometry {
   // as units, and a row of zeros.
   int64_t mid, mid_frame, mid_units, zeros, end;
 };
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class S>
 Geometry geometry(const GroupPointwiseConv3dParams& p, int64_t tile_height, int64_t tile_width) {

@@ -324,7 +324,10 @@ def refine_depth(
                 f"{tuple(frames.shape)}, got {tuple(map_.shape)}"
             )
     maps = depth_index if frames.dim() == 4 else [depth_index]
-    found = [_refined(*one[:2], positions, one[2]) for one in zip(stacks, maps, known, strict=True)]
+    found = [
+        _refined(stack, map_, positions, one)
+        for stack, map_, one in zip(stacks, maps, known, strict=True)
+    ]
     refined, beyond = (torch.stack(parts).view_as(limit) for parts in zip(*found, strict=True))
     refined = refined.clamp(depth_index - limit, depth_index + limit)
     return refined.where(~beyond, torch.nan) if leave_out_beyond else refined

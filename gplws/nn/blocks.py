@@ -325,21 +325,8 @@ def _convolved(conv: nn.Module, x: Tensor, on_kernels: bool) -> Tensor:
     if not _suits_kernels(x) or not is_stock(conv, (nn.Conv3d,)) or has_hooks(conv):
         return conv(x)
     if conv.kernel_size == (1, 1, 1):
-        return _pointwise(conv, x)
+        return reference.pointwise_conv3d(x, conv.weight, conv.bias, groups=conv.groups)
     return group_pointwise_conv3d(x, conv.weight, conv.bias, groups=conv.groups, relu=False)
-
-
-def _pointwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """A pointwise conv as products of matrices, which are faster where channels are few."""
-    batch, groups, outputs = x.shape[0], conv.groups, conv.out_channels // conv.groups
-    columns = x.reshape(batch * groups, x.shape[1] // groups, -1)
-    weight = conv.weight.view(groups, outputs, -1).expand(batch, -1, -1, -1).flatten(0, 1)
-    if conv.bias is None:
-        y = torch.bmm(weight, columns)
-    else:
-        bias = conv.bias.view(groups, outputs, 1).expand(batch, -1, -1, -1).flatten(0, 1)
-        y = torch.baddbmm(bias, weight, columns)
-    return y.view(batch, -1, *x.shape[2:])
 
 
 def _suits_kernels(x: Tensor) -> bool:
