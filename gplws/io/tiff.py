@@ -186,9 +186,7 @@ def read_tiff_stack(path: Path, progress: Callable[[int, int], None]) -> TiffSta
                 progress(index + 1, len(pages))
         else:
             progress(len(pages), len(pages))
-        declared = dict(
-            zip(series.get_axes(squeeze=False), series.get_shape(squeeze=False), strict=True)
-        )
+        declared = _declared_sizes(file, series)
         return TiffStack(
             array=array,
             axes=series.axes,
@@ -294,6 +292,16 @@ def _only_series(file: TiffFile, path: Path) -> TiffPageSeries:
             f"{'; ...' if len(series) > 4 else ''}; export the focal stack alone"
         )
     return series[0]
+
+
+def _declared_sizes(file: TiffFile, series: TiffPageSeries) -> dict[str, int]:
+    """Length of each axis of the only series, those of length 1 among them."""
+    every: Any = file.series
+    whole: Any = series
+    if callable(every):  # tifffile 2026.5.2 and newer
+        whole = every(squeeze=False)[0]
+        return dict(zip(whole.axes, whole.shape, strict=True))
+    return dict(zip(whole.get_axes(squeeze=False), whole.get_shape(squeeze=False), strict=True))
 
 
 def _check_declared_frames(file: TiffFile, path: Path, series: TiffPageSeries) -> None:

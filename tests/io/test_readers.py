@@ -6,6 +6,7 @@ import logging
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -446,6 +447,35 @@ class TestTiff:
         images[0].save(path, save_all=True, append_images=images[1:], compression=compression)
         found = np.asarray(read_stack(path).frames).astype(int)
         assert found.shape == (10, 16, 16) and np.abs(found - np.stack(frames)).max() <= 1
+
+    def test_series_of_newer_versions_of_tifffile_are_read(self, tmp_path, monkeypatch):
+        """From 2026.5.2 on they are called for the axes of length 1, which have no methods."""
+        old = tifffile.TiffPageSeries
+        if not hasattr(old, "get_axes"):
+            pytest.skip("this is a newer version: all other tests are of it")
+        path = tmp_path / "s.ome.tif"
+        metadata = {"axes": "TZCYX", "PhysicalSizeZ": 2.0, "PhysicalSizeZUnit": "\u00b5m"}
+        write_tiff(path, textured()[None, :, None], ome=True, metadata=metadata)
+        expected = read_stack(path)
+
+        class Series(list[tifffile.TiffPageSeries]):
+            def __call__(self, *, squeeze: bool) -> list[SimpleNamespace]:
+                assert not squeeze
+                return [
+                    SimpleNamespace(axes=axes(one, False), shape=shape(one, False)) for one in self
+                ]
+
+        axes, shape, of_file = old.get_axes, old.get_shape, tifffile.TiffFile.series
+        monkeypatch.setattr(
+            tifffile.TiffFile, "series", property(lambda file: Series(of_file.__get__(file)))
+        )
+        monkeypatch.delattr(old, "get_axes")
+        monkeypatch.setattr(old, "axes", property(lambda one: axes(one, True)))
+        monkeypatch.setattr(old, "shape", property(lambda one: shape(one, True)))
+        found = read_stack(path)
+        np.testing.assert_array_equal(found.frames, textured())
+        for stack in (expected, found):
+            np.testing.assert_allclose(stack.focus_positions_um, 2.0 * np.arange(N))
 
     def test_bigtiff_is_read(self, tmp_path):
         path = tmp_path / "s.tif"
