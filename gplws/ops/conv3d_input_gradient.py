@@ -91,7 +91,8 @@ def conv3d_input_gradient(
 def _fake(grad: Tensor, weight: Tensor, groups: int, even_height: bool, even_width: bool) -> Tensor:
     require_one_device("conv3d_input_gradient", grad=grad, weight=weight)
     batch, _, frames, height, width = grad.shape
-    height, width = 2 * height - (not even_height), 2 * width - (not even_width)
+    height = 2 * height - (0 if even_height else 1)  # torch 2.11 takes no bool from a size
+    width = 2 * width - (0 if even_width else 1)
     return grad.new_empty((batch, weight.shape[1] * groups, frames, height, width))
 
 
