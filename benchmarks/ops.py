@@ -33,12 +33,14 @@ from benchmarks.summary import medians
 from benchmarks.timing import introduce, save, show
 from gplws.benchmark import take_turns
 from gplws.ops import (
-    FocusSearchResult,
     conv3d_input_gradient,
     conv3d_weight_gradient,
+    fit_peak,
     focus_search,
     group_pointwise_conv3d,
     reference,
+    sample_surface,
+    smooth_surface,
     spline_smooth,
     up_conv3d,
 )
@@ -62,6 +64,9 @@ OPS = (
     "up_conv3d",
     "focus_search",
     "spline_smooth",
+    "smooth_surface",
+    "sample_surface",
+    "fit_peak",
     "conv3d_input_gradient",
     "conv3d_weight_gradient",
 )
@@ -136,8 +141,8 @@ def compare(results: dict[str, Any]) -> None:
             continue
         if isinstance(result, torch.return_types.max):
             found, expected = result.indices, ours.index
-        elif isinstance(ours, FocusSearchResult):
-            found, expected = result.depth, ours.depth
+        elif isinstance(ours, tuple):
+            found, expected = result[0], ours[0]
         else:
             found = torch.cat(result) if isinstance(result, list) else result
             expected = ours
@@ -263,6 +268,52 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
 
 
 @torch.inference_mode()
+def surface_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
+    """The refinement of a depth map along its own surface, a slope through all frames."""
+    if dtype != torch.float32:
+        return
+    size, pixels = f"{frames}x{side}x{side}", side * side
+    depth = torch.linspace(0, frames - 1, side).expand(side, side) + 0.1 * torch.rand(side, side)
+    surface = depth.clamp(0, frames - 1)
+    places = torch.arange(frames).view(-1, 1, 1)
+    responses = torch.exp(-0.1 * (places - surface) ** 2) + 0.01 * torch.rand(frames, side, side)
+    samples = sample_surface(responses, surface)
+    values, distances, weights = samples
+    alike = (values, weights * values[3], distances * weights, weights)
+    count = len(values)
+    yield Case(
+        "smooth_surface",
+        f"{side}x{side}",
+        8 * 49 * pixels,
+        8 * pixels,
+        {
+            "gplws": partial(smooth_surface, surface, limit=2.0),
+            "stock": partial(reference.smooth_surface, surface, limit=2.0),
+        },
+    )
+    yield Case(
+        "sample_surface",
+        size,
+        14 * count * pixels,
+        4 * (frames + 1 + 3 * count) * pixels,
+        {
+            "gplws": partial(sample_surface, responses, surface),
+            "stock": partial(reference.sample_surface, responses, surface),
+        },
+    )
+    yield Case(
+        "fit_peak",
+        f"{side}x{side}",
+        45 * count * pixels,
+        4 * (4 * count + 1) * pixels,
+        {
+            "gplws": partial(fit_peak, *alike),
+            "stock": partial(reference.fit_peak, *alike),
+        },
+    )
+
+
+@torch.inference_mode()
 def gradient_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
     """Gradients of the network's convs, of crops of ``side`` * 5 / 32 pixels."""
     if dtype != torch.float32:
@@ -330,7 +381,8 @@ def main() -> None:
         arithmetic = max(limit["matrix_product_flops"], limit["dense_conv_flops"])
         table = []
         size = (dtype, options.frames, options.side)
-        for case in (*conv_cases(*size), *other_cases(*size), *gradient_cases(*size)):
+        kinds = (conv_cases, other_cases, surface_cases, gradient_cases)
+        for case in (case for kind in kinds for case in kind(*size)):
             if case.op not in options.ops:
                 continue
             with torch.inference_mode():

@@ -116,8 +116,11 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     from gplws.ops import (
         conv3d_input_gradient,
         conv3d_weight_gradient,
+        fit_peak,
         focus_search,
         group_pointwise_conv3d,
+        sample_surface,
+        smooth_surface,
         spline_smooth,
         up_conv3d,
     )
@@ -144,6 +147,9 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         "conv3d_weight_gradient": lambda x: conv3d_weight_gradient(x, good, groups=2),
         "focus_search": lambda x: focus_search(x[0]),
         "spline_smooth": lambda x: spline_smooth(x[0, -1]),
+        "smooth_surface": lambda x: smooth_surface(x[0, -1, -1], limit=1),
+        "sample_surface": lambda x: sample_surface(x[0, -1], good[0, 0, 0] + 2),
+        "fit_peak": lambda x: fit_peak(x.view(-1)[-7 * 80 :].view(7, 8, 10)),
     }
     for name, call in calls.items():
         short, odd = one_too_short(*size), misaligned(*size)

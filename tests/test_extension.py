@@ -17,7 +17,14 @@ from gplws import _extension
 PACKAGE = Path(_extension.__file__).parent
 ISAS = ["baseline", "avx2", "avx512"]
 CUDA_OPS = ["group_pointwise_conv3d", "up_conv3d", "focus_search"]
-CPU_OPS = ["conv3d_input_gradient", "conv3d_weight_gradient", "spline_smooth"]  # CUDA: stock ops
+CPU_OPS = [  # CUDA: stock ops
+    "conv3d_input_gradient",
+    "conv3d_weight_gradient",
+    "spline_smooth",
+    "smooth_surface",
+    "sample_surface",
+    "fit_peak",
+]
 OPS = [*CUDA_OPS, *CPU_OPS]
 
 

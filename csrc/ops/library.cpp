@@ -34,4 +34,11 @@ STABLE_TORCH_LIBRARY(gplws, m) {
       "Tensor(d!) confidence) -> ()");
   m.def("spline_smooth(Tensor images, int spacing) -> Tensor");
   m.def("spline_smooth.out(Tensor images, int spacing, Tensor(a!) out) -> ()");
+  m.def("smooth_surface(Tensor depth, float limit) -> Tensor");
+  m.def(
+      "sample_surface(Tensor responses, Tensor surface, int spacing) -> "
+      "(Tensor values, Tensor distances, Tensor weights)");
+  m.def(
+      "fit_peak(Tensor values, Tensor? middle, Tensor? distances, Tensor? weights) -> "
+      "(Tensor vertex, Tensor concave)");
 }

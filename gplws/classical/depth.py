@@ -37,6 +37,8 @@ from gplws.classical.time_frequency import (
     octave_reach,
 )
 from gplws.ops.focus_search import focus_search
+from gplws.ops.reference import SURFACE_SAMPLES, SurfaceSamples, frame_at, position_at
+from gplws.ops.surface_refinement import fit_peak, sample_surface, smooth_surface
 
 METHODS = (*MEASURES, "rr", "tft")
 """Names of the classical methods that :func:`depth_from_focus` knows."""
@@ -67,11 +69,9 @@ _CONSENSUS = 1.0
 # The surface that refinement follows is smoothed over a few pixels, but not across depth
 # differences beyond this many frames.
 _SURFACE_REACH = 3
-_SURFACE_SIGMA = 2.0
 _SURFACE_LIMIT = 2.0
-# Samples on each side of the surface. Their spacing is a whole number of frames, chosen so that
-# they span the peak, whose half maximum is some 8 frames wide where every frame is sampled.
-_SAMPLES = 3
+# The spacing of the samples along the surface is a whole number of frames, chosen so that they span
+# the peak, whose half maximum is some 8 frames wide where every frame is sampled.
 _WIDTH_PER_SPACING = 8.0
 # Frames on each side of the winner that enter the fit of the search: up to half maximum, as the
 # unweighted fit takes the floor beside a narrow peak for part of it.
@@ -118,14 +118,6 @@ class DepthFromFocus(NamedTuple):
     """float32, highest aggregated response."""
     index: Tensor  # type: ignore[assignment]
     """int64, frame nearest to ``depth_index``."""
-
-
-class _Samples(NamedTuple):
-    """Responses on both sides of a surface, (2 S + 1, H, W) each."""
-
-    values: Tensor  # times their weights
-    distances: Tensor  # from the surface, in spacings
-    weights: Tensor  # 0 .. 1; 0 where there is no frame
 
 
 class _Shares(NamedTuple):
@@ -561,13 +553,13 @@ def _search(
     )
     # NaN pixels end up as invalid ones; a NaN frame number could not be looked up.
     rough, peak, confidence = found.depth[0].nan_to_num(0), found.peak[0], found.confidence[0]
-    surface = _smooth_surface(rough, _SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
+    surface = smooth_surface(rough, limit=_SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
     if along_surface:
-        samples = _sampled(search.response, surface, spacing, places)
+        samples = sample_surface(search.response, surface, spacing=spacing, places=places)
         values = _aggregate(samples.values, search.shares)
         vertex = _vertex(samples, values, search.shares, surface, spacing, places, n_frames)
     else:
-        vertex = surface = rough if places is None else _frame_at(places, rough)
+        vertex = surface = rough if places is None else frame_at(places, rough)
     index = torch.where(vertex.isnan(), surface, vertex).nan_to_num(0).clamp(0, n_frames - 1)
     valid = focus_validity(search.prominence, search.contrast, vertex, n_frames)
     return DepthFromFocus(
@@ -599,8 +591,8 @@ def _refined(
     response = measure(frames * statistics.gains().to(frames.device).view(-1, 1, 1))
     spacing, places = _spacing(statistics), _place(positions)
     for _ in range(_REFINING_PASSES):
-        surface = _smooth_surface(index, _SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
-        samples = _sampled(response, surface, spacing, places)
+        surface = smooth_surface(index, limit=_SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
+        samples = sample_surface(response, surface, spacing=spacing, places=places)
         windows = _three_windows(samples.values)
         fine, medium, _ = (window.amax(0) - window.amin(0) for window in windows)
         fine = _share(fine / (measure.fine_deviation * noise + _TINY), _REFINE_PROMINENCE)
@@ -622,26 +614,6 @@ def _confidence(searched: Tensor, peak: Tensor, search: _Search) -> Tensor:
     return distinct * (1 - _share(search.prominence, _REFINE_PROMINENCE))
 
 
-def _smooth_surface(depth: Tensor, limit: float) -> Tensor:
-    """Weighted mean of nearby depths (H, W) that differ by less than ``limit``; steps stay."""
-    height, width = depth.shape
-    reach = _SURFACE_REACH
-    columns = torch.arange(-reach, width + reach, device=depth.device).clamp(0, width - 1)
-    rows = torch.arange(-reach, height + reach, device=depth.device).clamp(0, height - 1)
-    padded = depth[rows][:, columns]
-    change = torch.zeros_like(depth)
-    total = torch.zeros_like(depth)
-    for dy in range(2 * reach + 1):
-        for dx in range(2 * reach + 1):
-            distance = math.hypot(dy - reach, dx - reach)
-            near = math.exp(-0.5 * (distance / _SURFACE_SIGMA) ** 2)
-            difference = padded[dy : dy + height, dx : dx + width] - depth
-            weight = (1 - (difference / limit) ** 2).clamp(min=0) ** 2 * near
-            change = change + weight * difference
-            total = total + weight
-    return depth + change / total
-
-
 def _place(positions: Tensor) -> Tensor | None:
     """Focus positions (N,) in mean steps from the first, rising; None if the steps are even."""
     if positions.numel() < 3:
@@ -652,36 +624,8 @@ def _place(positions: Tensor) -> Tensor | None:
     return None if even else places
 
 
-def _sampled(response: Tensor, surface: Tensor, spacing: int, places: Tensor | None) -> _Samples:
-    """Responses (N, H, W) at ``surface`` (H, W) and every ``spacing`` steps before and behind.
-
-    Near an end of the stack there are as few samples on the far side as on the near one, but at
-    least two: peaks are no parabolas, and one flank alone draws the vertex outwards. The weight of
-    a sample falls gradually as the end comes closer, so that neighbours have much the same samples.
-    """
-    n_frames = response.shape[0]
-    here = surface if places is None else position_at(places, surface)
-    first, last = (0.0, n_frames - 1.0) if places is None else (float(places[0]), float(places[-1]))
-    farthest = (torch.minimum(here - first, last - here) / spacing).clamp(min=2)
-    samples, offsets, weights = [], [], []
-    for k in range(-_SAMPLES, _SAMPLES + 1):
-        # The first sample beyond an end is taken at the end.
-        wanted = here + k * spacing
-        place = wanted.clamp(first, last)
-        weight = (1 - (wanted - place).abs() / spacing).clamp(min=0)
-        weights.append(weight * (farthest + 1 - abs(k)).clamp(0, 1))
-        offsets.append((place - here) / spacing)
-        frame = place if places is None else _frame_at(places, place).clamp(0, n_frames - 1)
-        lower = frame.detach().floor().clamp(max=max(n_frames - 2, 0))
-        index = lower.long()[None]
-        before = response.gather(0, index)[0]
-        after = response.gather(0, (index + 1).clamp(max=n_frames - 1))[0]
-        samples.append(torch.lerp(before, after, frame - lower) * weights[-1])
-    return _Samples(torch.stack(samples), torch.stack(offsets), torch.stack(weights))
-
-
 def _vertex(
-    samples: _Samples,
+    samples: SurfaceSamples,
     values: Tensor,
     shares: _Shares,
     surface: Tensor,
@@ -697,72 +641,24 @@ def _vertex(
     the surface is at an end.
     """
     responses, distances, weights = samples
-    reach = _SAMPLES * spacing
+    reach = SURFACE_SAMPLES * spacing
     inside = (surface >= reach).all() & (surface <= n_frames - 1 - reach).all()
-    if places is not None or not bool(inside):
-        # Neighbours' samples differ in place, and near the ends in weight. A sample is compared
-        # with the middle one of those pixels that have it: others may have more texture.
-        middle = _aggregate(weights * responses[_SAMPLES], shares)
-        values = values * values[_SAMPLES] / middle.clamp(min=1e-20)
+    if places is None and bool(inside):
+        shift, concave = fit_peak(values)
+    else:
+        # Neighbours' samples differ in place, and near the ends in weight.
+        middle = _aggregate(weights * responses[SURFACE_SAMPLES], shares)
         distances = _aggregate(distances * weights, shares)
-        weights = _aggregate(weights, shares)
-        distances = distances / weights.clamp(min=1e-6)
-    shift, concave = _fit_peak(values, distances, weights)
+        shift, concave = fit_peak(values, middle, distances, _aggregate(weights, shares))
     shift = spacing * shift
     vertex = (
         surface + shift
         if places is None
-        else _frame_at(places, position_at(places, surface) + shift)
+        else frame_at(places, position_at(places, surface) + shift)
     )
     at_end = (surface < _AT_END) | (surface > n_frames - 1 - _AT_END)
     return torch.where(~concave & at_end & (n_frames >= 3), torch.nan, vertex)
 
 
-def _frame_at(places: Tensor, place: Tensor) -> Tensor:
-    """Fractional frame number (H, W) of ``place``, beyond the ends with the step at that end."""
-    lower = torch.searchsorted(places, place.detach().contiguous()) - 1
-    lower = lower.clamp(0, places.numel() - 2)
-    return lower + (place - places[lower]) / (places[lower + 1] - places[lower])
-
-
 def _aggregate(samples: Tensor, shares: _Shares) -> Tensor:
     return _blend(_three_windows(samples), *shares)
-
-
-def _fit_peak(values: Tensor, places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertex (H, W) of a weighted parabola through the logarithms of (2 S + 1, H, W) ``values``.
-
-    Weights grow with the square of the value, so that the noise floor beside a narrow peak does not
-    widen it. Where the parabola has no maximum the vertex is 0. The vertex stays within the
-    samples. Also returned: where it has one.
-
-    Source:
-        Guo, "A simple algorithm for fitting a Gaussian function", IEEE Signal Processing Magazine
-        28(5), 2011, doi:10.1109/MSP.2011.941846.
-    """
-    relative = (values / values.amax(0).clamp(min=1e-20)).clamp(min=1e-6)
-    logs = relative.log()
-    weights = relative**2 * weights
-    s0 = s1 = s2 = s3 = s4 = y0 = y1 = y2 = torch.zeros_like(values[0])
-    for weight, t, log in zip(weights, places, logs, strict=True):
-        s0, s1, s2 = s0 + weight, s1 + weight * t, s2 + weight * t**2
-        s3, s4 = s3 + weight * t**3, s4 + weight * t**4
-        weighted = weight * log
-        y0, y1, y2 = y0 + weighted, y1 + weighted * t, y2 + weighted * t**2
-    # Cramer's rule for the slope and curvature; a vertex needs their quotient only.
-    slope = s0 * (y1 * s4 - s3 * y2) - y0 * (s1 * s4 - s3 * s2) + s2 * (s1 * y2 - y1 * s2)
-    curvature = s0 * (s2 * y2 - y1 * s3) - s1 * (s1 * y2 - y1 * s2) + y0 * (s1 * s3 - s2 * s2)
-    determinant = s0 * (s2 * s4 - s3 * s3) - s1 * (s1 * s4 - s3 * s2) + s2 * (s1 * s3 - s2 * s2)
-    # Fewer than three samples (determinant 0 but for rounding) define no parabola.
-    concave = (determinant > 1e-6 * s0**3) & (curvature < 0)
-    vertex = -slope / (2 * torch.where(concave, curvature, -1.0))
-    limit = float(_SAMPLES)
-    return torch.where(concave, vertex, 0.0).clamp(-limit, limit), concave
-
-
-def position_at(positions: Tensor, index: Tensor) -> Tensor:
-    """Focus positions (N,) at fractional frame numbers (H, W), by linear interpolation."""
-    last = positions.numel() - 1
-    lower = index.detach().floor().clamp(max=max(last - 1, 0)).long()
-    upper = (lower + 1).clamp(max=last)
-    return torch.lerp(positions[lower], positions[upper], index - lower)

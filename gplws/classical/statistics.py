@@ -176,9 +176,10 @@ def part_statistics(frames: Tensor, inner: tuple[slice, slice]) -> StackStatisti
 def _histogram(responses: Tensor) -> Tensor:
     """Counts over ``_BINS`` logarithmic bins; responses that are zero or NaN are not counted."""
     scale = _BINS / math.log(_HIGHEST_RESPONSE / _LOWEST_RESPONSE)
-    counted = responses[responses > _LOWEST_RESPONSE]
-    bins = ((counted / _LOWEST_RESPONSE).log() * scale).long().clamp(0, _BINS - 1)
-    return torch.bincount(bins, minlength=_BINS)
+    places = (responses / _LOWEST_RESPONSE).log_().mul_(scale)
+    # Bin 0 is for what is not counted: a selection of the others would take longer than the rest.
+    bins = places.add_(1).nan_to_num_(nan=0, posinf=_BINS).clamp_(0, _BINS).int()
+    return torch.bincount(bins.flatten(), minlength=1 + _BINS)[1:]
 
 
 def _low_value(histogram: Tensor) -> float:

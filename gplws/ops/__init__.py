@@ -9,8 +9,9 @@ from gplws.ops.conv3d_input_gradient import conv3d_input_gradient
 from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 from gplws.ops.focus_search import focus_search
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weights
-from gplws.ops.reference import FocusSearchResult, Refinement
+from gplws.ops.reference import FocusSearchResult, PeakFit, Refinement, SurfaceSamples
 from gplws.ops.spline_smooth import spline_smooth
+from gplws.ops.surface_refinement import fit_peak, sample_surface, smooth_surface
 from gplws.ops.up_conv3d import up_conv3d
 
 # torch.export can then save programs that return it.
@@ -18,12 +19,17 @@ _pytree._register_namedtuple(FocusSearchResult, serialized_type_name="gplws.ops.
 
 __all__ = [
     "FocusSearchResult",
+    "PeakFit",
     "Refinement",
+    "SurfaceSamples",
     "conv3d_input_gradient",
     "conv3d_weight_gradient",
+    "fit_peak",
     "focus_search",
     "group_pointwise_conv3d",
     "pack_weights",
+    "sample_surface",
+    "smooth_surface",
     "spline_smooth",
     "up_conv3d",
 ]

@@ -6,6 +6,7 @@ so a float64 call gives the truth that float32 kernels are measured by.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,10 +16,17 @@ from torch import Tensor
 Refinement = Literal["none", "parabola", "gaussian"]
 
 LOG_FLOOR = 1e-6
-"""Smallest share of the peak that enters the logarithm of the gaussian refinement."""
+"""Smallest share of the peak that enters a logarithm."""
 
 FLATNESS = 1e-5
 """A curvature below this share of the terms that it sums is rounding, not a peak."""
+
+
+SURFACE_SAMPLES = 3
+"""Samples on each side of a surface."""
+
+_SURFACE_REACH = 3
+_SURFACE_SIGMA = 2.0
 
 
 class FocusSearchResult(NamedTuple):
@@ -32,6 +40,26 @@ class FocusSearchResult(NamedTuple):
     """(B, H, W) the highest response."""
     confidence: Tensor
     """(B, H, W) in 0..1: how far the runner-up group stays below the peak."""
+
+
+class SurfaceSamples(NamedTuple):
+    """Responses on both sides of a surface, (7, H, W) each."""
+
+    values: Tensor
+    """Responses times their weights."""
+    distances: Tensor
+    """From the surface, in spacings."""
+    weights: Tensor
+    """0 .. 1; 0 where there is no frame."""
+
+
+class PeakFit(NamedTuple):
+    """What :func:`gplws.ops.fit_peak` finds for each pixel, (H, W) each."""
+
+    vertex: Tensor
+    """Place of the peak among the samples, -3 .. 3, in spacings; 0 where there is none."""
+    concave: Tensor
+    """bool: whether the samples have a peak."""
 
 
 def group_pointwise_conv3d(
@@ -254,3 +282,97 @@ def mirror(images: Tensor, count: int, dim: int) -> Tensor:
         return images.index_select(dim, torch.zeros_like(index))
     index = index.remainder(2 * (size - 1))
     return images.index_select(dim, torch.minimum(index, 2 * (size - 1) - index))
+
+
+def smooth_surface(depth: Tensor, *, limit: float) -> Tensor:
+    """Bilateral filter: biweight of the difference, Gaussian of the distance; differentiable."""
+    height, width = depth.shape
+    reach = _SURFACE_REACH
+    columns = torch.arange(-reach, width + reach, device=depth.device).clamp(0, width - 1)
+    rows = torch.arange(-reach, height + reach, device=depth.device).clamp(0, height - 1)
+    padded = depth[rows][:, columns]
+    change = torch.zeros_like(depth)
+    total = torch.zeros_like(depth)
+    for dy in range(2 * reach + 1):
+        for dx in range(2 * reach + 1):
+            distance = math.hypot(dy - reach, dx - reach)
+            near = math.exp(-0.5 * (distance / _SURFACE_SIGMA) ** 2)
+            difference = padded[dy : dy + height, dx : dx + width] - depth
+            weight = (1 - (difference / limit) ** 2).clamp(min=0) ** 2 * near
+            change = change + weight * difference
+            total = total + weight
+    return depth + change / total
+
+
+def sample_surface(
+    responses: Tensor, surface: Tensor, *, spacing: int = 1, places: Tensor | None = None
+) -> SurfaceSamples:
+    """Responses at a surface and at three places before and behind; differentiable."""
+    n_frames = responses.shape[0]
+    here = surface if places is None else position_at(places, surface)
+    first, last = (0.0, n_frames - 1.0) if places is None else (float(places[0]), float(places[-1]))
+    farthest = (torch.minimum(here - first, last - here) / spacing).clamp(min=2)
+    samples, distances, weights = [], [], []
+    for k in range(-SURFACE_SAMPLES, SURFACE_SAMPLES + 1):
+        # The first sample beyond an end is taken at the end.
+        wanted = here + k * spacing
+        place = wanted.clamp(first, last)
+        weight = (1 - (wanted - place).abs() / spacing).clamp(min=0)
+        weights.append(weight * (farthest + 1 - abs(k)).clamp(0, 1))
+        distances.append((place - here) / spacing)
+        frame = place if places is None else frame_at(places, place).clamp(0, n_frames - 1)
+        lower = frame.detach().floor().clamp(max=max(n_frames - 2, 0))
+        index = lower.long()[None]
+        before = responses.gather(0, index)[0]
+        after = responses.gather(0, (index + 1).clamp(max=n_frames - 1))[0]
+        samples.append(torch.lerp(before, after, frame - lower) * weights[-1])
+    return SurfaceSamples(torch.stack(samples), torch.stack(distances), torch.stack(weights))
+
+
+def fit_peak(
+    values: Tensor,
+    middle: Tensor | None = None,
+    distances: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> PeakFit:
+    """Vertex of a weighted parabola through the logarithms of samples; differentiable."""
+    places: Tensor | range = range(-SURFACE_SAMPLES, SURFACE_SAMPLES + 1)
+    if middle is not None and distances is not None and weights is not None:
+        values = values * values[SURFACE_SAMPLES] / middle.clamp(min=1e-20)
+        places = distances / weights.clamp(min=1e-6)
+    relative = (values / values.amax(0).clamp(min=1e-20)).clamp(min=LOG_FLOOR)
+    logs = relative.log()
+    shares = relative**2 if weights is None else relative**2 * weights
+    s0 = s1 = s2 = s3 = s4 = y0 = y1 = y2 = torch.zeros_like(values[0])
+    for share, t, log in zip(shares, places, logs, strict=True):
+        s0, s1, s2 = s0 + share, s1 + share * t, s2 + share * t**2
+        s3, s4 = s3 + share * t**3, s4 + share * t**4
+        weighted = share * log
+        y0, y1, y2 = y0 + weighted, y1 + weighted * t, y2 + weighted * t**2
+    # Cramer's rule for the slope and curvature; a vertex needs their quotient only.
+    slope = s0 * (y1 * s4 - s3 * y2) - y0 * (s1 * s4 - s3 * s2) + s2 * (s1 * y2 - y1 * s2)
+    curvature = s0 * (s2 * y2 - y1 * s3) - s1 * (s1 * y2 - y1 * s2) + y0 * (s1 * s3 - s2 * s2)
+    determinant = s0 * (s2 * s4 - s3 * s3) - s1 * (s1 * s4 - s3 * s2) + s2 * (s1 * s3 - s2 * s2)
+    # Fewer than three samples (determinant 0 but for rounding) define no parabola.
+    concave = (determinant > 1e-6 * s0**3) & (curvature < 0)
+    vertex = -slope / (2 * torch.where(concave, curvature, -1.0))
+    vertex = torch.where(concave, vertex, 0.0).clamp(-SURFACE_SAMPLES, SURFACE_SAMPLES)
+    return PeakFit(vertex, concave)
+
+
+def position_at(positions: Tensor, index: Tensor) -> Tensor:
+    """Focus positions (N,) at fractional frame numbers (H, W), by linear interpolation."""
+    last = positions.numel() - 1
+    lower = index.detach().floor().clamp(max=max(last - 1, 0)).long()
+    upper = (lower + 1).clamp(max=last)
+    return torch.lerp(positions[lower], positions[upper], index - lower)
+
+
+def frame_at(places: Tensor, place: Tensor) -> Tensor:
+    """Fractional frame number (H, W) of ``place`` among rising ``places`` (N,).
+
+    Beyond the ends the frames go on with the step at that end.
+    """
+    lower = torch.searchsorted(places, place.detach().contiguous()) - 1
+    lower = lower.clamp(0, places.numel() - 2)
+    return lower + (place - places[lower]) / (places[lower + 1] - places[lower])

@@ -12,8 +12,10 @@ from torch import Tensor
 from gplws.ops import (
     conv3d_input_gradient,
     conv3d_weight_gradient,
+    fit_peak,
     focus_search,
     group_pointwise_conv3d,
+    sample_surface,
     spline_smooth,
     up_conv3d,
 )
@@ -33,6 +35,8 @@ UP_OUT = {"out": torch.rand(1, 2, 3, 10, 12)}
 INPUT_GRADIENT = {"grad": X, "weight": torch.rand(4, 3, 3, 3, 3)}
 SEARCH: dict[str, Any] = {"volume": VOLUME, "focus_positions": torch.arange(3.0)}
 SEARCH_OUT = {f"out.{name}": result for name, result in focus_search(VOLUME)._asdict().items()}
+SURFACE = {"responses": VOLUME[0], "surface": torch.rand(5, 6)}
+PEAK = dict(zip(("values", "middle", "distances", "weights"), torch.rand(4, 7, 5, 6), strict=True))
 
 WRAPPERS: dict[Any, dict[str, Any]] = {
     group_pointwise_conv3d: {**CONV, "groups": 2, **CONV_OUT},
@@ -40,6 +44,8 @@ WRAPPERS: dict[Any, dict[str, Any]] = {
     conv3d_input_gradient: {**INPUT_GRADIENT, "size": (10, 12), "groups": 2, "stride": 2},
     conv3d_weight_gradient: {"x": X, "grad": X},
     spline_smooth: {"images": IMAGES, "out": torch.rand(2, 5, 6)},
+    sample_surface: SURFACE,
+    fit_peak: PEAK,
 }
 
 # Arguments of the ops in the order of their schemas, where results to fill follow the options.
@@ -50,6 +56,8 @@ OPTIONS = {
     "conv3d_weight_gradient": (2, 1),
     "focus_search": (4, 1, 1, False),
     "spline_smooth": (1,),
+    "sample_surface": (1,),
+    "fit_peak": (),
 }
 OPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tensors before, behind the options
     "group_pointwise_conv3d.default": (CONV, {}),
@@ -61,6 +69,8 @@ OPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tensors before, beh
     "focus_search.default": (SEARCH, {}),
     "focus_search.out": (SEARCH, SEARCH_OUT),
     "spline_smooth.out": ({"images": IMAGES}, {"out": torch.rand(2, 5, 6)}),
+    "sample_surface.default": (SURFACE, {}),
+    "fit_peak.default": (PEAK, {}),
 }
 
 

@@ -20,8 +20,11 @@ from volumes import random_volume
 from gplws.ops import (
     conv3d_input_gradient,
     conv3d_weight_gradient,
+    fit_peak,
     focus_search,
     group_pointwise_conv3d,
+    sample_surface,
+    smooth_surface,
     spline_smooth,
     up_conv3d,
 )
@@ -80,6 +83,25 @@ def test_spline_smooth_stays_inside_its_tensors(edge, spacing):
             height,
             width,
         )
+
+
+@pytest.mark.parametrize("edge", ["before", "behind"])
+def test_the_refinement_along_a_surface_stays_inside_its_tensors(edge):
+    sizes = [(3, width) for width in WIDTHS] + [(height, 19) for height in HEIGHTS]
+    for height, width in sizes:
+        memory = GuardedMemory(edge)
+        # Beyond the frames, and no number: the responses that are read exist all the same.
+        depth = 9 * torch.randn(height, width)
+        depth[height // 2, ::5] = torch.nan
+        responses = torch.rand(4, height, width)
+        for call, *tensors in (
+            (lambda x: smooth_surface(x, limit=2.0), depth),
+            (sample_surface, responses, depth),
+            (fit_peak, *torch.rand(4, 7, height, width)),
+            (fit_peak, torch.rand(7, height, width)),
+        ):
+            expected, found = call(*tensors), call(*(memory.copy(t) for t in tensors))
+            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("edge", ["before", "behind"])

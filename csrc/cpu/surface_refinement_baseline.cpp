@@ -1,0 +1,2 @@
+#define GPLWS_ISA baseline
+#include "surface_refinement_kernel.h"
