@@ -120,8 +120,10 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         focus_search,
         group_pointwise_conv3d,
         sample_surface,
+        second_differences,
         smooth_surface,
         spline_smooth,
+        symmetric_filter,
         up_conv3d,
     )
 
@@ -147,6 +149,8 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         "conv3d_weight_gradient": lambda x: conv3d_weight_gradient(x, good, groups=2),
         "focus_search": lambda x: focus_search(x[0]),
         "spline_smooth": lambda x: spline_smooth(x[0, -1]),
+        "symmetric_filter": lambda x: symmetric_filter(x[0, -1], up_weight[0, 0, 0]),
+        "second_differences": lambda x: second_differences(x[0, -1], torch.tensor([[1, 2]])),
         "smooth_surface": lambda x: smooth_surface(x[0, -1, -1], limit=1),
         "sample_surface": lambda x: sample_surface(x[0, -1], good[0, 0, 0] + 2),
         "fit_peak": lambda x: fit_peak(x.view(-1)[-7 * 80 :].view(7, 8, 10)),

@@ -21,6 +21,8 @@ CPU_OPS = [  # CUDA: stock ops
     "conv3d_input_gradient",
     "conv3d_weight_gradient",
     "spline_smooth",
+    "symmetric_filter",
+    "second_differences",
     "smooth_surface",
     "sample_surface",
     "fit_peak",

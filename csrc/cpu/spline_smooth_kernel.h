@@ -13,6 +13,8 @@
 namespace gplws::cpu::GPLWS_ISA {
 
 #include "vec.h"
+//
+#include "mirror.h"
 
 namespace {
 
@@ -20,16 +22,6 @@ int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // Pixels beside a line that its neighbours reach.
 int64_t margin(const SplineSmoothParams& p) { return 2 * p.spacing; }
-
-// The pixel that stands for pixel i of n, which may lie outside, more than once mirrored.
-int64_t mirrored(int64_t i, int64_t n) {
-  if (i >= 0 && i < n) return i;
-  if (n == 1) return 0;
-  const int64_t period = 2 * (n - 1);
-  i %= period;
-  if (i < 0) i += period;
-  return i < n ? i : period - i;
-}
 
 // In this order nothing is rounded where all five are equal: 1 + 1 + 2 + 4 + 4 + 4 taps have the
 // sums 2, 4, 8 and 16. So a constant stays, and no result leaves the range of its neighbours.
@@ -63,10 +55,7 @@ void smooth_rows(const SplineSmoothParams& p, int64_t begin, int64_t end, float*
                              load_first(row[2] + x, rest), load_first(row[3] + x, rest),
                              load_first(row[4] + x, rest)));
     }
-    for (int64_t i = 1; i <= reach; ++i) {
-      line[-i] = line[mirrored(-i, width)];
-      line[width - 1 + i] = line[mirrored(width - 1 + i, width)];
-    }
+    mirror_ends(line, width, reach);
     float* result = p.result + at * width;
     const auto across = [&](int64_t x) {
       const float* middle = line + x;

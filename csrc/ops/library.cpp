@@ -34,6 +34,8 @@ STABLE_TORCH_LIBRARY(gplws, m) {
       "Tensor(d!) confidence) -> ()");
   m.def("spline_smooth(Tensor images, int spacing) -> Tensor");
   m.def("spline_smooth.out(Tensor images, int spacing, Tensor(a!) out) -> ()");
+  m.def("symmetric_filter(Tensor images, Tensor weights) -> Tensor");
+  m.def("second_differences(Tensor images, Tensor shifts) -> Tensor");
   m.def("smooth_surface(Tensor depth, float limit) -> Tensor");
   m.def(
       "sample_surface(Tensor responses, Tensor surface, int spacing) -> "

@@ -423,9 +423,9 @@ def _focus_volume(frames: Tensor, statistics: StackStatistics, measure: FocusMea
     medium = medium_span / (measure.medium_deviation * noise + _TINY)
     unrest = _unrest(volumes[1], peak)
     volume = _blend(volumes, _share(fine, _SEARCH_PROMINENCE), _share(medium, _SEARCH_PROMINENCE))
-    medium_volume = volumes[1]
-    del volumes  # a third of the memory that this takes
-    volume = _with_consensus(volume, medium_volume, peak)
+    _, medium_volume, wide_volume = volumes
+    del volumes
+    volume = _with_consensus(volume, medium_volume, peak, _reused(wide_volume))
     return _Search(
         response=response,
         volume=volume,
@@ -436,21 +436,28 @@ def _focus_volume(frames: Tensor, statistics: StackStatistics, measure: FocusMea
     )
 
 
-def _with_consensus(volume: Tensor, responses: Tensor, peak: Tensor) -> Tensor:
+def _with_consensus(volume: Tensor, responses: Tensor, peak: Tensor, shared: Tensor) -> Tensor:
     """``volume`` (N, H, W) weighted by the frames that the surroundings vote for.
 
     A pixel's votes are its ``responses`` (N, H, W) over their ``peak`` (H, W), so that strong
-    texture has no more say than weak.
+    texture has no more say than weak. Votes are collected in ``shared`` (N, H, W).
     """
     scale = peak.clamp(min=_TINY)
-    shared = torch.empty_like(volume)
     for part in chunks(volume):
         smooth(responses[part] / scale, _LEVELS[1], _LEVELS[2], out=shared[part])
     weight = _CONSENSUS / shared.amax(0).clamp(min=_TINY)
-    result = torch.empty_like(volume)
+    result = _reused(volume)
     for part in chunks(volume):
         result[part] = volume[part] * (1 + weight * shared[part]) / (1 + _CONSENSUS)
     return result
+
+
+def _reused(volume: Tensor) -> Tensor:
+    """Memory for another volume: that of one that is no longer needed, unless autograd does.
+
+    Fresh memory takes the operating system as long as some of the steps here.
+    """
+    return torch.empty_like(volume) if volume.requires_grad else volume
 
 
 def _unrest(volume: Tensor, peak: Tensor) -> Tensor:
@@ -485,8 +492,9 @@ def _share(prominence: Tensor, half: float) -> Tensor:
 
 
 def _blend(windows: Sequence[Tensor], to_medium: Tensor, to_wide: Tensor) -> Tensor:
+    """The three windows (N, H, W) by shares (H, W), in the memory of the first."""
     fine, medium, wide = windows
-    result = torch.empty_like(fine)
+    result = _reused(fine)
     for part in chunks(fine):
         wider = torch.lerp(medium[part], wide[part], to_wide)
         result[part] = torch.lerp(fine[part], wider, to_medium)
@@ -661,4 +669,8 @@ def _vertex(
 
 
 def _aggregate(samples: Tensor, shares: _Shares) -> Tensor:
-    return _blend(_three_windows(samples), *shares)
+    """Samples (7, H, W) averaged over the three windows by their shares."""
+    result = torch.empty_like(samples)
+    for part in chunks(samples):
+        result[part] = _blend(_three_windows(samples[part]), *shares)
+    return result

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gplws.ops.reference import mirror
+from gplws.ops._arguments import has_plain_kernel
+from gplws.ops.local_filters import symmetric_filter
 
 # Elements that are filtered at a time: on a CPU as many as its cache holds, on a GPU enough to
 # keep it busy. This bounds the memory of intermediate results, whatever the number of frames.
@@ -57,8 +58,12 @@ def ring_difference_filter(
             "expected 0 <= disk_radius < ring_inner_radius <= ring_outer_radius, got "
             f"{disk_radius}, {ring_inner_radius}, {ring_outer_radius}"
         )
-    weights = _ring_weights(disk_radius, ring_inner_radius, ring_outer_radius)
-    return _in_chunks(lambda chunk: _filter_symmetric(chunk, weights), frames)
+    weights = torch.tensor(
+        _ring_weights(disk_radius, ring_inner_radius, ring_outer_radius),
+        dtype=frames.dtype,
+        device=frames.device,
+    )
+    return _in_chunks(lambda chunk: symmetric_filter(chunk, weights), frames, by_kernel=True)
 
 
 def _ring_weights(disk: float, inner: float, outer: float) -> list[list[float]]:
@@ -85,34 +90,6 @@ def _ring_weights(disk: float, inner: float, outer: float) -> list[list[float]]:
     ]
 
 
-def _filter_symmetric(images: Tensor, weights: list[list[float]]) -> Tensor:
-    """Correlation of (C, H, W) with a filter given by its quarter ``weights[dy][dx]``.
-
-    Sums of shifted images: for a few taps this is several times faster on a CPU than a convolution
-    with one channel.
-    """
-    reach = len(weights) - 1
-    height, width = images.shape[-2:]
-    padded = mirror(mirror(images, reach, -1), reach, -2)
-
-    def columns(offset: int) -> Tensor:
-        return padded.narrow(-1, reach + offset, width)
-
-    pairs = [columns(0)] + [columns(dx) + columns(-dx) for dx in range(1, reach + 1)]
-    result = torch.zeros_like(images)
-    for dy, row in enumerate(weights):
-        terms = [(weight, pair) for weight, pair in zip(row, pairs, strict=True) if weight]
-        if not terms:
-            continue
-        line = terms[0][1] * terms[0][0]
-        for weight, pair in terms[1:]:
-            line.add_(pair, alpha=weight)
-        result.add_(line.narrow(-2, reach + dy, height))
-        if dy:
-            result.add_(line.narrow(-2, reach - dy, height))
-    return result
-
-
 def _check_images(name: str, images: Tensor) -> None:
     if images.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {images.dtype}")
@@ -128,11 +105,18 @@ def chunks(images: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + step, images.shape[0]))
 
 
-def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """``function`` over the leading axes of (..., H, W), a few images at a time."""
+def _in_chunks(
+    function: Callable[[Tensor], Tensor], images: Tensor, *, by_kernel: bool = False
+) -> Tensor:
+    """``function`` over the leading axes of (..., H, W), a few images at a time.
+
+    With ``by_kernel`` all at once where a kernel computes it, which needs no intermediate results.
+    """
     if images.numel() == 0:
         return images.clone()
     flat = images.reshape(-1, *images.shape[-2:])  # (C, H, W)
+    if by_kernel and has_plain_kernel(flat):
+        return function(flat).view(images.shape)
     result = torch.empty_like(flat, memory_format=torch.contiguous_format)
     for part in chunks(flat):
         result[part] = function(flat[part])

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gplws.classical.focus_measures import _check_images, _in_chunks
-from gplws.ops.reference import mirror
+from gplws.ops.local_filters import second_differences
+from gplws.ops.reference import Shifted
 
 # The square root of an energy has an infinite slope at 0; this keeps gradients finite, and lies
 # below what float32 can tell from 0 in images of 0..1.
@@ -40,8 +41,7 @@ def sum_modified_laplacian(frames: Tensor, *, spacing: int = 1) -> Tensor:
     """
     _check_images("frames", frames)
     _check_spacing("spacing", spacing)
-    directions = ((0, spacing), (spacing, 0))
-    return _in_chunks(lambda chunk: _second_differences(chunk, directions), frames)
+    return _second_differences(frames, [(0, spacing), (spacing, 0)])
 
 
 def multi_directional_modified_laplacian(
@@ -72,7 +72,7 @@ def multi_directional_modified_laplacian(
     directions = [
         (dy * s, dx * s) for s in spacings for dy, dx in ((0, 1), (1, 1), (1, 0), (1, -1))
     ]
-    return _in_chunks(lambda chunk: _second_differences(chunk, directions), frames)
+    return _second_differences(frames, directions)
 
 
 def tenengrad(frames: Tensor) -> Tensor:
@@ -127,18 +127,13 @@ def _check_spacing(name: str, spacing: int) -> None:
         raise ValueError(f"{name}: expected at least 1, got {spacing}")
 
 
-def _second_differences(images: Tensor, directions: tuple | list) -> Tensor:
-    """Sum over directions (dy, dx) of ``|2 I(p) - I(p - d) - I(p + d)|`` of (C, H, W)."""
-    reach = max(max(abs(dy), abs(dx)) for dy, dx in directions)
-    shifted = _Shifted(images, reach)
-    total = torch.zeros_like(images)
-    for dy, dx in directions:
-        total.add_((2 * images - shifted(dy, dx) - shifted(-dy, -dx)).abs_())
-    return total
+def _second_differences(frames: Tensor, directions: list[tuple[int, int]]) -> Tensor:
+    shifts = torch.tensor(directions, device=frames.device)
+    return _in_chunks(lambda chunk: second_differences(chunk, shifts), frames, by_kernel=True)
 
 
 def _sobel_magnitude(images: Tensor) -> Tensor:
-    at = _Shifted(images, 1)
+    at = Shifted(images, 1)
     right, left = (at(-1, s) + 2 * at(0, s) + at(1, s) for s in (1, -1))
     below, above = (at(s, -1) + 2 * at(s, 0) + at(s, 1) for s in (1, -1))
     energy = (right - left).square() + (below - above).square()
@@ -146,7 +141,7 @@ def _sobel_magnitude(images: Tensor) -> Tensor:
 
 
 def _window_deviation(images: Tensor, radius: int) -> Tensor:
-    at = _Shifted(images, radius)
+    at = Shifted(images, radius)
     total = torch.zeros_like(images)
     squares = torch.zeros_like(images)
     for dy in range(-radius, radius + 1):
@@ -158,15 +153,3 @@ def _window_deviation(images: Tensor, radius: int) -> Tensor:
     count = (2 * radius + 1) ** 2
     variance = squares / count - (total / count).square()
     return variance.clamp(min=_LEAST_ENERGY).sqrt()
-
-
-class _Shifted:
-    """Views of (C, H, W) images, mirrored at their borders, from ``dy, dx`` pixels away."""
-
-    def __init__(self, images: Tensor, reach: int) -> None:
-        self._padded = mirror(mirror(images, reach, -1), reach, -2)
-        self._size, self._reach = images.shape[-2:], reach
-
-    def __call__(self, dy: int, dx: int) -> Tensor:
-        rows = self._padded.narrow(-2, self._reach + dy, self._size[0])
-        return rows.narrow(-1, self._reach + dx, self._size[1])

@@ -159,14 +159,18 @@ def part_statistics(frames: Tensor, inner: tuple[slice, slice]) -> StackStatisti
             change = change.abs_().mul_(1 / math.sqrt(6))  # noise keeps its deviation
             flicker += _histogram(smooth(change[None], 0, _LEVELS)[0][inner])
     lowest, highest = seen.amin(0), seen.amax(0)
-    above_half = (seen > (lowest + highest) / 2).sum(0)
+    half = (lowest + highest) / 2
+    above_half = torch.zeros_like(half, dtype=torch.int32)
+    for one in seen:
+        above_half += one > half
     clear = (highest > _CLEAR_PEAK * lowest) & (highest > _LOWEST_RESPONSE)
     measured = frames[everywhere]
     return StackStatistics(
         n_frames=n_frames,
         n_pixels=measured[0].numel(),
-        brightness=measured.sum((1, 2), dtype=torch.float64),
-        power=torch.stack([frame.square().sum(dtype=torch.float64) for frame in measured]),
+        # float64 for the sums of rows alone: ten times as fast.
+        brightness=measured.sum(2).sum(1, dtype=torch.float64),
+        power=torch.linalg.vector_norm(measured, dim=2).double().square().sum(1),
         lowest=_histogram(lowest),
         flicker=flicker,
         widths=torch.bincount(above_half[clear], minlength=n_frames + 1),

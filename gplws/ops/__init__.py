@@ -9,6 +9,7 @@ from gplws.ops.conv3d_input_gradient import conv3d_input_gradient
 from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 from gplws.ops.focus_search import focus_search
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weights
+from gplws.ops.local_filters import second_differences, symmetric_filter
 from gplws.ops.reference import FocusSearchResult, PeakFit, Refinement, SurfaceSamples
 from gplws.ops.spline_smooth import spline_smooth
 from gplws.ops.surface_refinement import fit_peak, sample_surface, smooth_surface
@@ -29,7 +30,9 @@ __all__ = [
     "group_pointwise_conv3d",
     "pack_weights",
     "sample_surface",
+    "second_differences",
     "smooth_surface",
     "spline_smooth",
+    "symmetric_filter",
     "up_conv3d",
 ]

@@ -170,6 +170,31 @@ def needs_stock(*tensors: Tensor | None) -> bool:
     return any(tensor is not None and _is_tracked(tensor) for tensor in tensors)
 
 
+def has_plain_kernel(*tensors: Tensor) -> bool:
+    """Whether a CPU kernel in float32 without derivatives and vmap takes the place of stock ops."""
+    first = tensors[0]
+    if first.device.type != "cpu" or first.dtype != torch.float32 or needs_stock(*tensors):
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    return torch.compiler.is_compiling() or not any(
+        torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors
+    )
+
+
+def require_floats(op: str, **tensors: Tensor | None) -> None:
+    """Raise TypeError unless all tensors have the floating dtype of the first one."""
+    (first_name, first), *others = tensors.items()
+    assert first is not None
+    if not first.is_floating_point():
+        raise TypeError(f"{op}: {first_name} must be of a floating dtype, got {first.dtype}")
+    for name, tensor in others:
+        if tensor is not None and tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{op}: {name} must be {first.dtype} as {first_name}, got {tensor.dtype}"
+            )
+
+
 def _is_tracked(tensor: Tensor) -> bool:
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):

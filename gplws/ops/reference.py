@@ -284,6 +284,56 @@ def mirror(images: Tensor, count: int, dim: int) -> Tensor:
     return images.index_select(dim, torch.minimum(index, 2 * (size - 1) - index))
 
 
+def symmetric_filter(images: Tensor, weights: Tensor) -> Tensor:
+    """Correlation with a filter given by a quarter of it, from stock ops; differentiable.
+
+    Sums of shifted images: for a few taps this is several times faster on a CPU than a convolution
+    with one channel.
+    """
+    reach = weights.shape[0] - 1
+    height, width = images.shape[-2:]
+    padded = mirror(mirror(images, reach, -1), reach, -2)
+
+    def columns(offset: int) -> Tensor:
+        return padded.narrow(-1, reach + offset, width)
+
+    pairs = [columns(0)] + [columns(dx) + columns(-dx) for dx in range(1, reach + 1)]
+    result = torch.zeros_like(images)
+    for dy, row in enumerate(weights.tolist()):
+        terms = [(weight, pair) for weight, pair in zip(row, pairs, strict=True) if weight]
+        if not terms:
+            continue
+        line = terms[0][1] * terms[0][0]
+        for weight, pair in terms[1:]:
+            line.add_(pair, alpha=weight)
+        result.add_(line.narrow(-2, reach + dy, height))
+        if dy:
+            result.add_(line.narrow(-2, reach - dy, height))
+    return result
+
+
+def second_differences(images: Tensor, shifts: Tensor) -> Tensor:
+    """Second differences at several shifts, without signs, from stock ops; differentiable."""
+    steps = shifts.tolist()
+    at = Shifted(images, max(max(abs(dy), abs(dx)) for dy, dx in steps))
+    total = torch.zeros_like(images)
+    for dy, dx in steps:
+        total.add_((2 * images - at(dy, dx) - at(-dy, -dx)).abs_())
+    return total
+
+
+class Shifted:
+    """Views of (C, H, W) images, mirrored at their borders, from ``dy, dx`` pixels away."""
+
+    def __init__(self, images: Tensor, reach: int) -> None:
+        self._padded = mirror(mirror(images, reach, -1), reach, -2)
+        self._size, self._reach = images.shape[-2:], reach
+
+    def __call__(self, dy: int, dx: int) -> Tensor:
+        rows = self._padded.narrow(-2, self._reach + dy, self._size[0])
+        return rows.narrow(-1, self._reach + dx, self._size[1])
+
+
 def smooth_surface(depth: Tensor, *, limit: float) -> Tensor:
     """Bilateral filter: biweight of the difference, Gaussian of the distance; differentiable."""
     height, width = depth.shape

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
-from gplws.ops._arguments import needs_stock, require_one_device, require_shape
+from gplws.ops._arguments import (
+    has_plain_kernel,
+    require_floats,
+    require_one_device,
+    require_shape,
+)
 from gplws.ops.reference import SURFACE_SAMPLES, PeakFit, SurfaceSamples
 
 _SAMPLES = 2 * SURFACE_SAMPLES + 1
@@ -39,12 +44,12 @@ def smooth_surface(depth: Tensor, *, limit: float) -> Tensor:
         Durand, J. Dorsey, SIGGRAPH 2002, doi:10.1145/566654.566574.
     """
     op = "smooth_surface"
-    _require_floats(op, depth=depth)
+    require_floats(op, depth=depth)
     if depth.dim() != 2:
         raise ValueError(f"{op}: depth must be (H, W), got shape {tuple(depth.shape)}")
     if not limit > 0:
         raise ValueError(f"{op}: limit must be positive, got {limit}")
-    if not _has_kernel(depth):
+    if not has_plain_kernel(depth):
         return reference.smooth_surface(depth, limit=limit)
     return torch.ops.gplws.smooth_surface.default(depth, float(limit))
 
@@ -74,14 +79,14 @@ def sample_surface(
         TypeError: the tensors are not of one floating dtype.
     """
     op = "sample_surface"
-    _require_floats(op, responses=responses, surface=surface)
+    require_floats(op, responses=responses, surface=surface)
     require_one_device(op, responses=responses, surface=surface)
     if responses.dim() != 3 or responses.shape[0] == 0:
         raise ValueError(f"{op}: responses must be (N, H, W), got shape {tuple(responses.shape)}")
     require_shape(op, "surface", surface, tuple(responses.shape[1:]), "(H, W) of responses")
     if spacing < 1:
         raise ValueError(f"{op}: spacing must be at least 1, got {spacing}")
-    if places is not None or not _has_kernel(responses, surface):
+    if places is not None or not has_plain_kernel(responses, surface):
         return reference.sample_surface(responses, surface, spacing=spacing, places=places)
     return SurfaceSamples(*torch.ops.gplws.sample_surface.default(responses, surface, spacing))
 
@@ -119,7 +124,7 @@ def fit_peak(
     """
     op = "fit_peak"
     others = {"middle": middle, "distances": distances, "weights": weights}
-    _require_floats(op, values=values, **others)
+    require_floats(op, values=values, **others)
     require_one_device(op, values=values, **others)
     if values.dim() != 3 or values.shape[0] != _SAMPLES:
         raise ValueError(f"{op}: values must be (7, H, W), got shape {tuple(values.shape)}")
@@ -129,34 +134,9 @@ def fit_peak(
     for name, tensor in others.items():
         if tensor is not None:
             require_shape(op, name, tensor, tuple(values.shape), "the shape of values")
-    if not _has_kernel(values, *given):
+    if not has_plain_kernel(values, *given):
         return reference.fit_peak(values, middle, distances, weights)
     return PeakFit(*torch.ops.gplws.fit_peak.default(values, middle, distances, weights))
-
-
-def _require_floats(op: str, **tensors: Tensor | None) -> None:
-    """Raise TypeError unless all tensors have the floating dtype of the first one."""
-    (first_name, first), *others = tensors.items()
-    assert first is not None
-    if not first.is_floating_point():
-        raise TypeError(f"{op}: {first_name} must be of a floating dtype, got {first.dtype}")
-    for name, tensor in others:
-        if tensor is not None and tensor.dtype != first.dtype:
-            raise TypeError(
-                f"{op}: {name} must be {first.dtype} as {first_name}, got {tensor.dtype}"
-            )
-
-
-def _has_kernel(*tensors: Tensor) -> bool:
-    """Whether a kernel takes these; it has no derivatives and no vmap."""
-    first = tensors[0]
-    if first.device.type != "cpu" or first.dtype != torch.float32 or needs_stock(*tensors):
-        return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return False
-    return torch.compiler.is_compiling() or not any(
-        torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors
-    )
 
 
 @torch.library.register_fake("gplws::smooth_surface")

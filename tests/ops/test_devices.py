@@ -16,7 +16,9 @@ from gplws.ops import (
     focus_search,
     group_pointwise_conv3d,
     sample_surface,
+    second_differences,
     spline_smooth,
+    symmetric_filter,
     up_conv3d,
 )
 
@@ -35,6 +37,8 @@ UP_OUT = {"out": torch.rand(1, 2, 3, 10, 12)}
 INPUT_GRADIENT = {"grad": X, "weight": torch.rand(4, 3, 3, 3, 3)}
 SEARCH: dict[str, Any] = {"volume": VOLUME, "focus_positions": torch.arange(3.0)}
 SEARCH_OUT = {f"out.{name}": result for name, result in focus_search(VOLUME)._asdict().items()}
+FILTER = {"images": IMAGES, "weights": torch.rand(3, 3)}
+DIFFERENCES = {"images": IMAGES, "shifts": torch.tensor([[0, 1], [2, -1]])}
 SURFACE = {"responses": VOLUME[0], "surface": torch.rand(5, 6)}
 PEAK = dict(zip(("values", "middle", "distances", "weights"), torch.rand(4, 7, 5, 6), strict=True))
 
@@ -44,6 +48,8 @@ WRAPPERS: dict[Any, dict[str, Any]] = {
     conv3d_input_gradient: {**INPUT_GRADIENT, "size": (10, 12), "groups": 2, "stride": 2},
     conv3d_weight_gradient: {"x": X, "grad": X},
     spline_smooth: {"images": IMAGES, "out": torch.rand(2, 5, 6)},
+    symmetric_filter: FILTER,
+    second_differences: DIFFERENCES,
     sample_surface: SURFACE,
     fit_peak: PEAK,
 }
@@ -56,6 +62,8 @@ OPTIONS = {
     "conv3d_weight_gradient": (2, 1),
     "focus_search": (4, 1, 1, False),
     "spline_smooth": (1,),
+    "symmetric_filter": (),
+    "second_differences": (),
     "sample_surface": (1,),
     "fit_peak": (),
 }
@@ -69,6 +77,8 @@ OPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tensors before, beh
     "focus_search.default": (SEARCH, {}),
     "focus_search.out": (SEARCH, SEARCH_OUT),
     "spline_smooth.out": ({"images": IMAGES}, {"out": torch.rand(2, 5, 6)}),
+    "symmetric_filter.default": (FILTER, {}),
+    "second_differences.default": (DIFFERENCES, {}),
     "sample_surface.default": (SURFACE, {}),
     "fit_peak.default": (PEAK, {}),
 }

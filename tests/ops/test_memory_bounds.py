@@ -24,8 +24,10 @@ from gplws.ops import (
     focus_search,
     group_pointwise_conv3d,
     sample_surface,
+    second_differences,
     smooth_surface,
     spline_smooth,
+    symmetric_filter,
     up_conv3d,
 )
 
@@ -83,6 +85,19 @@ def test_spline_smooth_stays_inside_its_tensors(edge, spacing):
             height,
             width,
         )
+
+
+@pytest.mark.parametrize("edge", ["before", "behind"])
+@pytest.mark.parametrize("reach", [0, 1, 3, 20])
+def test_local_filters_stay_inside_their_tensors(edge, reach):
+    sizes = [(3, width) for width in WIDTHS] + [(height, 19) for height in HEIGHTS]
+    for height, width in sizes:
+        memory = GuardedMemory(edge)
+        images, weights = torch.randn(2, height, width), torch.randn(reach + 1, reach + 1)
+        shifts = torch.tensor([[0, reach], [reach, 0], [-reach, reach]])
+        for call, argument in ((symmetric_filter, weights), (second_differences, shifts)):
+            given = memory.copy(images), memory.copy(argument)
+            assert torch.equal(call(*given), call(images, argument)), (height, width)
 
 
 @pytest.mark.parametrize("edge", ["before", "behind"])

@@ -18,8 +18,10 @@ from gplws.ops import (
     focus_search,
     group_pointwise_conv3d,
     sample_surface,
+    second_differences,
     smooth_surface,
     spline_smooth,
+    symmetric_filter,
     up_conv3d,
 )
 
@@ -37,6 +39,8 @@ calls = [
     lambda: conv3d_weight_gradient(x, x, groups=4),
     lambda: focus_search(x[0]),
     lambda: spline_smooth(x[0].flatten(0, 1)),
+    lambda: symmetric_filter(x[0, 0], torch.rand(4, 4)),
+    lambda: second_differences(x[0, 0], torch.tensor([[1, 2]])),
     lambda: smooth_surface(x[0, 0, 0], limit=1),
     lambda: sample_surface(x[0, 0], x[0, 1, 0]),
     lambda: fit_peak(x[0, 0, :7]),
@@ -52,4 +56,4 @@ print(json.dumps([alone, started(calls[0])]))
 def test_no_more_threads_are_started_than_torch_was_told_to_use():
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == [[0] * 9, 2]
+    assert json.loads(ended.stdout) == [[0] * 11, 2]

@@ -1,0 +1,2 @@
+#define GPLWS_ISA baseline
+#include "local_filters_kernel.h"
