@@ -40,8 +40,10 @@ from gplws.ops import (
     group_pointwise_conv3d,
     reference,
     sample_surface,
+    second_differences,
     smooth_surface,
     spline_smooth,
+    symmetric_filter,
     up_conv3d,
 )
 
@@ -64,6 +66,8 @@ OPS = (
     "up_conv3d",
     "focus_search",
     "spline_smooth",
+    "symmetric_filter",
+    "second_differences",
     "smooth_surface",
     "sample_surface",
     "fit_peak",
@@ -268,49 +272,70 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
 
 
 @torch.inference_mode()
-def surface_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
-    """The refinement of a depth map along its own surface, a slope through all frames."""
+def classical_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
+    """Filters of focus measures, and the refinement of a slope through all frames."""
     if dtype != torch.float32:
         return
-    size, pixels = f"{frames}x{side}x{side}", side * side
-    depth = torch.linspace(0, frames - 1, side).expand(side, side) + 0.1 * torch.rand(side, side)
-    surface = depth.clamp(0, frames - 1)
+    stack, image, pixels = f"{frames}x{side}x{side}", f"{side}x{side}", side * side
+    images = torch.rand(frames, side, side)
+    weights = torch.rand(4, 4)
+    shifts = torch.tensor([(y * s, x * s) for s in (1, 2, 3) for y, x in ((0, 1), (1, 1), (1, -1))])
+    x = torch.linspace(0, frames - 1, side).expand(side, side)
+    surface = (x + 0.1 * torch.rand(side, side)).clamp(0, frames - 1)
     places = torch.arange(frames).view(-1, 1, 1)
-    responses = torch.exp(-0.1 * (places - surface) ** 2) + 0.01 * torch.rand(frames, side, side)
-    samples = sample_surface(responses, surface)
-    values, distances, weights = samples
-    alike = (values, weights * values[3], distances * weights, weights)
+    responses = torch.exp(-0.1 * (places - surface) ** 2) + 0.01 * images
+    values, distances, weighted = sample_surface(responses, surface)
+    samples = (values, weighted * values[3], distances * weighted, weighted)
     count = len(values)
-    yield Case(
-        "smooth_surface",
-        f"{side}x{side}",
-        8 * 49 * pixels,
-        8 * pixels,
-        {
-            "gplws": partial(smooth_surface, surface, limit=2.0),
-            "stock": partial(reference.smooth_surface, surface, limit=2.0),
-        },
-    )
-    yield Case(
-        "sample_surface",
-        size,
-        14 * count * pixels,
-        4 * (frames + 1 + 3 * count) * pixels,
-        {
-            "gplws": partial(sample_surface, responses, surface),
-            "stock": partial(reference.sample_surface, responses, surface),
-        },
-    )
-    yield Case(
-        "fit_peak",
-        f"{side}x{side}",
-        45 * count * pixels,
-        4 * (4 * count + 1) * pixels,
-        {
-            "gplws": partial(fit_peak, *alike),
-            "stock": partial(reference.fit_peak, *alike),
-        },
-    )
+    for ours, stock, what, arguments, options, flop, floats in (
+        (
+            symmetric_filter,
+            reference.symmetric_filter,
+            f"7 x 7 taps, {stack}",
+            (images, weights),
+            {},
+            (4 + 3 * 16) * frames,
+            2 * frames,
+        ),
+        (
+            second_differences,
+            reference.second_differences,
+            f"{len(shifts)} shifts, {stack}",
+            (images, shifts),
+            {},
+            5 * len(shifts) * frames,
+            2 * frames,
+        ),
+        (
+            smooth_surface,
+            reference.smooth_surface,
+            image,
+            (surface,),
+            {"limit": 2.0},
+            8 * 49,
+            2,
+        ),
+        (
+            sample_surface,
+            reference.sample_surface,
+            stack,
+            (responses, surface),
+            {},
+            14 * count,
+            frames + 1 + 3 * count,
+        ),
+        (fit_peak, reference.fit_peak, image, samples, {}, 45 * count, 4 * count + 1),
+    ):
+        yield Case(
+            ours.__name__,
+            what,
+            flop * pixels,
+            4 * floats * pixels,
+            {
+                "gplws": partial(ours, *arguments, **options),
+                "stock": partial(stock, *arguments, **options),
+            },
+        )
 
 
 @torch.inference_mode()
@@ -381,7 +406,7 @@ def main() -> None:
         arithmetic = max(limit["matrix_product_flops"], limit["dense_conv_flops"])
         table = []
         size = (dtype, options.frames, options.side)
-        kinds = (conv_cases, other_cases, surface_cases, gradient_cases)
+        kinds = (conv_cases, other_cases, classical_cases, gradient_cases)
         for case in (case for kind in kinds for case in kind(*size)):
             if case.op not in options.ops:
                 continue

@@ -6,7 +6,10 @@ from repository_runs import run, run_main
 
 FRESH = "gplws, fresh results"
 GRADIENTS = ("conv3d_input_gradient", "conv3d_weight_gradient")
-SURFACE = ("smooth_surface", "sample_surface", "fit_peak")
+CLASSICAL = (
+    *("symmetric_filter", "second_differences"),
+    *("smooth_surface", "sample_surface", "fit_peak"),
+)
 
 # The limits of the machine take long, and say nothing here.
 QUICK = """
@@ -23,7 +26,7 @@ from benchmarks import ops
 
 refused = []
 size = (torch.float32, 2, 16)
-kinds = (ops.conv_cases, ops.other_cases, ops.surface_cases, ops.gradient_cases)
+kinds = (ops.conv_cases, ops.other_cases, ops.classical_cases, ops.gradient_cases)
 for case in (case for kind in kinds for case in kind(*size)):
     names = [name for name in case.candidates if name not in (ops.COPY, ops.READ)]
     results = {name: case.candidates[name]() for name in names}
@@ -61,11 +64,11 @@ def test_all_ops_are_also_timed_with_results_that_are_allocated_as_stock_torch_d
         json.loads((tmp_path / name / "ops.json").read_text())["rows"] for name in ("all", "some")
     )
     for row in every:
-        ours = {"gplws"} if row["op"] in (*GRADIENTS, *SURFACE) else {"gplws", FRESH}
+        ours = {"gplws"} if row["op"] in (*GRADIENTS, *CLASSICAL) else {"gplws", FRESH}
         assert ours < row["seconds"].keys()
     layers = ("group_pointwise_conv3d", "up_conv3d")
     found = [(row["op"], row["case"], row["dtype"]) for row in every if row["op"] in layers]
-    others = ("focus_search", "spline_smooth", *SURFACE, *GRADIENTS)
+    others = ("focus_search", "spline_smooth", *CLASSICAL, *GRADIENTS)
     assert {row["op"] for row in every} == {*layers, *others}
     assert [(row["op"], row["case"], row["dtype"]) for row in some] == found
     assert {dtype for _, _, dtype in found} == {"float32", "bfloat16"}
@@ -77,7 +80,7 @@ def test_what_gives_another_result_is_not_timed(repository) -> None:
     refused = json.loads(ended.stdout)
     assert {op for op, _, _ in refused} == {
         *("group_pointwise_conv3d", "up_conv3d", "focus_search", "spline_smooth"),
-        *SURFACE,
+        *CLASSICAL,
         *GRADIENTS,
     }
     for _, name, message in refused:
