@@ -210,6 +210,13 @@ def _reconstruct_parser() -> ArgumentParser:
     _add_shared(add, "--z-direction")
     add("--axes", type=str | None, default=None, help="axes of a TIFF or array, such as ZYX")
     add(
+        "--channel",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="the one to take of several channels or of RGB, counted from 0",
+    )
+    add(
         "--align",
         type=str,
         default="none",
@@ -688,7 +695,7 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
     stack: Path | FocalStack = path
     scales = {
         name: options[name]
-        for name in ("z_step_um", "focus_positions_um", "pixel_size_um", "axes")
+        for name in ("z_step_um", "focus_positions_um", "pixel_size_um", "axes", "channel")
         if options[name] is not None
     }
     has_positions = "z_step_um" in scales or "focus_positions_um" in scales
@@ -720,7 +727,7 @@ def _demo(options: Namespace) -> int:
     from gplws.data import FocalStack, demo_scene, render_focal_stack
     from gplws.reconstruct import reconstruct
 
-    of_stacks = ("z_step_um", "focus_positions_um", "pixel_size_um", "axes")
+    of_stacks = ("z_step_um", "focus_positions_um", "pixel_size_um", "axes", "channel")
     for name, unset in {**dict.fromkeys(of_stacks), "align": "none"}.items():
         if options[name] != unset:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --demo")

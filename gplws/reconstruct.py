@@ -125,6 +125,7 @@ def reconstruct(
     pixel_size_um: float | None = None,
     z_direction: ZDirection = "up",
     axes: str | None = None,
+    channel: int | None = None,
     align: str | Path | Alignment = "none",
     method: str | nn.Module = "auto",
     precision: Precision | None = None,
@@ -148,6 +149,7 @@ def reconstruct(
             heights, rising or falling; with "down" they are readings that grow as the plane
             sinks, and must rise.
         axes: one letter per axis of the array or file, such as "ZYX", where it is ambiguous.
+        channel: number of the one that is taken of several channels or of RGB, from 0.
         align: registers the frames to each other first and cuts them to what all of them show:
             "none", "translation" (microscopes), "similarity" (macro lenses), "affine"; see
             :func:`gplws.align_frames`. Or an alignment that is known already: an
@@ -197,6 +199,7 @@ def reconstruct(
     focal_stack = read_stack(
         stack,
         axes=axes,
+        channel=channel,
         z_step_um=z_step_um,
         focus_positions_um=focus_positions_um,
         pixel_size_um=pixel_size_um,

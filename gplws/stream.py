@@ -53,6 +53,7 @@ def reconstruct_stream(
     pixel_size_um: float | None = None,
     z_direction: ZDirection = "up",
     axes: str | None = None,
+    channel: int | None = None,
     align: str | Path | Alignment = "none",
     method: str | nn.Module = "auto",
     precision: Precision | None = None,
@@ -80,7 +81,7 @@ def reconstruct_stream(
             there. Frames in page-locked memory (``tensor.pin_memory()``) are copied from there;
             frames on the GPU are ready with the work of the caller's current stream, and their
             results are tensors there, ready likewise.
-        z_step_um, focus_positions_um, pixel_size_um, z_direction, axes, method, precision,
+        z_step_um, focus_positions_um, pixel_size_um, z_direction, axes, channel, method, precision,
             memory_mb: as for :func:`gplws.reconstruct`.
         align: "none", or how the frames of all stacks lie to each other, as was found for one of
             the same lens: an :class:`~gplws.Alignment`, or info.json of its result or its folder.
@@ -135,6 +136,7 @@ def reconstruct_stream(
         stack = read_stack(
             source,
             axes=axes,
+            channel=channel,
             z_step_um=z_step_um,
             focus_positions_um=focus_positions_um,
             pixel_size_um=pixel_size_um,

@@ -17,6 +17,7 @@ from gplws.cli import main
 from gplws.io import read_stack
 from gplws.models import save_weights
 from gplws.models.registry import build_model
+from gplws.reconstruct import reconstruct
 
 
 @pytest.fixture
@@ -184,6 +185,18 @@ def test_a_mesh_takes_its_calibration_from_the_file(folder, tmp_path):
     assert run("reconstruct", path, "-o", out, "--mesh", "stl", "--quiet") == 0
     info = json.loads((out / "info.json").read_text())
     assert "mesh.stl" in info["files"] and info["source"]["path"] == str(path)
+
+
+def test_one_channel_is_reconstructed(folder, tmp_path):
+    frames = read_stack(folder).frames
+    gray = frames if frames.ndim == 3 else frames[..., 0]
+    path, out = tmp_path / "stack.tif", tmp_path / "out"
+    channels = np.stack([np.full_like(gray, 9), gray], axis=1)
+    tifffile.imwrite(path, channels, imagej=True, metadata={"axes": "ZCYX"})
+    assert run("reconstruct", path, "-o", out, "--channel", 1, "--quiet") == 0
+    found = tifffile.imread(out / "height.tif")
+    np.testing.assert_array_equal(found, reconstruct(gray).height)
+    assert json.loads((out / "info.json").read_text())["source"]["channel"] == 1
 
 
 def test_existing_results_are_refused_before_the_work_and_replaced_on_request(

@@ -106,7 +106,9 @@ def guess_axes(shape: Sequence[int]) -> str:
     )
 
 
-def arrange_frames(array: np.ndarray | Tensor, axes: str | None) -> np.ndarray | Tensor:
+def arrange_frames(
+    array: np.ndarray | Tensor, axes: str | None, channel: int | None = None
+) -> np.ndarray | Tensor:
     """View of an array as (N, H, W) or (N, H, W, 3).
 
     Axes of size 1 are dropped (rows and columns are kept). A fourth, constant opaque channel is
@@ -115,21 +117,28 @@ def arrange_frames(array: np.ndarray | Tensor, axes: str | None) -> np.ndarray |
     Args:
         array: array or tensor of any dtype.
         axes: one letter per axis, see `normalize_axes`; None guesses, see `guess_axes`.
+        channel: number of the one that is taken along the colour axis, from 0; default: all.
 
     Returns:
         A view of ``array``, (N, H, W) or (N, H, W, 3).
 
     Raises:
-        ValueError: the axes do not describe a focal stack of gray or RGB frames.
+        ValueError: the axes do not describe a focal stack of gray or RGB frames, or have no such
+            channel.
+        TypeError: ``channel`` is not an integer.
     """
     shape = tuple(int(n) for n in array.shape)
     letters = guess_axes(shape) if axes is None else normalize_axes(axes, len(shape))
+    if channel is not None:
+        color = _channel_axis(letters, shape, channel)
+        array = array[(slice(None),) * color + (channel,)]
+        shape, letters = tuple(array.shape), letters[:color] + letters[color + 1 :]
     kept = [i for i, letter in enumerate(letters) if letter in "YX" or shape[i] != 1]
     named = {letters[i]: shape[i] for i in kept}
     if named.get("C") and named.get("S"):
         raise ValueError(
-            f"array with axes {letters!r} and shape {shape} has two colour axes, C and S; "
-            "select one channel before reading it"
+            f"array with axes {letters!r} and shape {shape} has two colour axes, C and S; pass "
+            "channel=0 for the first along C"
         )
     frame_axis = _frame_axis(letters, named, shape)
     color_axis = next((letter for letter in "CS" if letter in named), "")
@@ -149,14 +158,29 @@ def arrange_frames(array: np.ndarray | Tensor, axes: str | None) -> np.ndarray |
     if color_axis and (named[color_axis] not in (2, 3, 4) or (alpha and separate)):
         raise ValueError(
             f"array with axes {letters!r} and shape {shape} has {named[color_axis]} channels; a "
-            "focal stack is gray or RGB: select one channel (or three) before reading it, or "
-            "pass axes if another axis holds the frames"
+            "focal stack is gray or RGB: pass channel=0 for the first of them, or axes if another "
+            "axis holds the frames"
         )
     view = array[tuple(slice(None) if i in kept else 0 for i in range(len(shape)))]
     left = [letters[i] for i in kept]
     order = [left.index(letter) for letter in (frame_axis, "Y", "X", color_axis) if letter]
     arranged = view.transpose(order) if isinstance(view, np.ndarray) else view.permute(order)
     return drop_alpha(arranged) if alpha else arranged
+
+
+def _channel_axis(letters: str, shape: Sequence[int], channel: int) -> int:
+    """The colour axis, which has this channel; of C and S it is C."""
+    if isinstance(channel, bool) or not isinstance(channel, int | np.integer):
+        raise TypeError(f"channel must be an integer, got {type(channel).__name__}")
+    axis = next((letters.index(letter) for letter in "CS" if letter in letters), None)
+    if axis is None:
+        raise ValueError(
+            f"channel={channel}: axes {letters!r} of shape {tuple(shape)} have no colour; pass "
+            "axes, e.g. axes='ZCYX', if one of them counts the channels"
+        )
+    if not 0 <= channel < shape[axis]:
+        raise ValueError(f"channel must be 0 to {shape[axis] - 1}, got {channel}")
+    return axis
 
 
 def drop_alpha(frames: Array, name: str = "frames") -> Array:

@@ -108,6 +108,7 @@ class FocalStack:
         frames: np.ndarray | Tensor,
         *,
         axes: str | None = None,
+        channel: int | None = None,
         z_step_um: float | None = None,
         focus_positions_um: Sequence[float] | np.ndarray | Tensor | None = None,
         pixel_size_um: float | None = None,
@@ -121,6 +122,8 @@ class FocalStack:
                 (N, H, W, 4) with an opaque alpha channel, which is dropped.
             axes: one letter per axis: Z or N frames, Y or H rows, X or W columns, C or S colour,
                 T time, e.g. ``"TCZYX"``; axes of size 1 are dropped.
+            channel: number of the one that is taken along the colour axis, from 0; default: all,
+                which must be one or three.
             z_step_um: distance from one focus position to the next, um, > 0; the first is 0.
             focus_positions_um: (N,) positions in um; excludes ``z_step_um``.
             pixel_size_um: side of a pixel on the object, um.
@@ -141,7 +144,7 @@ class FocalStack:
             raise TypeError(
                 f"frames must be a numpy array or a torch tensor, got {type(frames).__name__}"
             )
-        arranged = arrange_frames(frames, axes)
+        arranged = arrange_frames(frames, axes, channel)
         positions = resolve_positions(arranged.shape[0], z_step_um, focus_positions_um)
         return cls(
             frames=arranged,

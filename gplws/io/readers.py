@@ -60,6 +60,7 @@ def read_stack(
     source: StackSource,
     *,
     axes: str | None = None,
+    channel: int | None = None,
     z_step_um: float | None = None,
     focus_positions_um: Sequence[float] | np.ndarray | Tensor | None = None,
     pixel_size_um: float | None = None,
@@ -86,6 +87,7 @@ def read_stack(
               one frame each;
             - a `FocalStack`, whose calibration the arguments override.
         axes: one letter per axis of the array or file, see `FocalStack.from_frames`.
+        channel: number of the one that is taken of several channels or of RGB, from 0.
         z_step_um: distance between frames, um, > 0.
         focus_positions_um: (N,) focus positions, um, strictly monotonic; excludes ``z_step_um``.
         pixel_size_um: side of a pixel on the object, um, > 0.
@@ -103,7 +105,7 @@ def read_stack(
     """
     if z_step_um is not None and focus_positions_um is not None:
         raise ValueError("z_step_um and focus_positions_um exclude each other; pass only one")
-    given = _Given(axes, z_step_um, focus_positions_um, pixel_size_um)
+    given = _Given(axes, channel, z_step_um, focus_positions_um, pixel_size_um)
     if isinstance(source, FocalStack):
         return _override(source, given)
     if isinstance(source, np.ndarray | Tensor):
@@ -278,11 +280,13 @@ class _Given:
     def __init__(
         self,
         axes: str | None,
+        channel: int | None,
         z_step_um: float | None,
         focus_positions_um: Sequence[float] | np.ndarray | Tensor | None,
         pixel_size_um: float | None,
     ) -> None:
         self.axes = axes
+        self.channel = channel
         self.z_step_um = z_step_um
         self.focus_positions_um = focus_positions_um
         self.pixel_size_um = pixel_size_um
@@ -327,9 +331,12 @@ class _Given:
             metadata["source"] = source
         if found.source:
             metadata["calibration"] = found.source
+        if self.channel is not None:
+            metadata["channel"] = self.channel
         return FocalStack.from_frames(
             frames,
             axes=self.axes if axes is None else axes,
+            channel=self.channel,
             z_step_um=z_step,
             focus_positions_um=positions,
             pixel_size_um=pixel_size,
@@ -350,8 +357,11 @@ def _warn_of_direction(replaced: Sequence[float] | np.ndarray | None, source: st
 
 def _override(stack: FocalStack, given: _Given) -> FocalStack:
     changes: dict[str, Any] = {}
-    if given.axes is not None:
-        changes["frames"] = arrange_frames(stack.frames, given.axes)
+    if given.axes is not None or given.channel is not None:
+        axes = given.axes or "ZYXS"[: stack.frames.ndim]
+        changes["frames"] = arrange_frames(stack.frames, axes, given.channel)
+        if given.channel is not None:
+            changes["metadata"] = {**stack.metadata, "channel": given.channel}
     positions = resolve_positions(stack.n_frames, given.z_step_um, given.focus_positions_um)
     if positions is not None:
         changes["focus_positions_um"] = positions

@@ -227,17 +227,50 @@ class TestAxes:
             ("TZYX", (2, 4, 5, 7), "T=2"),
             ("TYX", (4, 5, 7), "axes='ZYX'"),
             ("TZYX", (4, 1, 5, 7), "axes='ZTYX'"),
-            ("CZYX", (2, 4, 5, 7), "2 channels"),
+            ("CZYX", (2, 4, 5, 7), "2 channels.*pass channel=0"),
             ("CZYX", (4, 4, 5, 7), "4 channels"),
             ("ZYXS", (4, 5, 7, 5), "5 channels"),
             ("CYX", (3, 5, 7), "at least 2 frames"),
             ("YX", (5, 7), "at least 2 frames"),
-            ("ZCYXS", (4, 3, 5, 7, 3), "two colour axes"),
+            ("ZCYXS", (4, 3, 5, 7, 3), "two colour axes.*channel=0"),
         ],
     )
     def test_wrong_axes_are_refused(self, axes, shape, message):
         with pytest.raises(ValueError, match=message):
             FocalStack.from_frames(np.zeros(shape, np.uint8), axes=axes)
+
+    @pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+    @pytest.mark.parametrize(
+        ("axes", "order"),
+        [("ZCYX", (0, 1, 2, 3)), ("CZYX", (1, 0, 2, 3)), ("ZYXS", (0, 2, 3, 1))],
+    )
+    @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+    def test_one_channel_is_taken(self, axes, order, count, convert):
+        channels = np.stack([gray_frames() + k for k in range(count)], axis=1)
+        given = convert(channels.transpose(order).copy())
+        for channel in {0, count - 1}:
+            stack = FocalStack.from_frames(given, axes=axes, channel=channel)
+            np.testing.assert_array_equal(np.asarray(stack.frames), channels[:, channel])
+
+    def test_of_two_colour_axes_the_first_is_taken_from(self):
+        frames = np.random.default_rng(0).integers(0, 255, (4, 2, 5, 7, 3), np.uint8)
+        stack = FocalStack.from_frames(frames, axes="ZCYXS", channel=1)
+        np.testing.assert_array_equal(stack.frames, frames[:, 1])
+
+    @pytest.mark.parametrize(
+        ("channel", "error", "message"),
+        [
+            (3, ValueError, "channel must be 0 to 2, got 3"),
+            (-1, ValueError, "channel must be 0 to 2, got -1"),
+            (True, TypeError, "channel must be an integer, got bool"),
+            (1.0, TypeError, "channel must be an integer, got float"),
+        ],
+    )
+    def test_wrong_channels_are_refused(self, channel, error, message):
+        with pytest.raises(error, match=message):
+            FocalStack.from_frames(np.zeros((4, 5, 7, 3), np.uint8), channel=channel)
+        with pytest.raises(ValueError, match=r"channel=0: axes 'ZYX' .* have no colour"):
+            FocalStack.from_frames(gray_frames(), channel=0)
 
     def test_axes_must_be_text(self):
         with pytest.raises(TypeError, match="axes must be a string"):

@@ -111,6 +111,14 @@ class TestFolders:
         assert read.shape == frames.shape
         assert np.abs(read.astype(int) - frames.astype(int)).mean() < 4
 
+    def test_one_colour_is_read(self, tmp_path):
+        frames = textured(channels=3)
+        write_pictures(tmp_path / "in", frames, ".png")
+        np.testing.assert_array_equal(read_stack(tmp_path / "in", channel=1).frames, frames[..., 1])
+        again = read_stack(read_stack(tmp_path / "in"), channel=2)
+        np.testing.assert_array_equal(again.frames, frames[..., 2])
+        assert again.metadata["channel"] == 2
+
     def test_frames_come_in_natural_order(self, tmp_path):
         for index in (1, 2, 10, 100, 9):
             Image.fromarray(np.full((4, 5), index, np.uint8)).save(tmp_path / f"z{index}_ch0.png")
@@ -476,6 +484,19 @@ class TestTiff:
         np.testing.assert_array_equal(found.frames, textured())
         for stack in (expected, found):
             np.testing.assert_allclose(stack.focus_positions_um, 2.0 * np.arange(N))
+
+    @pytest.mark.parametrize("kind", ["imagej", "ome"])
+    def test_one_of_several_channels_is_read(self, tmp_path, kind):
+        frames = np.stack([textured("u2"), textured("u2")[::-1]], axis=1)
+        path = tmp_path / f"s.{kind}.tif"
+        write_tiff(path, frames, metadata={"axes": "ZCYX"}, **{kind: True})
+        with pytest.raises(StackReadError, match=r"2 channels.*pass channel=0"):
+            read_stack(path)
+        stack = read_stack(path, channel=1)
+        np.testing.assert_array_equal(stack.frames, frames[:, 1])
+        assert stack.metadata["channel"] == 1
+        with pytest.raises(StackReadError, match="channel must be 0 to 1, got 2"):
+            read_stack(path, channel=2)
 
     def test_bigtiff_is_read(self, tmp_path):
         path = tmp_path / "s.tif"
