@@ -99,6 +99,7 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="subcommand")
 
     commands.add_subcommand("reconstruct", _reconstruct_parser(), help="focal stack to height map")
+    commands.add_subcommand("convert", _convert_parser(), help="result to mesh, surface file")
     commands.add_subcommand("simulate", _simulate_parser(), help="focal stacks of known depth")
     commands.add_subcommand("train", _train_parser(), help="train a network")
     commands.add_subcommand("export", _export_parser(), help="checkpoint to weights file")
@@ -144,6 +145,23 @@ def _add_shared(add: Callable[..., Any], *names: str) -> None:
 def _add_path(add: Callable[..., Any], text: str) -> None:
     """A stack; without a default, which would hide the path of a --config file."""
     add("path", type=Path | None, nargs="?", default=SUPPRESS, help=text)
+
+
+def _add_formats(add: Callable[..., Any]) -> None:
+    add(
+        "--mesh",
+        type=_words,
+        default=None,
+        metavar="ply|stl|glb",
+        help="write a mesh as well, or several: ply,glb; needs z-step and pixel size",
+    )
+    add(
+        "--surface",
+        type=_words,
+        default=None,
+        metavar="gwy|sdf",
+        help="write a file for Gwyddion or of ISO 25178-71, or both: gwy,sdf; needs the same",
+    )
 
 
 def _words(given: str | Sequence[Any] | None) -> list[str] | None:
@@ -238,22 +256,30 @@ def _reconstruct_parser() -> ArgumentParser:
         help="of a network; bfloat16 is faster on GPUs and on CPUs with AVX512-BF16",
     )
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add(
-        "--mesh",
-        type=_words,
-        default=None,
-        metavar="ply|stl|glb",
-        help="write a mesh as well, or several: ply,glb; needs z-step and pixel size",
-    )
-    add(
-        "--surface",
-        type=_words,
-        default=None,
-        metavar="gwy|sdf",
-        help="write a file for Gwyddion or of ISO 25178-71, or both: gwy,sdf; needs the same",
-    )
+    _add_formats(add)
     _add_shared(add, "--memory-mb", "--overwrite", "--quiet", "--verbose")
     return reconstruct
+
+
+def _convert_parser() -> ArgumentParser:
+    from jsonargparse import ArgumentParser
+
+    convert = ArgumentParser(
+        description="Write meshes, surface files and a new preview of a finished reconstruction.",
+    )
+    add = convert.add_argument
+    add("result", type=Path, help="folder that gplws reconstruct wrote")
+    add(
+        "-o",
+        "--out",
+        type=Path | None,
+        default=None,
+        help="folder to write a copy of the result to, with these files alone; default: they are "
+        "added to the result",
+    )
+    _add_formats(add)
+    _add_shared(add, "--overwrite", "--verbose")
+    return convert
 
 
 def _simulate_parser() -> ArgumentParser:
@@ -708,6 +734,28 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
     return 0
 
 
+def _convert(parser: ArgumentParser, options: Namespace) -> int:
+    """Writes a result once more, in its own folder with the formats that are there already."""
+    from gplws.io.meshes import MESH_FORMATS
+    from gplws.io.surfaces import SURFACE_FORMATS
+    from gplws.reconstruct import Reconstruction
+
+    folder = options.result
+    result = Reconstruction.load(folder)
+    out = folder if options.out is None else options.out
+    in_place = out.resolve() == folder.resolve()
+    mesh, surface = options.mesh or [], options.surface or []
+    if in_place:
+        mesh += [k for k in MESH_FORMATS if (folder / f"mesh.{k}").exists() and k not in mesh]
+        files = {kind: folder / f"height.{kind}" for kind in SURFACE_FORMATS}
+        surface += [kind for kind, file in files.items() if file.exists() and kind not in surface]
+    else:
+        _refuse_existing(out, options)
+    result.save(out, overwrite=in_place or options.overwrite, mesh=mesh, surface=surface)
+    _report(out)
+    return 0
+
+
 def _read_calibrated(path: Path, scales: dict[str, Any], options: Namespace) -> FocalStack:
     """The stack, if a mesh or a surface file can be made of it."""
     from gplws.io import read_stack
@@ -823,6 +871,7 @@ def _one_paragraph(error: BaseException) -> str:
 
 _COMMANDS = {
     "reconstruct": _reconstruct,
+    "convert": _convert,
     "simulate": _simulate,
     "train": _train,
     "export": _export,

@@ -35,7 +35,7 @@ from gplws.classical import (
 from gplws.classical import METHODS as CLASSICAL_METHODS
 from gplws.data import FocalStack
 from gplws.devices import usable_device
-from gplws.io import read_stack, save_reconstruction
+from gplws.io import read_reconstruction, read_stack, save_reconstruction
 from gplws.io.arrays import as_numpy
 from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
@@ -101,6 +101,19 @@ class Reconstruction:
         """
         pixel_size = self.pixel_size_um if self.units == "um" else None
         return surface_texture(as_numpy(self.height), pixel_size, form=form)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Reconstruction:
+        """A result that :meth:`save` wrote, to look at it again or to write other files of it.
+
+        See :func:`gplws.io.read_reconstruction` for the errors.
+
+        Example:
+            >>> folder = gplws.reconstruct("stack_folder", z_step_um=2.0).save("out")
+            >>> gplws.Reconstruction.load(folder).surface_texture()["Sz"] > 0
+            True
+        """
+        return cls(**read_reconstruction(folder))
 
     def save(
         self,

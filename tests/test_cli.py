@@ -187,6 +187,37 @@ def test_a_mesh_takes_its_calibration_from_the_file(folder, tmp_path):
     assert "mesh.stl" in info["files"] and info["source"]["path"] == str(path)
 
 
+def test_results_are_converted_without_the_frames(folder, tmp_path, capsys):
+    out, scales = tmp_path / "out", ("--z-step", 2, "--pixel-size", 0.5, "--quiet")
+    assert run("reconstruct", folder, "-o", out, *scales, "--mesh", "stl") == 0
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert run("convert", out, "--mesh", "ply") == 0
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() - before.keys() == {"mesh.ply"} and not before.keys() - after.keys()
+    same = before.keys() - {"info.json"}
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+    info = json.loads(after["info.json"])
+    assert {"mesh.ply", "mesh.stl"} < set(info["files"])
+    capsys.readouterr()
+    assert run("convert", out, "-o", tmp_path / "copy", "--mesh", "glb") == 0
+    assert str(tmp_path / "copy" / "mesh.glb") in capsys.readouterr().out
+    assert not (tmp_path / "copy" / "mesh.ply").exists()
+    assert run("convert", out, "-o", tmp_path / "copy") == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("convert", tmp_path / "nowhere") == 1
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_results_in_frames_become_no_mesh(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("reconstruct", folder, "-o", out, "--quiet") == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert run("convert", out, "--mesh", "stl") == 1
+    assert "a mesh needs" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_one_channel_is_reconstructed(folder, tmp_path):
     frames = read_stack(folder).frames
     gray = frames if frames.ndim == 3 else frames[..., 0]

@@ -122,6 +122,22 @@ def read_stack(
     )
 
 
+def read_frame(path: str | os.PathLike[str]) -> np.ndarray:
+    """One image of a BMP, PNG, JPEG or TIFF file, as a frame of a folder is read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        (H, W) gray or (H, W, 3) RGB pixels in the dtype of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StackReadError: it cannot be read; a ValueError that names it.
+    """
+    return _read_frame(Path(path), calibrated=False)[0]
+
+
 def list_frames(folder: str | os.PathLike[str], *, leave_out: Collection[str] = ()) -> list[Path]:
     """Image files of a folder in natural order: f1, f2, f10.
 
