@@ -109,7 +109,7 @@ class Reconstruction:
         See :func:`gplws.io.read_reconstruction` for the errors.
 
         Example:
-            >>> folder = gplws.reconstruct("stack_folder", z_step_um=2.0).save("out")
+            >>> folder = gplws.reconstruct("stack_folder", z_step_um=2.0).save("result")
             >>> gplws.Reconstruction.load(folder).surface_texture()["Sz"] > 0
             True
         """

@@ -418,7 +418,10 @@ def _refuse_results(folder: Path) -> None:
         if frames.exists():
             raise StackReadError(f"{folder}: holds a simulation; its frames are {frames}")
     if (folder / "height.tif").is_file():
-        raise StackReadError(f"{folder}: holds the results of a reconstruction, no frames")
+        raise StackReadError(
+            f"{folder}: holds the results of a reconstruction, no frames; 'gplws convert' writes "
+            "meshes and surface files of them"
+        )
 
 
 def _read_sequence(items: list[Any], given: _Given, progress: Progress) -> FocalStack:

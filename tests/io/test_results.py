@@ -66,7 +66,7 @@ def test_results_in_frames_and_of_tensors_come_back(tmp_path):
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder: .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
         read_reconstruction(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"holds no results, as info\.json is missing"):
         read_reconstruction(tmp_path)
