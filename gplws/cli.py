@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gplws.io.meshes import DEFAULT_MAX_FACES
 from gplws.tiling import DEFAULT_MEMORY_MB
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "replace the results in a folder that has some",
     },
-    "--quiet": {"action": "store_true", "help": "no progress bar"},
+    "--quiet": {"action": "store_true", "help": "no progress bar; none where stderr is a file"},
     "--verbose": {
         "action": "store_true",
         "help": "more messages, and a traceback where it fails",
@@ -161,6 +162,12 @@ def _add_formats(add: Callable[..., Any]) -> None:
         default=None,
         metavar="gwy|sdf",
         help="write a file for Gwyddion or of ISO 25178-71, or both: gwy,sdf; needs the same",
+    )
+    add(
+        "--max-faces",
+        type=int,
+        default=DEFAULT_MAX_FACES,
+        help="of a mesh; larger ones keep every second, third, ... row and column",
     )
 
 
@@ -526,13 +533,13 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
             10 if options.frames is None else options.frames,
             512 if options.height is None else options.height,
             512 if options.width is None else options.width,
-            progress=not options.quiet,
+            progress=_shows_progress(options),
         )
     else:
         for name in ("frames", "height", "width"):
             if options[name] is not None:
                 raise ValueError(f"--{name} is of a rendered stack, it does not go with a path")
-        stack = read_stack(path, progress=not options.quiet)
+        stack = read_stack(path, progress=_shows_progress(options))
     times = time_methods(
         stack,
         options.methods,
@@ -540,7 +547,7 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
         device=options.device,
         memory_mb=options.memory_mb,
         seconds=options.seconds,
-        progress=not options.quiet,
+        progress=_shows_progress(options),
     )
     print(times.table())
     if options.out is not None:
@@ -580,7 +587,7 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
         [(name, samples_of(entry, data)) for name, entry in sets],
         device=options.device,
         pictures=pictures,
-        progress=not options.quiet,
+        progress=_shows_progress(options),
     )
     print(found.table())
     if options.out is not None:
@@ -620,7 +627,7 @@ def _train(parser: ArgumentParser, options: Namespace) -> int:
         options.out,
         resume=options.resume,
         device=options.device,
-        progress=not options.quiet,
+        progress=not options.quiet,  # a line of a log now and then where stderr is a file
     )
     if os.environ.get("RANK", "0") == "0":  # torchrun brings all processes here
         errors = ", ".join(f"{name} {error:.4f}" for name, error in result.validation.items())
@@ -670,9 +677,8 @@ def _simulate(parser: ArgumentParser, options: Namespace) -> int:
         folders = [options.out / f"{index:0{digits}d}" for index in range(options.count)]
     for folder in folders:
         _refuse_existing(folder, options)
-    with tqdm(
-        total=options.count * first.frames, unit="frame", disable=options.quiet, leave=False
-    ) as bar:
+    total, hidden = options.count * first.frames, not _shows_progress(options)
+    with tqdm(total=total, unit="frame", disable=hidden, leave=False) as bar:
         for index, folder in enumerate(folders):
             settings = SceneSettings(**{**values, "seed": first.seed + index})
 
@@ -729,7 +735,13 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
         # The file has to say the rest; without it all the work would be in vain.
         stack, scales = _read_calibrated(path, scales, options), {}
     result = reconstruct(stack, z_direction=options.z_direction, **scales, **_common(options))
-    result.save(out, overwrite=options.overwrite, mesh=options.mesh, surface=options.surface)
+    result.save(
+        out,
+        overwrite=options.overwrite,
+        mesh=options.mesh,
+        surface=options.surface,
+        max_faces=options.max_faces,
+    )
     _report(out)
     return 0
 
@@ -751,7 +763,13 @@ def _convert(parser: ArgumentParser, options: Namespace) -> int:
         surface += [kind for kind, file in files.items() if file.exists() and kind not in surface]
     else:
         _refuse_existing(out, options)
-    result.save(out, overwrite=in_place or options.overwrite, mesh=mesh, surface=surface)
+    result.save(
+        out,
+        overwrite=in_place or options.overwrite,
+        mesh=mesh,
+        surface=surface,
+        max_faces=options.max_faces,
+    )
     _report(out)
     return 0
 
@@ -761,7 +779,7 @@ def _read_calibrated(path: Path, scales: dict[str, Any], options: Namespace) -> 
     from gplws.io import read_stack
     from gplws.io.meshes import require_calibration
 
-    stack = read_stack(path, **scales, progress=not options.quiet)
+    stack = read_stack(path, **scales, progress=_shows_progress(options))
     units = "frames" if stack.focus_positions_um is None else "um"
     what = "a mesh" if options.mesh else "a surface file"
     require_calibration(units, stack.pixel_size_um, what)
@@ -801,7 +819,13 @@ def _demo(options: Namespace) -> int:
         pixel_size_um=scene.pixel_size_um,
     )
     result = reconstruct(stack, z_direction=options.z_direction, **_common(options))
-    result.save(out, overwrite=options.overwrite, mesh=options.mesh, surface=options.surface)
+    result.save(
+        out,
+        overwrite=options.overwrite,
+        mesh=options.mesh,
+        surface=options.surface,
+        max_faces=options.max_faces,
+    )
     _report(out)
     sign = 1 if options.z_direction == "up" else -1
     error_um = np.abs(sign * np.asarray(result.height) - scene.height_um.numpy())[result.valid]
@@ -829,8 +853,12 @@ def _common(options: Namespace) -> dict[str, Any]:
         "precision": options.precision,
         "device": options.device,
         "memory_mb": options.memory_mb,
-        "progress": not options.quiet,
+        "progress": _shows_progress(options),
     }
+
+
+def _shows_progress(options: Namespace) -> bool:
+    return not options.quiet and sys.stderr.isatty()
 
 
 def _refuse_existing(out: Path, options: Namespace) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache, reduce
 from operator import add
 from pathlib import Path
@@ -37,6 +38,7 @@ from gplws.data import FocalStack
 from gplws.devices import usable_device
 from gplws.io import read_reconstruction, read_stack, save_reconstruction
 from gplws.io.arrays import as_numpy
+from gplws.io.meshes import DEFAULT_MAX_FACES
 from gplws.io.readers import StackSource
 from gplws.models import GPLWSNet, load_model, model_names
 from gplws.models.classical_steps import CLASSICAL_STEPS, ClassicalStep
@@ -122,12 +124,15 @@ class Reconstruction:
         overwrite: bool = False,
         mesh: str | Sequence[str] | None = None,
         surface: str | Sequence[str] | None = None,
+        max_faces: int = DEFAULT_MAX_FACES,
     ) -> Path:
         """Write height.tif, preview.png, all_in_focus.png, info.json and more into a folder.
 
         See :func:`gplws.io.save_reconstruction` for the files and errors.
         """
-        return save_reconstruction(self, out_dir, overwrite=overwrite, mesh=mesh, surface=surface)
+        return save_reconstruction(
+            self, out_dir, overwrite=overwrite, mesh=mesh, surface=surface, max_faces=max_faces
+        )
 
 
 def reconstruct(
@@ -316,6 +321,7 @@ def metadata_of(
             "path": path,
             **stack.metadata,
         },
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "seconds": seconds,
         "versions": _versions(),
     }

@@ -192,10 +192,11 @@ def test_results_are_converted_without_the_frames(folder, tmp_path, capsys):
     assert run("reconstruct", folder, "-o", out, *scales, "--mesh", "stl") == 0
     (out / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert run("convert", out, "--mesh", "ply") == 0
+    assert run("convert", out, "--mesh", "ply", "--max-faces", 500) == 0
     after = {path.name: path.read_bytes() for path in out.iterdir()}
     assert after.keys() - before.keys() == {"mesh.ply"} and not before.keys() - after.keys()
-    same = before.keys() - {"info.json"}
+    assert b"mesh.stl" in after["info.json"] and len(after["mesh.stl"]) < 84 + 50 * 500
+    same = before.keys() - {"info.json", "mesh.stl"}
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
     info = json.loads(after["info.json"])
     assert {"mesh.ply", "mesh.stl"} < set(info["files"])

@@ -164,8 +164,9 @@ def triangulate(
     known = known_heights(height_um, valid)
     step = _stride(height_um.shape, max_faces)
     if step > 1:
-        logger.info(
-            "mesh: every %d. row and column of %d x %d pixels kept to stay below %d faces",
+        logger.warning(
+            "mesh: every %d. row and column of %d x %d pixels kept to stay below %d faces "
+            "(max_faces)",
             step,
             height_um.shape[1],
             height_um.shape[0],

@@ -101,7 +101,7 @@ def test_glb_colors_are_linear_light(tmp_path):
 
 def test_large_maps_are_thinned_with_a_log(caplog):
     height = relief(101, 201)
-    with caplog.at_level(logging.INFO, logger="gplws"):
+    with caplog.at_level(logging.WARNING, logger="gplws"):
         vertices, faces, rows, columns = triangulate(height, PIXEL_UM, max_faces=5000)
     assert 2500 < len(faces) <= 5000
     assert "below 5000 faces" in caplog.text
