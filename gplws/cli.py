@@ -129,7 +129,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "replace the results in a folder that has some",
     },
-    "--quiet": {"action": "store_true", "help": "no progress bar; none where stderr is a file"},
+    "--quiet": {"action": "store_true", "help": "no progress bar"},
     "--verbose": {
         "action": "store_true",
         "help": "more messages, and a traceback where it fails",
