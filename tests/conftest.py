@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
+_TESTS = Path(__file__).resolve().parent
+_REPOSITORY = _TESTS.parent
+# Tests of what runs no kernel, or of scripts whose kernels other tests are about.
+_NO_CPU_KERNELS = {"benchmarks", "data", "datasets", "io"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,6 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("GPLWS_CPU_ISA"):
         skipped["no_cpu_kernels"] = "says nothing about an instruction set"
     for item in items:
+        if item.path.relative_to(_TESTS).parts[0] in _NO_CPU_KERNELS:
+            item.add_marker("no_cpu_kernels")
         for marker, reason in skipped.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
