@@ -278,8 +278,8 @@ def classical_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case
         return
     stack, image, pixels = f"{frames}x{side}x{side}", f"{side}x{side}", side * side
     images = torch.rand(frames, side, side)
-    weights = torch.rand(4, 4)
-    shifts = torch.tensor([(y * s, x * s) for s in (1, 2, 3) for y, x in ((0, 1), (1, 1), (1, -1))])
+    weights = torch.rand(4, 4).tolist()
+    shifts = [(y * s, x * s) for s in (1, 2, 3) for y, x in ((0, 1), (1, 1), (1, -1))]
     x = torch.linspace(0, frames - 1, side).expand(side, side)
     surface = (x + 0.1 * torch.rand(side, side)).clamp(0, frames - 1)
     places = torch.arange(frames).view(-1, 1, 1)

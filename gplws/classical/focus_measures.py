@@ -58,11 +58,7 @@ def ring_difference_filter(
             "expected 0 <= disk_radius < ring_inner_radius <= ring_outer_radius, got "
             f"{disk_radius}, {ring_inner_radius}, {ring_outer_radius}"
         )
-    weights = torch.tensor(
-        _ring_weights(disk_radius, ring_inner_radius, ring_outer_radius),
-        dtype=frames.dtype,
-        device=frames.device,
-    )
+    weights = _ring_weights(disk_radius, ring_inner_radius, ring_outer_radius)
     return _in_chunks(lambda chunk: symmetric_filter(chunk, weights), frames, by_kernel=True)
 
 

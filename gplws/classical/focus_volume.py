@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from gplws.classical.focus_measures import (
@@ -151,8 +150,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     total = weights[0] + 2 * sum(weights[1:])
     weights = [weight / total for weight in weights]
     if reach <= _NARROW_BLUR:
-        line = torch.tensor(weights, dtype=images.dtype, device=images.device)
-        window = line[:, None] * line
+        window = [[above * beside for beside in weights] for above in weights]
         return _in_chunks(lambda chunk: symmetric_filter(chunk, window), images, by_kernel=True)
 
     def blur(chunk: Tensor) -> Tensor:

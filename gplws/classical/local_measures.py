@@ -128,8 +128,7 @@ def _check_spacing(name: str, spacing: int) -> None:
 
 
 def _second_differences(frames: Tensor, directions: list[tuple[int, int]]) -> Tensor:
-    shifts = torch.tensor(directions, device=frames.device)
-    return _in_chunks(lambda chunk: second_differences(chunk, shifts), frames, by_kernel=True)
+    return _in_chunks(lambda chunk: second_differences(chunk, directions), frames, by_kernel=True)
 
 
 def _sobel_magnitude(images: Tensor) -> Tensor:

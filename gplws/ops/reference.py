@@ -7,6 +7,7 @@ so a float64 call gives the truth that float32 kernels are measured by.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -284,13 +285,13 @@ def mirror(images: Tensor, count: int, dim: int) -> Tensor:
     return images.index_select(dim, torch.minimum(index, 2 * (size - 1) - index))
 
 
-def symmetric_filter(images: Tensor, weights: Tensor) -> Tensor:
+def symmetric_filter(images: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
     """Correlation with a filter given by a quarter of it, from stock ops; differentiable.
 
     Sums of shifted images: for a few taps this is several times faster on a CPU than a convolution
     with one channel.
     """
-    reach = weights.shape[0] - 1
+    reach = len(weights) - 1
     height, width = images.shape[-2:]
     padded = mirror(mirror(images, reach, -1), reach, -2)
 
@@ -299,7 +300,7 @@ def symmetric_filter(images: Tensor, weights: Tensor) -> Tensor:
 
     pairs = [columns(0)] + [columns(dx) + columns(-dx) for dx in range(1, reach + 1)]
     result = torch.zeros_like(images)
-    for dy, row in enumerate(weights.tolist()):
+    for dy, row in enumerate(weights):
         terms = [(weight, pair) for weight, pair in zip(row, pairs, strict=True) if weight]
         if not terms:
             continue
@@ -312,12 +313,11 @@ def symmetric_filter(images: Tensor, weights: Tensor) -> Tensor:
     return result
 
 
-def second_differences(images: Tensor, shifts: Tensor) -> Tensor:
+def second_differences(images: Tensor, shifts: Sequence[tuple[int, int]]) -> Tensor:
     """Second differences at several shifts, without signs, from stock ops; differentiable."""
-    steps = shifts.tolist()
-    at = Shifted(images, max(max(abs(dy), abs(dx)) for dy, dx in steps))
+    at = Shifted(images, max(max(abs(dy), abs(dx)) for dy, dx in shifts))
     total = torch.zeros_like(images)
-    for dy, dx in steps:
+    for dy, dx in shifts:
         total.add_((2 * images - at(dy, dx) - at(-dy, -dx)).abs_())
     return total
 

@@ -16,9 +16,7 @@ from gplws.ops import (
     focus_search,
     group_pointwise_conv3d,
     sample_surface,
-    second_differences,
     spline_smooth,
-    symmetric_filter,
     up_conv3d,
 )
 
@@ -48,8 +46,6 @@ WRAPPERS: dict[Any, dict[str, Any]] = {
     conv3d_input_gradient: {**INPUT_GRADIENT, "size": (10, 12), "groups": 2, "stride": 2},
     conv3d_weight_gradient: {"x": X, "grad": X},
     spline_smooth: {"images": IMAGES, "out": torch.rand(2, 5, 6)},
-    symmetric_filter: FILTER,
-    second_differences: DIFFERENCES,
     sample_surface: SURFACE,
     fit_peak: PEAK,
 }
