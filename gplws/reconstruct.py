@@ -836,15 +836,23 @@ def _sharpest(stack: FocalStack, place: tuple[slice, slice], index: Tensor) -> T
     return torch.from_numpy(picked.astype(picked.dtype.newbyteorder("="), copy=False))
 
 
+_ROUNDING = 1e-12  # of positions in float64
+
+
 def _frame_number(depth: Tensor, positions_um: np.ndarray | None) -> Tensor:
     """Sub-frame number of a focus position, by interpolation between the frames' positions."""
     if positions_um is None:
         return depth.clone()
+    last = len(positions_um) - 1
+    step = (positions_um[-1] - positions_um[0]) / last
+    even = positions_um[0] + step * np.arange(last + 1)
+    if np.abs(positions_um - even).max() <= _ROUNDING * abs(positions_um).max():
+        # What rounding of float32 depths moves is more.
+        return ((depth.to(torch.float64) - positions_um[0]) / step).clamp_(0, last).float()
     rising = bool(positions_um[-1] > positions_um[0])
     order = slice(None) if rising else slice(None, None, -1)
     known = torch.from_numpy(positions_um[order].copy()).to(depth.device)  # float64
     values = depth.to(torch.float64)
-    last = len(known) - 1
     lower = (torch.searchsorted(known, values, right=True) - 1).clamp_(0, last - 1)  # NaN: the last
     share = ((values - known[lower]) / (known[lower + 1] - known[lower])).clamp_(0, 1)
     number = lower + share

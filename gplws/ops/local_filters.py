@@ -47,7 +47,9 @@ def symmetric_filter(images: Tensor, weights: Sequence[Sequence[float]]) -> Tens
         raise ValueError(f"{op}: weights must be R + 1 rows of R + 1 numbers, R <= {_MOST_REACH}")
     if not has_plain_kernel(images):
         return reference.symmetric_filter(images, weights)
-    return torch.ops.gplws.symmetric_filter.default(images, torch.tensor(weights))
+    return torch.ops.gplws.symmetric_filter.default(
+        images, torch.tensor(weights, dtype=images.dtype)
+    )
 
 
 def second_differences(images: Tensor, shifts: Sequence[tuple[int, int]]) -> Tensor:
@@ -81,7 +83,9 @@ def second_differences(images: Tensor, shifts: Sequence[tuple[int, int]]) -> Ten
             )
     if not has_plain_kernel(images):
         return reference.second_differences(images, shifts)
-    return torch.ops.gplws.second_differences.default(images, torch.tensor(shifts))
+    return torch.ops.gplws.second_differences.default(
+        images, torch.tensor(shifts, dtype=torch.int64)
+    )
 
 
 def _require_images(op: str, images: Tensor) -> None:
