@@ -112,8 +112,8 @@ class Reconstruction:
 
         Example:
             >>> folder = gplws.reconstruct("stack_folder", z_step_um=2.0).save("result")
-            >>> gplws.Reconstruction.load(folder).surface_texture()["Sz"] > 0
-            True
+            >>> gplws.Reconstruction.load(folder).units
+            'um'
         """
         return cls(**read_reconstruction(folder))
 
