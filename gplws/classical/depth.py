@@ -193,8 +193,8 @@ def depth_from_focus(
     """Depth, confidence and validity of each pixel of a focal stack, by a classical method.
 
     Memory: 0.5 KB for each pixel, or with more than 20 frames some four times that of ``frames``
-    and 0.2 KB for each pixel. Larger stacks can be cut into tiles that overlap by :func:`receptive_radius`, with the sum of their
-    :func:`part_statistics`.
+    and 0.2 KB for each pixel. Larger stacks can be cut into tiles that overlap by
+    :func:`receptive_radius`, with the sum of their :func:`part_statistics`.
 
     Args:
         frames: (N, H, W) or (B, N, H, W) float32 gray frames in 0..1, N >= 1, in focus order,
