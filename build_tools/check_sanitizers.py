@@ -158,7 +158,8 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
     for name, call in calls.items():
         short, odd = one_too_short(*size), misaligned(*size)
         yield f"{name} reads behind its input", overflow, partial(call, short)
-        yield f"{name} reads misaligned", "runtime error: ", partial(call, odd)
+        if name not in ("second_differences", "smooth_surface"):  # these copy lines byte by byte
+            yield f"{name} reads misaligned", "runtime error: ", partial(call, odd)
     out = one_too_short(*size)
     yield (
         "group_pointwise_conv3d writes behind its result",

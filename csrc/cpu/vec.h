@@ -301,9 +301,13 @@ GPLWS_INLINE IntVec select(Mask where, IntVec yes, IntVec no) { return where ? y
 GPLWS_INLINE Vec maximum_where(Mask where, Vec a, Vec b) { return where ? maximum(a, b) : b; }
 #endif
 
-// table[at[i]] in lane i.
+// table[at[i]] in lane i. AddressSanitizer does not see gathers: it gets a loop.
 GPLWS_INLINE Vec gather(const float* table, IntVec at) {
-#if defined(__AVX512F__)
+#if defined(__SANITIZE_ADDRESS__)
+  Vec v;
+  for (int i = 0; i < kLanes; ++i) v[i] = table[at[i]];
+  return v;
+#elif defined(__AVX512F__)
   return _mm512_i32gather_ps(reinterpret_cast<__m512i>(at), table, 4);
 #elif defined(__AVX2__)
   return _mm256_i32gather_ps(table, reinterpret_cast<__m256i>(at), 4);
