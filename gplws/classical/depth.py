@@ -37,7 +37,13 @@ from gplws.classical.time_frequency import (
     octave_reach,
 )
 from gplws.ops.focus_search import focus_search
-from gplws.ops.reference import SURFACE_SAMPLES, SurfaceSamples, frame_at, position_at
+from gplws.ops.reference import (
+    SURFACE_REACH,
+    SURFACE_SAMPLES,
+    SurfaceSamples,
+    frame_at,
+    position_at,
+)
 from gplws.ops.surface_refinement import fit_peak, sample_surface, smooth_surface
 
 METHODS = (*MEASURES, "rr", "tft")
@@ -68,7 +74,6 @@ _CONSENSUS = 1.0
 
 # The surface that refinement follows is smoothed over a few pixels, but not across depth
 # differences beyond this many frames.
-_SURFACE_REACH = 3
 _SURFACE_LIMIT = 2.0
 # The spacing of the samples along the surface is a whole number of frames, chosen so that they span
 # the peak, whose half maximum is some 8 frames wide where every frame is sampled.
@@ -154,7 +159,7 @@ def receptive_radius(method: str = "rdf") -> int:
         reach = octave_reach(OCTAVES - 1)
     else:
         reach = MEASURES[LOCAL_PART.get(method, method)].total_reach
-    return reach + _SURFACE_REACH + 2 * aggregation_reach(max(_LEVELS))
+    return reach + SURFACE_REACH + 2 * aggregation_reach(max(_LEVELS))
 
 
 def rdf_volume(
@@ -327,7 +332,7 @@ def refine_depth(
 
 def refining_radius() -> int:
     """How far away a pixel can influence the result of :func:`refine_depth`, in pixels."""
-    windows = 2 * aggregation_reach(max(_LEVELS)) + 2 * _SURFACE_REACH
+    windows = 2 * aggregation_reach(max(_LEVELS)) + 2 * SURFACE_REACH
     return MEASURES[_REFINING_MEASURE].total_reach + _REFINING_PASSES * windows
 
 

@@ -26,7 +26,9 @@ FLATNESS = 1e-5
 SURFACE_SAMPLES = 3
 """Samples on each side of a surface."""
 
-_SURFACE_REACH = 3
+SURFACE_REACH = 3
+"""How far :func:`gplws.ops.smooth_surface` looks, pixels."""
+
 _SURFACE_SIGMA = 2.0
 
 
@@ -337,7 +339,7 @@ class Shifted:
 def smooth_surface(depth: Tensor, *, limit: float) -> Tensor:
     """Bilateral filter: biweight of the difference, Gaussian of the distance; differentiable."""
     height, width = depth.shape
-    reach = _SURFACE_REACH
+    reach = SURFACE_REACH
     columns = torch.arange(-reach, width + reach, device=depth.device).clamp(0, width - 1)
     rows = torch.arange(-reach, height + reach, device=depth.device).clamp(0, height - 1)
     padded = depth[rows][:, columns]
