@@ -72,8 +72,9 @@ def read_stack(
     `list_frames`: 1, 2, 10. EXIF orientation is ignored, so that all frames have the orientation
     of the sensor.
     Palette images become gray or RGB; a constant opaque alpha channel is dropped. Calibration
-    comes from ImageJ and OME metadata; print resolutions (dpi) are no calibration. Explicit
-    arguments win over metadata. What is unknown stays None.
+    comes from ImageJ and OME metadata, also of one file for each frame, with its PositionZ; print
+    resolutions (dpi) are no calibration. Explicit arguments win over metadata. What is unknown
+    stays None.
 
     Args:
         source: one of
@@ -529,9 +530,11 @@ def _read_files(
         raise StackReadError(f"{paths[0]}: {_mode(first)}; expected a gray or RGB image")
     frames = np.empty((len(paths), *first.shape), first.dtype)
     frames[0] = first
+    positions = [calibration.plane_position_um] * len(paths)
 
     def load(index: int) -> None:
-        frame, _ = _read_frame(paths[index], calibrated=False)
+        frame, of_frame = _read_frame(paths[index], calibrated=False)
+        positions[index] = of_frame.plane_position_um
         if frame.shape != first.shape or frame.dtype != first.dtype:
             raise StackReadError(
                 f"frames differ: {paths[0]} is {_mode(first)}, {paths[index]} is {_mode(frame)}; "
@@ -551,13 +554,33 @@ def _read_files(
         finally:
             for task in tasks:
                 task.cancel()
+    name = source or str(paths[0].parent)
     return given.stack(
         frames,
         axes=None if given.axes else "ZYXS"[: frames.ndim],
         names=[path.name for path in paths],
-        calibration=calibration,
-        source=source or str(paths[0].parent),
+        calibration=_with_positions(calibration, positions, name),
+        source=name,
     )
+
+
+def _with_positions(
+    calibration: Calibration, positions: list[float | None], source: str
+) -> Calibration:
+    """The calibration of the first file with the positions that all files have on their stage."""
+    known = [position for position in positions if position is not None]
+    if len(known) < len(positions):
+        return calibration
+    steps = np.diff(known)
+    if not ((steps > 0).all() or (steps < 0).all()):
+        logger.warning(
+            "%s: PositionZ of the files does not rise or fall strictly in the order of their "
+            "names: ignored",
+            source,
+        )
+        return calibration
+    relative = tuple(position - known[0] for position in known)
+    return replace(calibration, focus_positions_um=relative)
 
 
 def _mode(frame: np.ndarray) -> str:

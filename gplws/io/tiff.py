@@ -7,7 +7,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from xml.etree import ElementTree
@@ -78,12 +78,14 @@ class Calibration:
         pixel_size_um: side of a square pixel, um.
         z_step_um: distance between frames, um.
         focus_positions_um: position of each frame relative to the first, um.
+        plane_position_um: position of the only frame of the file on its stage, um.
         source: "ImageJ" or "OME", for messages.
     """
 
     pixel_size_um: float | None = None
     z_step_um: float | None = None
     focus_positions_um: tuple[float, ...] | None = None
+    plane_position_um: float | None = None
     source: str = ""
 
 
@@ -120,7 +122,8 @@ def read_tiff_frame(path: Path, *, calibrated: bool = True) -> tuple[np.ndarray,
 
     Args:
         path: file with a single page.
-        calibrated: False leaves the metadata, and what may be said about them, alone.
+        calibrated: False leaves the metadata, and what may be said about them, alone, but for the
+            position of the frame.
 
     Returns:
         (H, W) or (H, W, channels) array in native byte order, and the calibration.
@@ -142,6 +145,9 @@ def read_tiff_frame(path: Path, *, calibrated: bool = True) -> tuple[np.ndarray,
         elif page.axes not in ("YX", "YXS"):
             raise StackReadError(f"{path}: one image expected, got axes {page.axes}")
         calibration = _calibration(file, path, n_frames=1) if calibrated else Calibration()
+        if file.is_ome and file.ome_metadata:
+            position = ome_plane_position(file.ome_metadata, path.name)
+            calibration = replace(calibration, plane_position_um=position)
         return np.ascontiguousarray(pixels), calibration
 
 
@@ -496,7 +502,7 @@ def imagej_calibration(
                 for rational, scale in zip(resolution, (lateral, y_unit), strict=True)
             ]
             pixel_size = _square(sides[0], sides[1], name)
-    return Calibration(pixel_size, z_step, None, "ImageJ")
+    return Calibration(pixel_size, z_step, source="ImageJ")
 
 
 def ome_calibration(xml: str, n_frames: int, name: str) -> Calibration:
@@ -514,11 +520,10 @@ def ome_calibration(xml: str, n_frames: int, name: str) -> Calibration:
         The calibration; positions are relative to the first frame.
     """
     try:
-        root = ElementTree.fromstring(xml)
+        pixels = _ome_pixels(xml)
     except ElementTree.ParseError as error:
         logger.warning("%s: OME metadata cannot be parsed (%s): calibration unknown", name, error)
         return Calibration()
-    pixels = next((e for e in root.iter() if e.tag.rpartition("}")[2] == "Pixels"), None)
     if pixels is None:
         return Calibration()
     sizes: dict[str, float | None] = {}
@@ -536,7 +541,56 @@ def ome_calibration(xml: str, n_frames: int, name: str) -> Calibration:
     z_step = sizes["Z"]
     positions = _ome_positions(pixels, n_frames, z_step, name)
     pixel_size = _square(sizes["X"], sizes["Y"], name)
-    return Calibration(pixel_size, z_step, positions, "OME")
+    return Calibration(pixel_size, z_step, positions, source="OME")
+
+
+def ome_plane_position(xml: str, file_name: str) -> float | None:
+    """PositionZ of the only plane of a file, um; None where it is not known.
+
+    Args:
+        xml: OME-XML of the file, which may describe all files of a set.
+        file_name: name of the file, by which such a set tells which plane it holds.
+    """
+    try:
+        pixels = _ome_pixels(xml)
+    except ElementTree.ParseError:
+        return None
+    if pixels is None:
+        return None
+    planes = [e for e in pixels if _local_name(e) == "Plane"]
+    if len(planes) > 1:
+        place = _place_in_set(pixels, file_name)
+        planes = [e for e in planes if place == tuple(e.get(f"The{axis}") for axis in "ZCT")]
+    if len(planes) != 1:
+        return None
+    # The schema's default is no length.
+    scale = um_per_unit(planes[0].get("PositionZUnit"))
+    try:
+        position = float(planes[0].get("PositionZ", "nan"))
+    except ValueError:
+        return None
+    return position * scale if scale is not None and math.isfinite(position) else None
+
+
+def _place_in_set(pixels: ElementTree.Element, file_name: str) -> tuple[str, ...] | None:
+    """Z, C and T of the only plane that a set of files keeps in this one."""
+    places = []
+    for data in pixels:
+        if _local_name(data) != "TiffData":
+            continue
+        if any(e.get("FileName") == file_name for e in data if _local_name(e) == "UUID"):
+            places.append(tuple(data.get(f"First{axis}", "0") for axis in "ZCT"))
+    return places[0] if len(places) == 1 else None
+
+
+def _ome_pixels(xml: str) -> ElementTree.Element | None:
+    """The pixels of the first image."""
+    root = ElementTree.fromstring(xml)
+    return next((e for e in root.iter() if _local_name(e) == "Pixels"), None)
+
+
+def _local_name(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]
 
 
 def _ome_positions(
@@ -545,7 +599,7 @@ def _ome_positions(
     found: dict[int, float] = {}
     units: set[str | None] = set()
     for plane in pixels:
-        if plane.tag.rpartition("}")[2] != "Plane" or plane.get("PositionZ") is None:
+        if _local_name(plane) != "Plane" or plane.get("PositionZ") is None:
             continue
         if plane.get("TheC", "0") != "0" or plane.get("TheT", "0") != "0":
             continue

@@ -17,6 +17,7 @@ from PIL import Image
 
 from gplws.data import FocalStack
 from gplws.io import StackReadError, list_frames, read_stack
+from gplws.io.tiff import ome_plane_position
 
 HEIGHT, WIDTH, N = 24, 31, 4
 
@@ -821,6 +822,58 @@ class TestOme:
             plane["PositionZUnit"] = [unit] * N
         path = self.write(tmp_path / "s.ome.tif", textured(), PhysicalSizeZ=2.0, Plane=plane)
         np.testing.assert_allclose(read_stack(path).focus_positions_um, expected)
+
+    def write_planes(self, folder: Path, positions: list[float], unit: str | None) -> Path:
+        """One file for each frame, with its PositionZ."""
+        folder.mkdir()
+        units = {} if unit is None else {"PositionZUnit": [unit]}
+        for index, (frame, position) in enumerate(zip(textured(), positions, strict=True)):
+            plane = {"PositionZ": [position], **units}
+            path = folder / f"z{index}.ome.tif"
+            self.write(path, frame, "YX", PhysicalSizeX=0.5, PhysicalSizeY=0.5, Plane=plane)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("positions", "unit", "expected"),
+        [
+            ([10.0, 11.0, 13.0, 16.0], "µm", [0, 1, 3, 6]),
+            ([4.0, 3.0, 2.0, 0.0], "mm", [0, -1000, -2000, -4000]),
+            ([10.0, 12.0, 14.0, 16.0], None, None),
+            ([0.0, 3.0, 2.0, 5.0], "µm", None),
+            ([1.0, 2.0, 3.0, float("nan")], "µm", None),
+        ],
+        ids=["irregular", "falling", "no unit", "not monotonic", "one unknown"],
+    )
+    def test_files_of_one_plane_say_their_positions(
+        self, tmp_path, caplog, positions, unit, expected
+    ):
+        folder = self.write_planes(tmp_path / "in", positions, unit)
+        stack = read_stack(folder)
+        np.testing.assert_array_equal(stack.frames, textured())
+        assert stack.pixel_size_um == 0.5
+        if expected is None:
+            assert stack.focus_positions_um is None
+        else:
+            np.testing.assert_allclose(stack.focus_positions_um, expected)
+        assert ("does not rise or fall" in caplog.text) == (positions[:2] == [0.0, 3.0])
+        given = read_stack(folder, z_step_um=7.0).focus_positions_um
+        np.testing.assert_allclose(given, 7.0 * np.arange(N))
+
+    def test_files_of_a_set_say_which_plane_they_hold(self):
+        planes = "".join(
+            f'<Plane TheZ="{z}" TheC="0" TheT="0" PositionZ="{3 * z}" PositionZUnit="nm"/>'
+            for z in range(3)
+        )
+        data = "".join(
+            f'<TiffData FirstZ="{z}" IFD="0"><UUID FileName="z{z}.ome.tif">u</UUID></TiffData>'
+            for z in range(3)
+        )
+        xml = f'<OME xmlns="http://x/OME"><Image><Pixels>{planes}{data}</Pixels></Image></OME>'
+        assert ome_plane_position(xml, "z2.ome.tif") == pytest.approx(0.006)
+        assert ome_plane_position(xml, "z9.ome.tif") is None
+        assert ome_plane_position(xml.replace("nm", "frame"), "z2.ome.tif") is None
+        assert ome_plane_position("<OME>", "z2.ome.tif") is None
+        assert ome_plane_position("<OME/>", "z2.ome.tif") is None
 
     @pytest.mark.parametrize("axes", ["CZYX", "ZCYX", "TCZYX"])
     def test_three_channels_are_rgb(self, tmp_path, axes):
