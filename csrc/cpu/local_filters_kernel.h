@@ -14,9 +14,7 @@ namespace gplws::cpu::GPLWS_ISA {
 
 namespace {
 
-GPLWS_INLINE int64_t margin(const LocalFilterParams& p) {
-  return ceil_div(p.reach, kLanes) * kLanes;
-}
+int64_t margin(const LocalFilterParams& p) { return round_up(p.reach); }
 
 // Floats of one line with its margins; whole vectors are read up to the reach behind the last
 // pixel.

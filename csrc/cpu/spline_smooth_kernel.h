@@ -15,10 +15,9 @@ namespace gplws::cpu::GPLWS_ISA {
 #include "vec.h"
 //
 #include "mirror.h"
+#include "sizes.h"
 
 namespace {
-
-int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // Pixels beside a line that its neighbours reach.
 int64_t margin(const SplineSmoothParams& p) { return 2 * p.spacing; }

@@ -15,11 +15,6 @@ constexpr int64_t kMostReach = 1 << 12;
 
 using Rows = void (*)(const cpu::LocalFilterParams&, int64_t, int64_t, float*);
 
-void check_images(const char* op, const Tensor& images) {
-  check(images.scalar_type() == ScalarType::Float, op, ": images must be float32");
-  check(images.dim() == 3, op, ": images must be (C, H, W)");
-}
-
 Tensor filtered(const Tensor& images, cpu::LocalFilterParams p,
                 int64_t (*scratch_floats)(const cpu::LocalFilterParams&), Rows rows) {
   Tensor result =

@@ -12,9 +12,8 @@ constexpr const char* kOp = "spline_smooth";
 // Far beyond it sizes of scratch memory would overflow.
 constexpr int64_t kMostSpacing = 1 << 30;
 
-void check_images(const Tensor& images, int64_t spacing) {
-  check(images.scalar_type() == ScalarType::Float, kOp, ": images must be float32");
-  check(images.dim() == 3, kOp, ": images must be (C, H, W)");
+void check_arguments(const Tensor& images, int64_t spacing) {
+  check_images(kOp, images);
   check(spacing >= 1 && spacing <= kMostSpacing, kOp, ": spacing must be 1 to ", kMostSpacing,
         ", got ", spacing);
 }
@@ -39,7 +38,7 @@ void smooth(const Tensor& images, int64_t spacing, Tensor& result) {
 }
 
 Tensor spline_smooth_cpu(const Tensor& images, int64_t spacing) {
-  check_images(images, spacing);
+  check_arguments(images, spacing);
   Tensor result =
       torch::stable::new_empty(images, {images.size(0), images.size(1), images.size(2)});
   smooth(images, spacing, result);
@@ -47,7 +46,7 @@ Tensor spline_smooth_cpu(const Tensor& images, int64_t spacing) {
 }
 
 void spline_smooth_out_cpu(const Tensor& images, int64_t spacing, Tensor out) {
-  check_images(images, spacing);
+  check_arguments(images, spacing);
   check_operand(kOp, out, "out", images, {images.size(0), images.size(1), images.size(2)},
                 "images");
   check(is_dense(out, {2, 1, 0}), kOp, ": out must be contiguous");
