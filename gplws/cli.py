@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from gplws.data import FocalStack
+    from gplws.reconstruct import Reconstruction
 
 _logger = logging.getLogger("gplws")
 
@@ -735,14 +736,7 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
         # The file has to say the rest; without it all the work would be in vain.
         stack, scales = _read_calibrated(path, scales, options), {}
     result = reconstruct(stack, z_direction=options.z_direction, **scales, **_common(options))
-    result.save(
-        out,
-        overwrite=options.overwrite,
-        mesh=options.mesh,
-        surface=options.surface,
-        max_faces=options.max_faces,
-    )
-    _report(out)
+    _save(result, out, options)
     return 0
 
 
@@ -756,22 +750,22 @@ def _convert(parser: ArgumentParser, options: Namespace) -> int:
     result = Reconstruction.load(folder)
     out = folder if options.out is None else options.out
     in_place = out.resolve() == folder.resolve()
-    mesh, surface = options.mesh or [], options.surface or []
     if in_place:
-        mesh += [k for k in MESH_FORMATS if (folder / f"mesh.{k}").exists() and k not in mesh]
-        files = {kind: folder / f"height.{kind}" for kind in SURFACE_FORMATS}
-        surface += [kind for kind, file in files.items() if file.exists() and kind not in surface]
+        options.overwrite = True
+        options.mesh = _with_present(options.mesh, folder, "mesh", MESH_FORMATS)
+        options.surface = _with_present(options.surface, folder, "height", SURFACE_FORMATS)
     else:
         _refuse_existing(out, options)
-    result.save(
-        out,
-        overwrite=in_place or options.overwrite,
-        mesh=mesh,
-        surface=surface,
-        max_faces=options.max_faces,
-    )
-    _report(out)
+    _save(result, out, options)
     return 0
+
+
+def _with_present(
+    asked: list[str] | None, folder: Path, stem: str, formats: Sequence[str]
+) -> list[str]:
+    """The formats that are asked for, and those of which a folder has the file."""
+    present = [kind for kind in formats if (folder / f"{stem}.{kind}").exists()]
+    return list(dict.fromkeys([*(asked or []), *present]))
 
 
 def _read_calibrated(path: Path, scales: dict[str, Any], options: Namespace) -> FocalStack:
@@ -819,14 +813,7 @@ def _demo(options: Namespace) -> int:
         pixel_size_um=scene.pixel_size_um,
     )
     result = reconstruct(stack, z_direction=options.z_direction, **_common(options))
-    result.save(
-        out,
-        overwrite=options.overwrite,
-        mesh=options.mesh,
-        surface=options.surface,
-        max_faces=options.max_faces,
-    )
-    _report(out)
+    _save(result, out, options)
     sign = 1 if options.z_direction == "up" else -1
     error_um = np.abs(sign * np.asarray(result.height) - scene.height_um.numpy())[result.valid]
     positions_um = rendered.focus_positions_um.numpy()
@@ -867,6 +854,18 @@ def _refuse_existing(out: Path, options: Namespace) -> None:
         raise FileExistsError(f"--out: {out} is a file")
     if not options.overwrite and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"--out: {out} is not empty; --overwrite replaces the results in it")
+
+
+def _save(result: Reconstruction, out: Path, options: Namespace) -> None:
+    """Writes a result with the files that the options ask for, and says so."""
+    result.save(
+        out,
+        overwrite=options.overwrite,
+        mesh=options.mesh,
+        surface=options.surface,
+        max_faces=options.max_faces,
+    )
+    _report(out)
 
 
 def _report(out: Path) -> None:
