@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from instruction_sets import printed_under_each
 from torch import Tensor
 
 from gplws.ops import reference, second_differences, symmetric_filter
@@ -132,14 +129,7 @@ print(float(symmetric_filter(images, weights.tolist()).double().square().mean())
 
 
 def test_instruction_sets_and_numbers_of_threads_agree():
-    found = []
-    for isa in ("baseline", "avx2", "avx512"):
-        environment = {**os.environ, "GPLWS_CPU_ISA": isa}
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        found.append([float(number) for number in done.stdout.split()])
+    found = [[float(number) for number in text.split()] for text in printed_under_each(SCRIPT)]
     for numbers in found[1:]:
         assert numbers == pytest.approx(found[0], rel=1e-6)
     images, weights, shifts = drawn(5, 130, 301), drawn(4, 4).tolist(), [(2, -1)]

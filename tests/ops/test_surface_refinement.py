@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from instruction_sets import printed_under_each
 from torch import Tensor
 
 from gplws.ops import fit_peak, reference, sample_surface, smooth_surface
@@ -205,14 +203,7 @@ print(float(surface.double().mean()), float(samples.values.double().mean()),
 
 
 def test_instruction_sets_and_numbers_of_threads_agree():
-    found = []
-    for isa in ("baseline", "avx2", "avx512"):
-        environment = {**os.environ, "GPLWS_CPU_ISA": isa}
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        found.append([float(number) for number in done.stdout.split()])
+    found = [[float(number) for number in text.split()] for text in printed_under_each(SCRIPT)]
     for numbers in found[1:]:
         assert numbers == pytest.approx(found[0], abs=1e-4)
     depth, responses = surface(70, 91, frames=10), drawn(10, 70, 91)
