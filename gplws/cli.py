@@ -115,6 +115,9 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+# Options of `gplws reconstruct` that say what `read_stack` is to find.
+_OF_STACKS = ("z_step_um", "focus_positions_um", "pixel_size_um", "axes", "channel", "image")
+
 _SHARED: dict[str, dict[str, Any]] = {
     "--z-direction": {
         "choices": ["up", "down"],
@@ -199,7 +202,11 @@ def _reconstruct_parser() -> ArgumentParser:
     )
     add = reconstruct.add_argument
     add("--config", action=ActionConfigFile, help="YAML file with these options")
-    _add_path(add, "folder of BMP, PNG, JPEG or TIFF frames, or a multipage, ImageJ or OME TIFF")
+    _add_path(
+        add,
+        "folder of BMP, PNG, JPEG or TIFF frames, a multipage, ImageJ or OME TIFF, a .czi, .lif or "
+        ".nd2 file, or OME-Zarr",
+    )
     add("--stack", type=Path | None, default=None, help="the same as PATH, for --config files")
     add("--demo", action="store_true", help="render a test piece, reconstruct it, show the error")
     add(
@@ -241,6 +248,14 @@ def _reconstruct_parser() -> ArgumentParser:
         default=None,
         metavar="N",
         help="the one to take of several channels or of RGB, counted from 0",
+    )
+    add(
+        "--image",
+        type=int | str | None,
+        default=None,
+        metavar="N|NAME",
+        help="the one to read of a file with several (scenes, series, positions), counted from 0; "
+        "default: its only stack",
     )
     add(
         "--align",
@@ -726,11 +741,7 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
         raise ValueError(f"--out: {out} holds the frames; results belong into another folder")
     _refuse_existing(out, options)
     stack: Path | FocalStack = path
-    scales = {
-        name: options[name]
-        for name in ("z_step_um", "focus_positions_um", "pixel_size_um", "axes", "channel")
-        if options[name] is not None
-    }
+    scales = {name: options[name] for name in _OF_STACKS if options[name] is not None}
     has_positions = "z_step_um" in scales or "focus_positions_um" in scales
     if calibrated and not (has_positions and "pixel_size_um" in scales):
         # The file has to say the rest; without it all the work would be in vain.
@@ -787,8 +798,7 @@ def _demo(options: Namespace) -> int:
     from gplws.data import FocalStack, demo_scene, render_focal_stack
     from gplws.reconstruct import reconstruct
 
-    of_stacks = ("z_step_um", "focus_positions_um", "pixel_size_um", "axes", "channel")
-    for name, unset in {**dict.fromkeys(of_stacks), "align": "none"}.items():
+    for name, unset in {**dict.fromkeys(_OF_STACKS), "align": "none"}.items():
         if options[name] != unset:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --demo")
     out = Path(options.out or DEMO_FOLDER)

@@ -144,6 +144,7 @@ def reconstruct(
     z_direction: ZDirection = "up",
     axes: str | None = None,
     channel: int | None = None,
+    image: int | str | None = None,
     align: str | Path | Alignment = "none",
     method: str | nn.Module = "auto",
     precision: Precision | None = None,
@@ -154,8 +155,8 @@ def reconstruct(
     """Height map, confidence and all-in-focus image of a focal stack.
 
     Args:
-        stack: folder of images, multipage TIFF, list of paths, array, tensor or
-            :class:`~gplws.data.FocalStack`; see :func:`gplws.io.read_stack`.
+        stack: folder of images, multipage TIFF, file of a microscope, list of paths, array, tensor
+            or :class:`~gplws.data.FocalStack`; see :func:`gplws.io.read_stack`.
         z_step_um: distance from frame to frame, um, > 0. Without it, without
             ``focus_positions_um`` and without metadata that says it, heights are in frames.
         focus_positions_um: (N,) heights of the plane in focus, um, strictly monotonic; excludes
@@ -168,6 +169,7 @@ def reconstruct(
             sinks, and must rise.
         axes: one letter per axis of the array or file, such as "ZYX", where it is ambiguous.
         channel: number of the one that is taken of several channels or of RGB, from 0.
+        image: number, from 0, or name of the one that is read of a file with several.
         align: registers the frames to each other first and cuts them to what all of them show:
             "none", "translation" (microscopes), "similarity" (macro lenses), "affine"; see
             :func:`gplws.align_frames`. Or an alignment that is known already: an
@@ -218,6 +220,7 @@ def reconstruct(
         stack,
         axes=axes,
         channel=channel,
+        image=image,
         z_step_um=z_step_um,
         focus_positions_um=focus_positions_um,
         pixel_size_um=pixel_size_um,

@@ -54,6 +54,7 @@ def reconstruct_stream(
     z_direction: ZDirection = "up",
     axes: str | None = None,
     channel: int | None = None,
+    image: int | str | None = None,
     align: str | Path | Alignment = "none",
     method: str | nn.Module = "auto",
     precision: Precision | None = None,
@@ -81,8 +82,8 @@ def reconstruct_stream(
             there. Frames in page-locked memory (``tensor.pin_memory()``) are copied from there;
             frames on the GPU are ready with the work of the caller's current stream, and their
             results are tensors there, ready likewise.
-        z_step_um, focus_positions_um, pixel_size_um, z_direction, axes, channel, method, precision,
-            memory_mb: as for :func:`gplws.reconstruct`.
+        z_step_um, focus_positions_um, pixel_size_um, z_direction, axes, channel, image, method,
+            precision, memory_mb: as for :func:`gplws.reconstruct`.
         align: "none", or how the frames of all stacks lie to each other, as was found for one of
             the same lens: an :class:`~gplws.Alignment`, or info.json of its result or its folder.
             Stacks are aligned by the thread that reads them, on the host.
@@ -137,6 +138,7 @@ def reconstruct_stream(
             source,
             axes=axes,
             channel=channel,
+            image=image,
             z_step_um=z_step_um,
             focus_positions_um=focus_positions_um,
             pixel_size_um=pixel_size_um,

@@ -27,8 +27,11 @@ from torch import Tensor
 from ..data import FocalStack
 from ..data.axes import arrange_frames, drop_alpha, normalize_axes
 from ..data.focal_stack import resolve_positions
-from .errors import StackReadError
-from .tiff import DECODE_ERRORS, Calibration, TiffStack, read_tiff_frame, read_tiff_stack
+from .calibration import Calibration
+from .errors import DECODE_ERRORS, StackReadError
+from .microscopes import MICROSCOPE_SUFFIXES, is_zarr, read_microscope_stack
+from .stored import ImageChoice, StoredStack
+from .tiff import read_tiff_frame, read_tiff_stack
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ def read_stack(
     *,
     axes: str | None = None,
     channel: int | None = None,
+    image: ImageChoice = None,
     z_step_um: float | None = None,
     focus_positions_um: Sequence[float] | np.ndarray | Tensor | None = None,
     pixel_size_um: float | None = None,
@@ -72,9 +76,9 @@ def read_stack(
     `list_frames`: 1, 2, 10. EXIF orientation is ignored, so that all frames have the orientation
     of the sensor.
     Palette images become gray or RGB; a constant opaque alpha channel is dropped. Calibration
-    comes from ImageJ and OME metadata, also of one file for each frame, with its PositionZ; print
-    resolutions (dpi) are no calibration. Explicit arguments win over metadata. What is unknown
-    stays None.
+    comes from ImageJ and OME metadata, also of one file for each frame, with its PositionZ, and
+    from those of microscopes; print resolutions (dpi) are no calibration. Explicit arguments win
+    over metadata. What is unknown stays None.
 
     Args:
         source: one of
@@ -83,12 +87,15 @@ def read_stack(
               other types are skipped;
             - a sequence of paths, in focus order;
             - a multi-page TIFF, ImageJ TIFF or OME-TIFF;
+            - a file of Zeiss (.czi), Leica (.lif) or Nikon (.nd2), or an OME-Zarr folder;
             - a .npy file, or a .npz file with one array or an array called ``frames``;
             - a numpy array, a tensor (its frames stay on their device), or a sequence of either,
               one frame each;
             - a `FocalStack`, whose calibration the arguments override.
         axes: one letter per axis of the array or file, see `FocalStack.from_frames`.
         channel: number of the one that is taken of several channels or of RGB, from 0.
+        image: number, from 0, or name of the one that is read of a file with several (scenes,
+            series, positions); default: the only one that is a stack.
         z_step_um: distance between frames, um, > 0.
         focus_positions_um: (N,) focus positions, um, strictly monotonic; excludes ``z_step_um``.
         pixel_size_um: side of a pixel on the object, um, > 0.
@@ -103,18 +110,20 @@ def read_stack(
         StackReadError: a file or folder cannot be read as a stack; a ValueError naming the file.
         ValueError: an argument is out of range, or contradicts the frames.
         TypeError: the source or an argument has the wrong type.
+        ModuleNotFoundError: the package that reads a file of a microscope is not installed.
     """
     if z_step_um is not None and focus_positions_um is not None:
         raise ValueError("z_step_um and focus_positions_um exclude each other; pass only one")
-    given = _Given(axes, channel, z_step_um, focus_positions_um, pixel_size_um)
-    if isinstance(source, FocalStack):
-        return _override(source, given)
-    if isinstance(source, np.ndarray | Tensor):
-        return given.stack(source)
+    given = _Given(axes, channel, image, z_step_um, focus_positions_um, pixel_size_um)
     if isinstance(source, str | os.PathLike):
         if not os.fspath(source):
             raise ValueError("source: the path is empty")
         return _read_path(Path(source), given, progress)
+    given.refuse_image("source")
+    if isinstance(source, FocalStack):
+        return _override(source, given)
+    if isinstance(source, np.ndarray | Tensor):
+        return given.stack(source)
     if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
         return _read_sequence(list(source), given, progress)
     raise TypeError(
@@ -298,15 +307,22 @@ class _Given:
         self,
         axes: str | None,
         channel: int | None,
+        image: ImageChoice,
         z_step_um: float | None,
         focus_positions_um: Sequence[float] | np.ndarray | Tensor | None,
         pixel_size_um: float | None,
     ) -> None:
         self.axes = axes
         self.channel = channel
+        self.image = image
         self.z_step_um = z_step_um
         self.focus_positions_um = focus_positions_um
         self.pixel_size_um = pixel_size_um
+
+    def refuse_image(self, source: str) -> None:
+        """For sources that are one stack."""
+        if self.image is not None:
+            raise ValueError(f"image={self.image!r}: {source} is no file that may hold several")
 
     def stack(
         self,
@@ -350,6 +366,8 @@ class _Given:
             metadata["calibration"] = found.source
         if self.channel is not None:
             metadata["channel"] = self.channel
+        if self.image is not None:
+            metadata["image"] = self.image
         return FocalStack.from_frames(
             frames,
             axes=self.axes if axes is None else axes,
@@ -390,15 +408,20 @@ def _override(stack: FocalStack, given: _Given) -> FocalStack:
 
 
 def _read_path(path: Path, given: _Given, progress: Progress) -> FocalStack:
+    suffix = path.suffix.lower()
     if path.is_dir():
+        if is_zarr(path) or suffix == ".zarr":
+            return _read_stored(path, read_microscope_stack, given, progress)
         _refuse_results(path)
         return _read_files(list_frames(path), given, progress, source=str(path))
     if not path.exists():
         raise FileNotFoundError(f"source: no such file or folder: {path}")
-    suffix = path.suffix.lower()
     if suffix in _TIFF_SUFFIXES:
-        return _read_tiff(path, given, progress)
+        return _read_stored(path, read_tiff_stack, given, progress)
+    if suffix in MICROSCOPE_SUFFIXES:
+        return _read_stored(path, read_microscope_stack, given, progress)
     if suffix in _ARRAY_SUFFIXES:
+        given.refuse_image(str(path))
         return given.stack(_read_array(path), source=str(path))
     if suffix in _IMAGE_SUFFIXES:
         raise StackReadError(
@@ -406,8 +429,8 @@ def _read_path(path: Path, given: _Given, progress: Progress) -> FocalStack:
             "or a list of files"
         )
     raise StackReadError(
-        f"{path}: unknown file type {suffix or '(no suffix)'}; expected a folder, a TIFF, .npy "
-        "or .npz file"
+        f"{path}: unknown file type {suffix or '(no suffix)'}; expected a folder, a TIFF, .czi, "
+        ".lif, .nd2, .npy or .npz file, or OME-Zarr"
     )
 
 
@@ -462,38 +485,44 @@ def _stacked(frames: list[Any]) -> Frame:
     return torch.stack(frames) if isinstance(first, Tensor) else np.stack(frames)
 
 
-def _read_tiff(path: Path, given: _Given, progress: Progress) -> FocalStack:
+def _read_stored(
+    path: Path,
+    read: Callable[[Path, Callable[[int, int], None], ImageChoice], StoredStack],
+    given: _Given,
+    progress: Progress,
+) -> FocalStack:
+    """Focal stack of a file that says something about its axes and lengths."""
     with _reporting(progress) as report:
-        tiff = read_tiff_stack(path, report)
-    array, axes = tiff.array, tiff.axes
+        stored = read(path, report, given.image)
+    array, axes = stored.array, stored.axes
     if given.axes is not None:
         axes = given.axes
         if len(axes) > array.ndim:
             # Axes of size 1 that the file declares are no longer in the array.
-            axes = "".join(letter for letter in axes if letter.upper() not in tiff.single_axes)
+            axes = "".join(letter for letter in axes if letter.upper() not in stored.single_axes)
         try:
             normalize_axes(axes, array.ndim)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; the file holds {_described(tiff)}") from error
+            raise ValueError(f"{path}: {error}; the file holds {_described(stored)}") from error
     elif axes.count("Q") > 1:
         # A bare array without axes: its shape may still tell.
-        return given.stack(array, calibration=tiff.calibration, source=str(path))
+        return given.stack(array, calibration=stored.calibration, source=str(path))
     unknown = set(axes.upper()) - set("ZNYHXWCSTIQ")
     if unknown and given.axes is None:
         raise StackReadError(
-            f"{path}: {_described(tiff)} is no focal stack of gray or RGB frames; pass axes to "
+            f"{path}: {_described(stored)} is no focal stack of gray or RGB frames; pass axes to "
             "say which axis holds the frames (Z)"
         )
     try:
         return given.stack(
-            array, axes=axes, names=None, calibration=tiff.calibration, source=str(path)
+            array, axes=axes, names=None, calibration=stored.calibration, source=str(path)
         )
     except ValueError as error:
         raise StackReadError(f"{path}: {error}") from error
 
 
-def _described(tiff: TiffStack) -> str:
-    return f"an array of shape {tiff.array.shape} with axes {tiff.axes!r}"
+def _described(stored: StoredStack) -> str:
+    return f"an array of shape {stored.array.shape} with axes {stored.axes!r}"
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -523,8 +552,9 @@ def _read_files(
     """One frame per file, read into one preallocated array by a few threads."""
     if len(paths) == 1:
         if paths[0].suffix.lower() in _TIFF_SUFFIXES:
-            return _read_tiff(paths[0], given, progress)
+            return _read_stored(paths[0], read_tiff_stack, given, progress)
         raise StackReadError(f"{paths[0]}: a focal stack has at least 2 frames, got this one")
+    given.refuse_image(source or "a list of files")
     first, calibration = _read_frame(paths[0])
     if first.ndim == 3 and first.shape[2] != 3:
         raise StackReadError(f"{paths[0]}: {_mode(first)}; expected a gray or RGB image")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gplws.data import FocalStack
 from gplws.io import StackReadError, list_frames, read_stack
-from gplws.io.tiff import ome_plane_position
+from gplws.io.calibration import ome_plane_position
 
 HEIGHT, WIDTH, N = 24, 31, 4
 
@@ -897,6 +897,38 @@ class TestOme:
             writer.write(textured()[:, :10], metadata={"axes": "ZYX"})
         with pytest.raises(StackReadError, match="several images"):
             read_stack(path)
+
+    def test_one_of_several_images_is_chosen(self, tmp_path):
+        path = tmp_path / "s.ome.tif"
+        frames = {"whole": textured(), "part": textured()[:, :10]}
+        with tifffile.TiffWriter(path, ome=True) as writer:
+            for step, (name, pixels) in enumerate(frames.items(), start=1):
+                lengths = {"PhysicalSizeZ": float(step), "PhysicalSizeZUnit": "µm"}
+                writer.write(pixels, metadata={"axes": "ZYX", "Name": name, **lengths})
+        for image in (1, "part"):
+            stack = read_stack(path, image=image)
+            np.testing.assert_array_equal(stack.frames, frames["part"])
+            np.testing.assert_allclose(np.diff(stack.focus_positions_um), 2.0)
+        with pytest.raises(ValueError, match=r"image=2: .* holds only"):
+            read_stack(path, image=2)
+
+    def test_the_only_stack_beside_a_snapshot_is_read(self, tmp_path):
+        path = tmp_path / "s.ome.tif"
+        with tifffile.TiffWriter(path, ome=True) as writer:
+            writer.write(textured()[0, :10], metadata={"axes": "YX"})
+            writer.write(textured(), metadata={"axes": "ZYX", "PhysicalSizeZ": 3.0})
+        stack = read_stack(path)
+        np.testing.assert_array_equal(stack.frames, textured())
+        np.testing.assert_allclose(np.diff(stack.focus_positions_um), 3.0)
+
+    def test_pages_unlike_the_others_are_never_left_out_unasked(self, tmp_path):
+        path = tmp_path / "s.tif"
+        with tifffile.TiffWriter(path) as writer:
+            for frame in (*textured(), textured()[0, :10]):
+                writer.write(frame, contiguous=False, metadata=None)
+        with pytest.raises(StackReadError, match="pages differ in size"):
+            read_stack(path)
+        np.testing.assert_array_equal(read_stack(path, image=0).frames, textured())
 
 
 class TestArrays:
