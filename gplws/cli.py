@@ -164,8 +164,9 @@ def _add_formats(add: Callable[..., Any]) -> None:
         "--surface",
         type=_words,
         default=None,
-        metavar="gwy|sdf",
-        help="write a file for Gwyddion or of ISO 25178-71, or both: gwy,sdf; needs the same",
+        metavar="gwy|sdf|x3p",
+        help="write a file for Gwyddion, of ISO 25178-71 or of ISO 25178-72, or several: gwy,x3p; "
+        "needs the same",
     )
     add(
         "--max-faces",

@@ -146,7 +146,7 @@ def test_the_default_folder_has_the_full_name_of_the_stack(
         (["--mesh", "stl"], "pass z_step_um"),
         (["--mesh", "stl", "--z-step", 2], "pass pixel_size_um"),
         (["--mesh", "[ply, obj]", "--z-step", 2, "--pixel-size", 1], "got 'obj'"),
-        (["--surface", "x3p"], "surface must be among"),
+        (["--surface", "obj"], "surface must be among gwy, sdf, x3p"),
     ],
 )
 def test_a_mesh_that_cannot_be_made_is_refused_before_the_work(
@@ -174,6 +174,18 @@ def test_a_surface_file_is_written_where_lengths_are_known(folder, tmp_path, cap
     assert "a surface file needs the size of a pixel" in capsys.readouterr().err
     assert run("reconstruct", folder, "-o", out, *words, "--pixel-size", 0.5) == 0
     assert "height.gwy" in json.loads((out / "info.json").read_text())["files"]
+
+
+def test_x3p_is_the_same_when_converted(folder, tmp_path):
+    pytest.importorskip("x3pio")
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    scales = ("--z-step", 2, "--pixel-size", 0.5, "--quiet")
+    assert run("reconstruct", folder, "-o", out, *scales, "--surface", "x3p") == 0
+    assert run("convert", out, "-o", copy, "--surface", "x3p") == 0
+    assert (copy / "height.x3p").read_bytes() == (out / "height.x3p").read_bytes()
+    (copy / "height.x3p").write_bytes(b"old")
+    assert run("convert", copy, "--mesh", "ply") == 0  # what is there already is written anew
+    assert (copy / "height.x3p").read_bytes() == (out / "height.x3p").read_bytes()
 
 
 def test_a_mesh_takes_its_calibration_from_the_file(folder, tmp_path):

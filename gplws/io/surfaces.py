@@ -1,22 +1,25 @@
-"""Files of surface metrology: Gwyddion's own format and ISO 25178-71."""
+"""Files of surface metrology: Gwyddion's own format, ISO 25178-71 and ISO 25178-72."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from .._extension import __version__
 from ..luminance import LUMINANCE
 from .arrays import as_numpy
 from .files import kind_of, write_file
 from .meshes import known_heights, require_calibration
 
-_PACKAGES = {"gwy": "gwyfile", "sdf": "sdfio"}
+_PACKAGES = {"gwy": "gwyfile", "sdf": "sdfio", "x3p": "x3pio"}
+_LEAST_PYTHON = {"sdfio": (3, 11), "x3pio": (3, 11)}
 SURFACE_FORMATS = tuple(_PACKAGES)
 
 _METRES_PER_UM = 1e-6
@@ -30,6 +33,7 @@ def write_surface(
     *,
     images: Mapping[str, np.ndarray | Tensor] | None = None,
     units: str = "um",
+    date: datetime | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a height map for programs of metrology; the file appears complete or not at all.
@@ -38,16 +42,19 @@ def write_surface(
     which have the mean of the others, as Gwyddion knows no missing values. ``.sdf`` is the binary
     form of ISO 25178-71:2012, which most programs for roughness read: lengths in metres, missing
     heights marked, rows from the top of the picture to its bottom, as Gwyddion and surfalize show
-    them.
+    them. ``.x3p`` is the XML container of ISO 25178-72:2017 (ISO 5436-2): float64 heights in
+    metres, NaN where missing, rows in the same order. By the letter of that standard y grows from
+    row to row; a program that draws it upwards shows the surface mirrored.
 
     Args:
-        path: file ending in .gwy or .sdf.
+        path: file ending in .gwy, .sdf or .x3p.
         height_um: (H, W) float, um, NaN where unknown.
         pixel_size_um: side of a pixel, um.
         valid: (H, W) bool; False counts as unknown.
         images: further channels of .gwy by title: (H, W) or (H, W, 3), of which the luminance is
             stored. Those that are not finite anywhere are left out.
         units: unit of the heights; anything but ``"um"`` is refused.
+        date: of the heights, which .sdf and .x3p state; default: now.
         overwrite: whether an existing file is replaced.
 
     Raises:
@@ -58,13 +65,16 @@ def write_surface(
         OSError: the file cannot be written; an existing one is unchanged.
 
     Source:
-        https://gwyddion.net/documentation/user-guide-en/gwyfile-format.html; ISO 25178-71.
+        https://gwyddion.net/documentation/user-guide-en/gwyfile-format.html; ISO 25178-71; ISO
+        25178-72.
     """
     target = Path(path)
     kind = kind_of(target, SURFACE_FORMATS)
     write_file(
         target,
-        lambda: encode_surface(kind, height_um, pixel_size_um, valid, images=images, units=units),
+        lambda: encode_surface(
+            kind, height_um, pixel_size_um, valid, images=images, units=units, date=date
+        ),
         overwrite=overwrite,
     )
 
@@ -77,8 +87,9 @@ def encode_surface(
     *,
     images: Mapping[str, np.ndarray | Tensor] | None = None,
     units: str = "um",
+    date: datetime | None = None,
 ) -> bytes:
-    """Content of the file that `write_surface` writes; ``kind`` is "gwy" or "sdf"."""
+    """Content of the file that `write_surface` writes; ``kind`` is "gwy", "sdf" or "x3p"."""
     pixel_size_m = require_calibration(units, pixel_size_um, "a surface file") * _METRES_PER_UM
     require_package(kind)
     height_um = as_numpy(height_um)
@@ -90,17 +101,21 @@ def encode_surface(
     if not known.any():
         raise ValueError("height_um has no known height")
     height_m = height_um.astype(np.float64) * _METRES_PER_UM
-    if kind == "sdf":
-        return _sdf(np.where(known, height_m, np.nan), pixel_size_m)
-    return _gwy(height_m, known, pixel_size_m, channels)
+    if kind == "gwy":
+        return _gwy(height_m, known, pixel_size_m, channels)
+    encode = _sdf if kind == "sdf" else _x3p
+    when = date or datetime.now().astimezone()
+    return encode(np.where(known, height_m, np.nan), pixel_size_m, when)
 
 
 def require_package(kind: str) -> None:
     """Raise ModuleNotFoundError where a format cannot be written; it says what to install."""
     package = _PACKAGES[kind]
-    if kind == "sdf" and sys.version_info < (3, 11):
+    least = _LEAST_PYTHON.get(package, (3, 10))
+    if sys.version_info < least:
         raise ModuleNotFoundError(
-            f"a .sdf file needs the package {package}, and that Python 3.11", name=package
+            f"a .{kind} file needs the package {package}, and that Python {least[0]}.{least[1]}",
+            name=package,
         )
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(
@@ -109,7 +124,7 @@ def require_package(kind: str) -> None:
         )
 
 
-def _sdf(height_m: np.ndarray, pixel_size_m: float) -> bytes:
+def _sdf(height_m: np.ndarray, pixel_size_m: float, date: datetime) -> bytes:
     import sdfio
 
     file = BytesIO()
@@ -118,8 +133,35 @@ def _sdf(height_m: np.ndarray, pixel_size_m: float) -> bytes:
         height_m,  # the first row is on top in programs that read the format
         x_scale=pixel_size_m,
         y_scale=pixel_size_m,
-        # Other programs do not read later revisions yet.
-        metadata=sdfio.Metadata(revision=sdfio.Revision("ISO-1.0"), manufacturer_id="gplws"),
+        metadata=sdfio.Metadata(
+            revision=sdfio.Revision("ISO-1.0"),  # other programs do not read later ones yet
+            manufacturer_id="gplws",
+            create_date=date,
+            mod_date=date,
+        ),
+    )
+    return file.getvalue()
+
+
+def _x3p(height_m: np.ndarray, pixel_size_m: float, date: datetime) -> bytes:
+    import x3pio
+
+    file = BytesIO()
+    x3pio.write(
+        file,
+        height_m,
+        x_scale=pixel_size_m,
+        y_scale=pixel_size_m,
+        revision=x3pio.Revision.ISO5436_2000,  # other programs do not read later ones yet
+        metadata=x3pio.Metadata(
+            date=date,
+            instrument=x3pio.Instrument("gplws", "shape from focus", "unknown", __version__),
+            calibration_date=date,
+            probing_system=x3pio.ProbingSystem(
+                x3pio.ProbingType("NonContacting"), "shape from focus"
+            ),
+            comment="The date of calibration is unknown; the format demands one.",
+        ),
     )
     return file.getvalue()
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,7 +99,7 @@ def save_reconstruction(
     bits (other dtypes: ``all_in_focus.tif``, floats in 32 bits); ``preview.png`` is the figure of
     `preview_figure`; ``info.json`` holds versions, parameters, units, statistics and the surface
     texture above the least squares plane (:mod:`gplws.surface_texture`); ``mesh.*``,
-    ``height.gwy`` and ``height.sdf`` are written on request.
+    ``height.gwy``, ``.sdf`` and ``.x3p`` are written on request.
 
     Args:
         result: the reconstruction; arrays or tensors.
@@ -106,7 +107,9 @@ def save_reconstruction(
         overwrite: whether a folder with content is accepted. Its old results are replaced when
             the new ones are complete; other files in it stay.
         mesh: "ply", "stl", "glb", or several of them; see `write_mesh`.
-        surface: "gwy" (Gwyddion), "sdf" (ISO 25178-71), or both; see `write_surface`.
+        surface: "gwy" (Gwyddion), "sdf" (ISO 25178-71), "x3p" (ISO 25178-72), or several of them;
+            see `write_surface`. The date of .x3p is that of the result, so that the same result
+            gives the same file.
         max_faces: see `write_mesh`.
 
     Returns:
@@ -159,9 +162,10 @@ def save_reconstruction(
         )
         for kind in surfaces:
             channels = {"All in focus": image, "Confidence": confidence}
+            date = _date_of(result.metadata)
             write(
                 f"height.{kind}",
-                encode_surface(kind, height, pixel_size_um, valid, images=channels),
+                encode_surface(kind, height, pixel_size_um, valid, images=channels, date=date),
             )
         for kind in meshes:
             write(
@@ -359,7 +363,7 @@ def mesh_kinds(mesh: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def surface_kinds(surface: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Formats of surface files, each once: "gwy", "sdf".
+    """Formats of surface files, each once: "gwy", "sdf", "x3p".
 
     Raises:
         ValueError: another format.
@@ -378,6 +382,14 @@ def _kinds(name: str, asked: str | Sequence[str] | None, formats: Sequence[str])
     if unknown:
         raise ValueError(f"{name} must be among {', '.join(formats)}, got {unknown[0]!r}")
     return normalized
+
+
+def _date_of(metadata: Mapping[str, Any]) -> datetime | None:
+    """When a result was made, if its metadata say that."""
+    try:
+        return datetime.fromisoformat(str(metadata.get("date")))
+    except ValueError:
+        return None
 
 
 def height_statistics(height: np.ndarray, valid: np.ndarray) -> dict[str, float | int | None]:

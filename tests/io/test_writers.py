@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import tifffile
 import torch
 
-from gplws.io import files, read_stack, save_reconstruction, write_height_tiff, writers
+from gplws.io import files, read_stack, save_reconstruction, surfaces, write_height_tiff, writers
 from gplws.io.pictures import preview_png
 from gplws.io.writers import RESULT_FILES, jsonable
 
@@ -174,10 +175,19 @@ class TestContent:
         titles = [content[f"/{n}/data/title"] for n in range(3)]
         assert titles == ["Height", "All in focus", "Confidence"]
 
+    @pytest.mark.parametrize("date", [None, "some day", "2024-02-29T13:05:07+02:00"])
+    def test_x3p_has_the_date_of_the_result_or_of_today(self, tmp_path, date):
+        x3pio = pytest.importorskip("x3pio")
+        result = make_result(metadata={"date": date})
+        out = save_reconstruction(result, tmp_path / "out", surface="x3p")
+        expected = datetime.fromisoformat(date) if date and date[0] == "2" else datetime.now()
+        difference = x3pio.read(out / "height.x3p").metadata.date - expected.astimezone()
+        assert abs(difference) < timedelta(minutes=1)
+
     def test_only_declared_files_are_written(self, tmp_path):
         everything = {"mesh": ("ply", "stl", "glb")}
-        if importlib.util.find_spec("gwyfile") and importlib.util.find_spec("sdfio"):
-            everything["surface"] = ("gwy", "sdf")
+        if all(importlib.util.find_spec(package) for package in surfaces._PACKAGES.values()):
+            everything["surface"] = surfaces.SURFACE_FORMATS
         out = save_reconstruction(make_result(), tmp_path / "out", **everything)
         assert {path.name for path in out.iterdir()} <= RESULT_FILES
 
@@ -192,7 +202,7 @@ class TestSafety:
             ({"units": "frames"}, {"mesh": "ply"}, "z_step_um"),
             ({"pixel_size_um": None}, {"mesh": "ply"}, "pixel_size_um"),
             ({}, {"mesh": "obj"}, "mesh must be among"),
-            ({}, {"surface": "x3p"}, "surface must be among gwy, sdf"),
+            ({}, {"surface": "obj"}, "surface must be among gwy, sdf, x3p"),
             ({"valid": np.ones((3, 4), bool)}, {}, "valid must be"),
             ({"confidence": np.ones((24, 31, 1))}, {}, "confidence must be"),
             ({"all_in_focus": np.ones((3, 4), "u1")}, {}, "all_in_focus must be"),
