@@ -10,11 +10,12 @@ import logging
 import os
 import re
 import sys
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from gplws.io.meshes import DEFAULT_MAX_FACES
 from gplws.tiling import DEFAULT_MEMORY_MB
@@ -176,6 +177,21 @@ def _add_formats(add: Callable[..., Any]) -> None:
     )
 
 
+@dataclass(frozen=True, repr=False)
+class _Type:
+    """What turns the text of an argument into its value; --help calls it by its name."""
+
+    name: str
+    parse: Callable[[Any], Any]
+
+    def __call__(self, given: Any) -> Any:
+        return self.parse(given)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@partial(_Type, "words")
 def _words(given: str | Sequence[Any] | None) -> list[str] | None:
     """Words as ``a,b``, ``[a, b]`` or the list of a --config file."""
     if given is None:
@@ -185,12 +201,24 @@ def _words(given: str | Sequence[Any] | None) -> list[str] | None:
     return [str(word).strip(" '\"") for word in given if str(word).strip()]
 
 
+@partial(_Type, "numbers")
 def _numbers(given: str | Sequence[float] | None) -> list[float] | None:
     """Numbers as words, or a text file that holds them."""
     if isinstance(given, str) and Path(given).is_file():
         given = ",".join(re.split(r"[\s,;]+", Path(given).read_text(encoding="utf-8")))
     words = _words(given)
     return None if words is None else [float(word) for word in words]
+
+
+@partial(_Type, "precisions")
+def _precisions(given: str | Sequence[str] | None) -> list[str] | None:
+    """Precisions as words."""
+    from gplws.reconstruct import Precision
+
+    words = _words(given)
+    if not set(words or ()) <= {*get_args(Precision)}:
+        raise ArgumentTypeError(f"expected {', '.join(get_args(Precision))}, got {given!r}")
+    return words
 
 
 def _reconstruct_parser() -> ArgumentParser:
@@ -501,8 +529,6 @@ def _evaluate_parser() -> ArgumentParser:
 def _benchmark_parser() -> ArgumentParser:
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    from gplws.reconstruct import Precision
-
     benchmark = ArgumentParser(
         description="Measure how long methods take on this machine, from frames in memory to maps "
         "in memory, the methods taking turns.",
@@ -519,9 +545,9 @@ def _benchmark_parser() -> ArgumentParser:
     )
     add(
         "--precisions",
-        type=list[Precision],
+        type=_precisions,
         default=["float32"],
-        metavar="[PRECISION, ...]",
+        metavar="PRECISION,...",
         help="of networks: float32, bfloat16, float16 (GPU)",
     )
     add("--frames", type=int | None, default=None, help="of the rendered stack; default: 10")
@@ -730,10 +756,12 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
     if len(given) + options.demo != 1:
         parser.error("give either the path of a stack or --demo")
 
+    from gplws.io.meshes import require_max_faces
     from gplws.io.writers import mesh_kinds, surface_kinds
     from gplws.reconstruct import reconstruct
 
     calibrated = (*mesh_kinds(options.mesh), *surface_kinds(options.surface))
+    require_max_faces(options.max_faces)
     if options.demo:
         return _demo(options)
     path = Path(given[0])
@@ -839,9 +867,8 @@ def _demo(options: Namespace) -> int:
 
 def _name_of(stack: Path) -> str:
     """Name of a folder or file without the suffix that says its format."""
-    if stack.is_dir():
-        return stack.name
-    return re.sub(r"(\.ome)?\.(tiff?|npy|npz)$", "", stack.name, flags=re.IGNORECASE)
+    suffixes = "zarr" if stack.is_dir() else "tiff?|npy|npz|czi|lif|nd2"
+    return re.sub(rf"(\.ome)?\.({suffixes})$", "", stack.name, flags=re.IGNORECASE)
 
 
 def _common(options: Namespace) -> dict[str, Any]:

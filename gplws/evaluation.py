@@ -166,7 +166,9 @@ class Evaluation:
             cells += [_number(result.trusted.mae_frames)]
             cells += [_number(result.ause), _percent(result.rmse_left)]
             cells += [_percent(pooled.get((result.dataset, result.method), math.nan))]
-            cells += [_number(result.depth.mean_uncertainty), _number(result.depth.seconds)]
+            uncertainty = result.depth.mean_uncertainty
+            unit = "" if math.isnan(uncertainty) else f" {result.unit}"
+            cells += [_number(uncertainty) + unit, _number(result.depth.seconds)]
             rows.append(cells)
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         lines = []

@@ -274,3 +274,5 @@ def _check_shapes(depth: Tensor, depth_index: Tensor, valid: Tensor) -> None:
             raise ValueError(
                 f"{name}: expected (B, H, W) = {tuple(depth.shape)}, got {tuple(tensor.shape)}"
             )
+    if valid.dtype != torch.bool:
+        raise TypeError(f"valid: expected bool, got {valid.dtype}")

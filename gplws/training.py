@@ -797,17 +797,28 @@ def _fresh_model(config: ModelConfig) -> nn.Module:
     if config.weights is not None:
         model = load_model(config.name, weights=config.weights, fused=False)
         if config.arguments:
-            wanted = build_model(config.name, config.arguments)
+            wanted = _built(config)
             if wanted.config != model.config:
                 raise ValueError(
                     f"model.weights: {config.weights} holds a network with {model.config}, "
                     f"model.arguments ask for {wanted.config}"
                 )
         return model
-    model = build_model(config.name, config.arguments)
+    model = _built(config)
     if config.head_gain is not None and isinstance(model, GPLWSNet):
         nn.init.constant_(model.head.bn.weight, config.head_gain)
     return model
+
+
+def _built(config: ModelConfig) -> nn.Module:
+    """The network with random weights."""
+    try:
+        return build_model(config.name, config.arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"model.arguments: {error}; a preset has those of its own network, "
+            "--model.arguments '{}' takes none"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from microscope_files import write_lif, write_zarr
 
 from gplws import __version__
 from gplws.cli import main
@@ -37,6 +38,14 @@ def run(*words):
         return main([str(w) for w in words])
     except SystemExit as stop:
         return stop.code
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "convert", "evaluate", "benchmark"])
+def test_help_names_types_by_words(command, capsys):
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "type: words" in text
+    assert "<function" not in text
 
 
 def test_a_folder_becomes_a_height_map(folder, tmp_path, capsys):
@@ -122,6 +131,8 @@ def test_the_default_folder_is_named_after_the_stack(folder, tmp_path, monkeypat
         ("scan.tif", "scan.tif_gplws"),
         ("a.b.OME.TIF", "a.b_gplws"),
         ("1.5um.npy", "1.5um_gplws"),
+        ("1.5um.lif", "1.5um_gplws"),
+        ("scan.ome.zarr", "scan_gplws"),
     ],
 )
 def test_the_default_folder_has_the_full_name_of_the_stack(
@@ -133,6 +144,12 @@ def test_the_default_folder_has_the_full_name_of_the_stack(
         tifffile.imwrite(stack, read_stack(folder).frames, metadata={"axes": "ZYX"})
     elif name.endswith(".npy"):
         np.save(stack, read_stack(folder).frames)
+    elif name.endswith(".lif"):
+        pytest.importorskip("liffile")
+        write_lif(stack, {"a": read_stack(folder).frames[:, None]})
+    elif name.endswith(".zarr"):
+        pytest.importorskip("zarr")
+        write_zarr(stack, {"a": read_stack(folder).frames}, "zyx")
     else:
         folder.rename(stack)
     assert run("reconstruct", name, "--quiet") == 0
@@ -147,6 +164,7 @@ def test_the_default_folder_has_the_full_name_of_the_stack(
         (["--mesh", "stl", "--z-step", 2], "pass pixel_size_um"),
         (["--mesh", "[ply, obj]", "--z-step", 2, "--pixel-size", 1], "got 'obj'"),
         (["--surface", "obj"], "surface must be among gwy, sdf, x3p"),
+        (["--max-faces", 1], "max_faces must be at least 2"),
     ],
 )
 def test_a_mesh_that_cannot_be_made_is_refused_before_the_work(
@@ -481,10 +499,12 @@ def test_methods_are_timed_on_a_stack_that_is_rendered_or_given(tmp_path, capsys
     new = ("-o", tmp_path / "new" / "times.json")
     assert run("benchmark", "--config", config, *words, *new) == 0
     assert capsys.readouterr().out.startswith("4 x 16 x 16 float64, device cpu\n")
-    both = ("--precisions", "[float32, bfloat16]")
+    both = ("--precisions", "float32,bfloat16")
     assert run("benchmark", tmp_path / "stack.npy", *words, *both) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[2:5]] == ["sml", "gplws", "gplws, bfloat16"]
+    assert run("benchmark", *size, "--precisions", "float31", "--quiet") == 2
+    assert "expected float32, bfloat16, float16, got 'float31'" in capsys.readouterr().err
     assert run("benchmark", *size, "--methods", "[magic]", "--quiet") == 1
     assert "method must be one of" in capsys.readouterr().err
 
@@ -517,6 +537,7 @@ def test_the_printed_configuration_is_the_one_that_is_used(tmp_path, capsys):
         (["train", "--loss.sigma", "-1", *TINY], 1, "loss.sigma must be positive"),
         (["train", "--resume", "--out", "nowhere"], 1, "no such file: nowhere/checkpoint.pt"),
         (["train", "--model.name", "unet", *TINY], 1, "unknown model 'unet'"),
+        (["train", "--model.name", "fvnet"], 1, "--model.arguments '{}' takes none"),
         (["train", "--model.weights", "w.safetensors", *TINY], 1, "w.safetensors"),
         (["train", "--device", "tpu", *TINY], 1, "device 'tpu' cannot be used"),
         (["export", "nowhere", "w.safetensors"], 1, "no such file: nowhere"),

@@ -59,6 +59,7 @@ def test_the_uncertainty_of_a_method_is_among_its_figures(samples):
     known, none = found.means()
     assert known.depth.mean_uncertainty == pytest.approx(0.25)
     assert math.isnan(none.depth.mean_uncertainty)
+    assert f"0.250 {known.unit}" in found.table()
 
 
 def test_the_uncertainty_of_a_network_is_the_spread_of_its_softmax(samples):

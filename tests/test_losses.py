@@ -196,3 +196,5 @@ def test_shapes_that_do_not_fit_are_named(case):
         FocusLoss()(volume, depth[:1], valid)
     with pytest.raises(ValueError, match="valid: expected"):
         absolute_error(depth, depth, valid[..., 1:])
+    with pytest.raises(TypeError, match=r"valid: expected bool, got torch\.float32"):
+        FocusLoss()(volume, depth, valid.float())

@@ -120,6 +120,12 @@ def require_calibration(units: str, pixel_size_um: float | None, what: str = "a 
     return checked_length(pixel_size_um, "pixel_size_um")
 
 
+def require_max_faces(max_faces: int) -> None:
+    """Raise ValueError where not even one pair of triangles is allowed."""
+    if max_faces < 2:
+        raise ValueError(f"max_faces must be at least 2, got {max_faces}")
+
+
 def known_heights(height_um: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
     """(H, W) bool: heights that are finite and, where that is told, valid.
 
@@ -159,8 +165,7 @@ def triangulate(
     """
     if height_um.ndim != 2 or min(height_um.shape) < 2:
         raise ValueError(f"height_um must be (H, W) with H, W >= 2, got shape {height_um.shape}")
-    if max_faces < 2:
-        raise ValueError(f"max_faces must be at least 2, got {max_faces}")
+    require_max_faces(max_faces)
     known = known_heights(height_um, valid)
     step = _stride(height_um.shape, max_faces)
     if step > 1:

@@ -13,6 +13,22 @@ from torch.autograd import forward_ad
 _HALF = (torch.bfloat16, torch.float16)
 
 
+def require_tensors(op: str, **tensors: Tensor | None) -> None:
+    """Raise TypeError for the first that is no tensor, such as an array of numpy."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+
+
+def require_positive(op: str, **numbers: int) -> None:
+    """Raise TypeError for the first that is no integer, ValueError for one below 1."""
+    for name, number in numbers.items():
+        if not isinstance(number, int | torch.SymInt):
+            raise TypeError(f"{op}: {name} must be an integer, got {type(number).__name__}")
+        if number < 1:
+            raise ValueError(f"{op}: {name} must be at least 1, got {number}")
+
+
 def require_float32(
     op: str, *, half_on_cuda: bool = False, has_autocast: bool = False, **tensors: Tensor | None
 ) -> None:
@@ -21,6 +37,7 @@ def require_float32(
     With ``half_on_cuda``, CUDA tensors may also be bfloat16 or float16; with ``has_autocast`` other
     tensors as well under autocast, which casts them.
     """
+    require_tensors(op, **tensors)
     for name, tensor in tensors.items():
         if tensor is None or tensor.dtype == torch.float32:
             continue
@@ -41,6 +58,7 @@ def require_float(op: str, *, has_autocast: bool, x: Tensor, **others: Tensor | 
     These are float32 and bfloat16, on CUDA also float16. With ``has_autocast`` dtypes may differ
     under autocast, which casts them.
     """
+    require_tensors(op, x=x, **others)
     on_cuda = x.device.type == "cuda"
     dtypes = (torch.float32, *(_HALF if on_cuda else (torch.bfloat16,)))
     if x.dtype not in dtypes and not (has_autocast and _is_cast(x)):
@@ -184,6 +202,7 @@ def has_plain_kernel(*tensors: Tensor) -> bool:
 
 def require_floats(op: str, **tensors: Tensor | None) -> None:
     """Raise TypeError unless all tensors have the floating dtype of the first one."""
+    require_tensors(op, **tensors)
     (first_name, first), *others = tensors.items()
     assert first is not None
     if not first.is_floating_point():

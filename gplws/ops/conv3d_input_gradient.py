@@ -11,6 +11,7 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops._arguments import (
     require_float32,
     require_one_device,
+    require_positive,
     require_shape,
     vmap_by_batch,
     without_autocast,
@@ -68,7 +69,8 @@ def conv3d_input_gradient(
     if stride not in (1, 2):
         raise ValueError(f"{op}: stride must be 1 or 2, got {stride}")
     batch, channels_out, frames = grad.shape[:3]
-    if groups < 1 or channels_out % groups:
+    require_positive(op, groups=groups)
+    if channels_out % groups:
         raise ValueError(
             f"{op}: groups must divide the {channels_out} channels of grad, got {groups}"
         )

@@ -11,6 +11,7 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops._arguments import (
     require_float32,
     require_one_device,
+    require_positive,
     require_shape,
     vmap_by_batch,
     without_autocast,
@@ -56,7 +57,8 @@ def conv3d_weight_gradient(x: Tensor, grad: Tensor, *, groups: int = 1, stride: 
     if stride not in (1, 2):
         raise ValueError(f"{op}: stride must be 1 or 2, got {stride}")
     batch, channels, frames, height, width = x.shape
-    if groups < 1 or channels % groups or grad.shape[1] % groups:
+    require_positive(op, groups=groups)
+    if channels % groups or grad.shape[1] % groups:
         raise ValueError(
             f"{op}: groups must divide the {channels} channels of x and the {grad.shape[1]} of "
             f"grad, got {groups}"

@@ -15,6 +15,7 @@ from gplws.ops._arguments import (
     require_float32,
     require_one_device,
     require_out,
+    require_positive,
 )
 from gplws.ops.reference import FocusSearchResult, Refinement, refine_depth
 
@@ -90,10 +91,7 @@ def focus_search(
     batch, frames = volume.shape[:2]
     if frames < 1:
         raise ValueError(f"{op}: volume must have at least one frame, got {tuple(volume.shape)}")
-    if groups < 1:
-        raise ValueError(f"{op}: groups must be at least 1, got {groups}")
-    if radius < 1:
-        raise ValueError(f"{op}: radius must be at least 1, got {radius}")
+    require_positive(op, groups=groups, radius=radius)
     if refinement not in _REFINEMENTS:
         raise ValueError(f"{op}: refinement must be one of {_REFINEMENTS}, got {refinement!r}")
     if focus_positions is None:

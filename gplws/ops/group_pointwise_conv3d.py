@@ -19,6 +19,7 @@ from gplws.ops._arguments import (
     require_float,
     require_one_device,
     require_out,
+    require_positive,
     require_shape,
     vmap_by_batch,
     without_autocast,
@@ -118,7 +119,8 @@ def group_pointwise_conv3d(
             f"{op}: weight must be (M, C / groups, 3, 3, 3), got shape {tuple(weight.shape)}"
         )
     channels, middle = x.shape[1], weight.shape[0]
-    if groups < 1 or channels % groups or middle % groups:
+    require_positive(op, groups=groups)
+    if channels % groups or middle % groups:
         raise ValueError(
             f"{op}: groups must divide the {channels} channels of x and the {middle} of weight, "
             f"got {groups}"

@@ -19,6 +19,7 @@ from gplws.ops._arguments import (
     require_float,
     require_one_device,
     require_out,
+    require_positive,
     require_shape,
     vmap_by_batch,
     without_autocast,
@@ -69,7 +70,8 @@ def up_conv3d(
     if x.dim() != 5:
         raise ValueError(f"{op}: x must be (B, C, N, H, W), got shape {tuple(x.shape)}")
     channels = x.shape[1]
-    if groups < 1 or channels % groups:
+    require_positive(op, groups=groups)
+    if channels % groups:
         raise ValueError(f"{op}: groups must divide the {channels} channels of x, got {groups}")
     require_shape(op, "weight", weight, (channels, 1, 3, 3, 3), "(C, 1, 3, 3, 3)")
     if bias is not None:

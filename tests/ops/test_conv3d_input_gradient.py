@@ -205,7 +205,7 @@ def test_vmap_equals_a_loop(in_dims, stride):
         ({"stride": 1}, ValueError, "grad must be"),
         ({"stride": 3}, ValueError, "stride must be 1 or 2, got 3"),
         ({"groups": 4}, ValueError, "groups must divide"),
-        ({"groups": 0}, ValueError, "groups must divide"),
+        ({"groups": 0}, ValueError, "groups must be at least 1"),
         ({"grad": torch.rand(1, 6, 2, 3, 5).double()}, TypeError, "grad must be float32"),
         ({"weight": torch.rand(6, 2, 3, 3, 3).bfloat16()}, TypeError, "weight must be float32"),
     ],

@@ -188,7 +188,7 @@ def test_vmap_equals_a_loop(in_dims):
         ({"stride": 2}, ValueError, "grad must be"),
         ({"stride": 3}, ValueError, "stride must be 1 or 2, got 3"),
         ({"groups": 4}, ValueError, "groups must divide"),
-        ({"groups": 0}, ValueError, "groups must divide"),
+        ({"groups": 0}, ValueError, "groups must be at least 1"),
         ({"x": torch.rand(1, 4, 2, 3, 5).double()}, TypeError, "x must be float32"),
         ({"grad": torch.rand(1, 6, 2, 3, 5).bfloat16()}, TypeError, "grad must be float32"),
     ],

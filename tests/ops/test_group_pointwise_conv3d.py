@@ -297,7 +297,7 @@ def test_it_may_be_called_from_several_threads_at_once():
         ({"pointwise_weight": None}, "pointwise_bias needs"),
         ({"residual": torch.rand(1, 6, 3, 5, 5)}, "residual must be"),
         ({"groups": 3}, "groups must divide"),
-        ({"groups": 0}, "groups must divide"),
+        ({"groups": 0}, "groups must be at least 1"),
         ({"stride": 3}, "stride must be"),
         ({"out": torch.rand(1, 6, 3, 5, 5)}, "out must be"),
     ],

@@ -126,7 +126,7 @@ def test_vmap_equals_a_loop(in_dims):
     [
         ({"x": torch.rand(4, 2, 3, 5)}, ValueError, "x must be"),
         ({"groups": 3}, ValueError, "groups must divide"),
-        ({"groups": 0}, ValueError, "groups must divide"),
+        ({"groups": 0}, ValueError, "groups must be at least 1"),
         ({"weight": torch.rand(4, 2, 3, 3, 3)}, ValueError, "weight must be"),
         ({"bias": torch.rand(4)}, ValueError, "bias must be"),
         ({"residual": torch.rand(1, 2, 2, 3, 5)}, ValueError, "residual must be"),
