@@ -202,8 +202,10 @@ def _words(given: str | Sequence[Any] | None) -> list[str] | None:
 
 
 @partial(_Type, "numbers")
-def _numbers(given: str | Sequence[float] | None) -> list[float] | None:
-    """Numbers as words, or a text file that holds them."""
+def _positions(given: str | Sequence[float] | None) -> list[float] | str | None:
+    """Numbers as words, a text file that holds them, or "names"."""
+    if given == "names":
+        return "names"
     if isinstance(given, str) and Path(given).is_file():
         given = ",".join(re.split(r"[\s,;]+", Path(given).read_text(encoding="utf-8")))
     words = _words(given)
@@ -255,11 +257,11 @@ def _reconstruct_parser() -> ArgumentParser:
     )
     add(
         "--focus-positions-um",
-        type=_numbers,
+        type=_positions,
         default=None,
-        metavar="UM,UM,...|FILE",
+        metavar="UM,UM,...|FILE|names",
         help="height of the plane in focus in each frame, um, or a text file with these numbers, "
-        "instead of --z-step",
+        "or names: the one number in which the names of the frames differ; instead of --z-step",
     )
     add(
         "--pixel-size-um",

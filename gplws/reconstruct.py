@@ -39,7 +39,7 @@ from gplws.devices import usable_device
 from gplws.io import read_reconstruction, read_stack, save_reconstruction
 from gplws.io.arrays import as_numpy
 from gplws.io.meshes import DEFAULT_MAX_FACES
-from gplws.io.readers import StackSource
+from gplws.io.readers import Positions, StackSource
 from gplws.models import GPLWSNet, load_model, model_names
 from gplws.models.classical_steps import CLASSICAL_STEPS, ClassicalStep
 from gplws.models.frame_bins import bin_size
@@ -139,7 +139,7 @@ def reconstruct(
     stack: StackSource,
     *,
     z_step_um: float | None = None,
-    focus_positions_um: Sequence[float] | np.ndarray | Tensor | None = None,
+    focus_positions_um: Positions = None,
     pixel_size_um: float | None = None,
     z_direction: ZDirection = "up",
     axes: str | None = None,
@@ -160,7 +160,7 @@ def reconstruct(
         z_step_um: distance from frame to frame, um, > 0. Without it, without
             ``focus_positions_um`` and without metadata that says it, heights are in frames.
         focus_positions_um: (N,) heights of the plane in focus, um, strictly monotonic; excludes
-            ``z_step_um``.
+            ``z_step_um``. "names": the one number in which the names of the frames' files differ.
         pixel_size_um: side of a pixel on the object, um, > 0; default: from the metadata.
         z_direction: "up" if the plane in focus rises from frame to frame, "down" if it sinks (the
             first frame shows the top in focus). Up is positive in the height map. The order of

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gplws.alignment import Alignment, requested_alignment
 from gplws.data import FocalStack
 from gplws.io import read_stack
-from gplws.io.readers import StackSource
+from gplws.io.readers import Positions, StackSource
 from gplws.reconstruct import (
     Engine,
     Precision,
@@ -49,7 +49,7 @@ def reconstruct_stream(
     stacks: Iterable[StackSource],
     *,
     z_step_um: float | None = None,
-    focus_positions_um: Sequence[float] | np.ndarray | Tensor | None = None,
+    focus_positions_um: Positions = None,
     pixel_size_um: float | None = None,
     z_direction: ZDirection = "up",
     axes: str | None = None,

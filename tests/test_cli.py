@@ -206,6 +206,15 @@ def test_x3p_is_the_same_when_converted(folder, tmp_path):
     assert (copy / "height.x3p").read_bytes() == (out / "height.x3p").read_bytes()
 
 
+def test_focus_positions_may_be_those_of_the_names(folder, tmp_path):
+    for index, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"z{0.5 * index}.png")
+    out = tmp_path / "out"
+    words = ("--focus-positions-um", "names", "--pixel-size", 1, "--mesh", "ply", "--quiet")
+    assert run("reconstruct", folder, "-o", out, *words) == 0
+    assert tifffile.imread(out / "height.tif").mean() == pytest.approx(3 * 0.5, abs=0.1)
+
+
 def test_a_mesh_takes_its_calibration_from_the_file(folder, tmp_path):
     path = tmp_path / "stack.tif"
     frames = read_stack(folder).frames

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 Frame: TypeAlias = np.ndarray | Tensor
 StackSource: TypeAlias = str | os.PathLike[str] | Frame | FocalStack | Sequence[Any]
+Positions: TypeAlias = Sequence[float] | np.ndarray | Tensor | Literal["names"] | None
 Progress: TypeAlias = bool | Callable[[int, int], None] | None
 
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -66,7 +67,7 @@ def read_stack(
     channel: int | None = None,
     image: ImageChoice = None,
     z_step_um: float | None = None,
-    focus_positions_um: Sequence[float] | np.ndarray | Tensor | None = None,
+    focus_positions_um: Positions = None,
     pixel_size_um: float | None = None,
     progress: Progress = None,
 ) -> FocalStack:
@@ -98,6 +99,7 @@ def read_stack(
             series, positions); default: the only one that is a stack.
         z_step_um: distance between frames, um, > 0.
         focus_positions_um: (N,) focus positions, um, strictly monotonic; excludes ``z_step_um``.
+            "names": of files with one frame each, the one number in which their names differ.
         pixel_size_um: side of a pixel on the object, um, > 0.
         progress: True shows a progress bar on stderr; a function is called with (frames read,
             frames in all).
@@ -166,7 +168,11 @@ def list_frames(folder: str | os.PathLike[str], *, leave_out: Collection[str] = 
         FileNotFoundError: the folder does not exist.
         StackReadError: the folder cannot be listed, or holds no image.
     """
-    root = Path(folder)
+    return _frames_of(Path(folder), leave_out, even=True)
+
+
+def _frames_of(root: Path, leave_out: Collection[str], even: bool) -> list[Path]:
+    """What `list_frames` returns; gaps are warned of where steps count as ``even``."""
     try:
         entries = list(root.iterdir())
     except FileNotFoundError:
@@ -190,7 +196,8 @@ def list_frames(folder: str | os.PathLike[str], *, leave_out: Collection[str] = 
     values = _values_of_names([path.stem.lower() for path in paths])
     if values is not None:
         order = sorted(range(len(paths)), key=values.__getitem__)
-        _warn_of_gaps(root, [paths[index].name for index in order], sorted(values))
+        if even:
+            _warn_of_gaps(root, [paths[index].name for index in order], sorted(values))
         return [paths[index] for index in order]
     grid = _grid_of_names([path.stem.lower() for path in paths])
     if grid:
@@ -253,7 +260,8 @@ def _warn_of_gaps(root: Path, names: Sequence[str], values: Sequence[float]) -> 
     places = [f"{names[k]} and {names[k + 1]}" for k in gaps[:3]]
     logger.warning(
         "%s: no frame between %s, although the others follow each other by %g: if frames are "
-        "missing, heights beyond are too small; pass focus_positions_um",
+        "missing, heights beyond are too small; pass focus_positions_um, 'names' if these numbers "
+        "are um",
         root,
         ", ".join(places) + (", ..." if len(gaps) > 3 else ""),
         usual,
@@ -309,7 +317,7 @@ class _Given:
         channel: int | None,
         image: ImageChoice,
         z_step_um: float | None,
-        focus_positions_um: Sequence[float] | np.ndarray | Tensor | None,
+        focus_positions_um: Positions,
         pixel_size_um: float | None,
     ) -> None:
         self.axes = axes
@@ -324,6 +332,25 @@ class _Given:
         if self.image is not None:
             raise ValueError(f"image={self.image!r}: {source} is no file that may hold several")
 
+    def positions(
+        self, names: Sequence[str] | None, source: str
+    ) -> Sequence[float] | np.ndarray | Tensor | None:
+        """Focus positions that are given, or that the names of the files say."""
+        given = self.focus_positions_um
+        if not isinstance(given, str):
+            return given
+        if given != "names":
+            raise TypeError(f"focus_positions_um: expected numbers or 'names', got {given!r}")
+        if names is None:
+            raise ValueError(f"focus_positions_um='names': {source} is not one file for each frame")
+        values = _values_of_names([Path(name).stem.lower() for name in names])
+        if values is None:
+            raise ValueError(
+                f"focus_positions_um='names': the names of {source} ({names[0]}, {names[1]}, ...) "
+                "do not differ in one number alone"
+            )
+        return values
+
     def stack(
         self,
         frames: Frame,
@@ -335,7 +362,7 @@ class _Given:
     ) -> FocalStack:
         """Focal stack from frames whose axes and calibration the source gave."""
         found = calibration or Calibration()
-        z_step, positions = self.z_step_um, self.focus_positions_um
+        z_step, positions = self.z_step_um, self.positions(names, source or "source")
         if z_step is None and positions is None:
             positions = found.focus_positions_um
             z_step = found.z_step_um if positions is None else None
@@ -397,7 +424,8 @@ def _override(stack: FocalStack, given: _Given) -> FocalStack:
         changes["frames"] = arrange_frames(stack.frames, axes, given.channel)
         if given.channel is not None:
             changes["metadata"] = {**stack.metadata, "channel": given.channel}
-    positions = resolve_positions(stack.n_frames, given.z_step_um, given.focus_positions_um)
+    numbers = given.positions(stack.names, "source")
+    positions = resolve_positions(stack.n_frames, given.z_step_um, numbers)
     if positions is not None:
         changes["focus_positions_um"] = positions
         if given.z_step_um is not None:
@@ -413,7 +441,8 @@ def _read_path(path: Path, given: _Given, progress: Progress) -> FocalStack:
         if is_zarr(path) or suffix == ".zarr":
             return _read_stored(path, read_microscope_stack, given, progress)
         _refuse_results(path)
-        return _read_files(list_frames(path), given, progress, source=str(path))
+        even = given.focus_positions_um is None
+        return _read_files(_frames_of(path, (), even), given, progress, source=str(path))
     if not path.exists():
         raise FileNotFoundError(f"source: no such file or folder: {path}")
     if suffix in _TIFF_SUFFIXES:

@@ -293,6 +293,45 @@ class TestFolders:
             read_stack(tmp_path, axes="ZYX")
 
 
+class TestPositionsOfNames:
+    @pytest.fixture
+    def named(self, tmp_path):
+        def write(*stems):
+            for stem in stems:
+                tifffile.imwrite(tmp_path / f"{stem}.tif", textured()[0])
+            return tmp_path
+
+        return write
+
+    @pytest.mark.parametrize("listed", [False, True])
+    def test_they_are_the_numbers_in_which_names_differ(self, named, listed, caplog):
+        folder = named("scan3_z-1.5um", "scan3_z0um", "scan3_z0.5um", "scan3_z4um")
+        source = list_frames(folder) if listed else folder
+        caplog.clear()
+        stack = read_stack(source, focus_positions_um="names")
+        np.testing.assert_array_equal(stack.focus_positions_um, [-1.5, 0, 0.5, 4])
+        again = read_stack(read_stack(folder), focus_positions_um="names")
+        np.testing.assert_array_equal(again.focus_positions_um, stack.focus_positions_um)
+
+    def test_gaps_between_them_are_none(self, named, caplog):
+        folder = named("f1", "f2", "f4", "f5", "f6")
+        read_stack(folder, focus_positions_um="names")
+        assert not caplog.text
+        read_stack(folder)
+        assert "'names' if these numbers are um" in caplog.text
+
+    def test_names_that_say_none(self, named, tmp_path):
+        folder = named("a1_z3", "a2_z4", "b")
+        with pytest.raises(ValueError, match=r"a1_z3\.tif, a2_z4\.tif.*in one number alone"):
+            read_stack(folder, focus_positions_um="names")
+        np.save(tmp_path / "a.npy", textured())
+        for source in (tmp_path / "a.npy", textured()):
+            with pytest.raises(ValueError, match="is not one file for each frame"):
+                read_stack(source, focus_positions_um="names")
+        with pytest.raises(TypeError, match="expected numbers or 'names', got 'name'"):
+            read_stack(folder, focus_positions_um="name")
+
+
 class TestBadFolders:
     def test_missing_paths_are_named(self, tmp_path):
         for source in (tmp_path / "no", str(tmp_path / "no.tif"), [tmp_path / "no.png"] * 2):
