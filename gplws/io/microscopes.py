@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from .calibration import Calibration, square_pixel, um_per_unit, usable_length
 from .errors import DECODE_ERRORS, StackReadError
+from .packages import require_package
 from .stored import ImageChoice, StoredImage, StoredStack, choose_image
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,6 @@ class _Content(NamedTuple):
 
 
 _PACKAGES = {".czi": "pylibCZIrw", ".lif": "liffile", ".nd2": "nd2", ".zarr": "zarr"}
-_LEAST_PYTHON = {"liffile": (3, 11), "zarr": (3, 11)}
 MICROSCOPE_SUFFIXES = frozenset(_PACKAGES)
 
 # Any of these makes a folder one of Zarr, versions 2 and 3.
@@ -65,7 +63,7 @@ def read_microscope_stack(path: Path, progress: Report, image: ImageChoice = Non
         ModuleNotFoundError: the package that reads the format is not installed.
     """
     suffix = ".zarr" if path.is_dir() else path.suffix.lower()
-    _require_package(suffix)
+    require_package(_PACKAGES[suffix], suffix, "io")
     with ExitStack() as files:
         with _naming(path):
             content = files.enter_context(_OPENERS[suffix](path))
@@ -79,20 +77,6 @@ def read_microscope_stack(path: Path, progress: Report, image: ImageChoice = Non
             calibration = Calibration()
     _warn_of_blank_frames(path, array, axes.upper())
     return StoredStack(array, axes, calibration)
-
-
-def _require_package(suffix: str) -> None:
-    package = _PACKAGES[suffix]
-    least = _LEAST_PYTHON.get(package, (3, 10))
-    if sys.version_info < least:
-        raise ModuleNotFoundError(
-            f"{suffix} needs the package {package}, and that Python {least[0]}.{least[1]}",
-            name=package,
-        )
-    if importlib.util.find_spec(package) is None:
-        raise ModuleNotFoundError(
-            f"{suffix} needs the package {package}: pip install 'gplws[io]'", name=package
-        )
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from io import BytesIO
@@ -17,9 +15,9 @@ from ..luminance import LUMINANCE
 from .arrays import as_numpy
 from .files import kind_of, write_file
 from .meshes import known_heights, require_calibration
+from .packages import require_package
 
 _PACKAGES = {"gwy": "gwyfile", "sdf": "sdfio", "x3p": "x3pio"}
-_LEAST_PYTHON = {"sdfio": (3, 11), "x3pio": (3, 11)}
 SURFACE_FORMATS = tuple(_PACKAGES)
 
 _METRES_PER_UM = 1e-6
@@ -91,7 +89,7 @@ def encode_surface(
 ) -> bytes:
     """Content of the file that `write_surface` writes; ``kind`` is "gwy", "sdf" or "x3p"."""
     pixel_size_m = require_calibration(units, pixel_size_um, "a surface file") * _METRES_PER_UM
-    require_package(kind)
+    require_surface_package(kind)
     height_um = as_numpy(height_um)
     valid = None if valid is None else as_numpy(valid)
     channels = {name: as_numpy(image) for name, image in (images or {}).items()}
@@ -108,20 +106,9 @@ def encode_surface(
     return encode(np.where(known, height_m, np.nan), pixel_size_m, when)
 
 
-def require_package(kind: str) -> None:
+def require_surface_package(kind: str) -> None:
     """Raise ModuleNotFoundError where a format cannot be written; it says what to install."""
-    package = _PACKAGES[kind]
-    least = _LEAST_PYTHON.get(package, (3, 10))
-    if sys.version_info < least:
-        raise ModuleNotFoundError(
-            f"a .{kind} file needs the package {package}, and that Python {least[0]}.{least[1]}",
-            name=package,
-        )
-    if importlib.util.find_spec(package) is None:
-        raise ModuleNotFoundError(
-            f"a .{kind} file needs the package {package}: pip install 'gplws[surface]'",
-            name=package,
-        )
+    require_package(_PACKAGES[kind], f".{kind}", "surface")
 
 
 def _sdf(height_m: np.ndarray, pixel_size_m: float, date: datetime) -> bytes:

@@ -21,7 +21,7 @@ from .arrays import as_numpy
 from .files import new_folder_content, write_bytes, write_file
 from .meshes import DEFAULT_MAX_FACES, MESH_FORMATS, encode_mesh, require_calibration
 from .pictures import preview_png
-from .surfaces import SURFACE_FORMATS, encode_surface, require_package
+from .surfaces import SURFACE_FORMATS, encode_surface, require_surface_package
 
 # Every file that save_reconstruction may write: overwriting removes these and no others.
 RESULT_FILES = frozenset(
@@ -371,7 +371,7 @@ def surface_kinds(surface: str | Sequence[str] | None) -> tuple[str, ...]:
     """
     kinds = _kinds("surface", surface, SURFACE_FORMATS)
     for kind in kinds:
-        require_package(kind)
+        require_surface_package(kind)
     return kinds
 
 
