@@ -39,6 +39,7 @@ from gplws.ops import (
     focus_search,
     group_pointwise_conv3d,
     reference,
+    regularise_surface,
     sample_surface,
     second_differences,
     smooth_surface,
@@ -71,6 +72,7 @@ OPS = (
     "smooth_surface",
     "sample_surface",
     "fit_peak",
+    "regularise_surface",
     "conv3d_input_gradient",
     "conv3d_weight_gradient",
 )
@@ -273,7 +275,7 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
 
 @torch.inference_mode()
 def classical_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
-    """Filters of focus measures, and the refinement of a slope through all frames."""
+    """Filters of focus measures, and refinement and regularisation of a slope."""
     if dtype != torch.float32:
         return
     stack, image, pixels = f"{frames}x{side}x{side}", f"{side}x{side}", side * side
@@ -325,6 +327,21 @@ def classical_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case
             frames + 1 + 3 * count,
         ),
         (fit_peak, reference.fit_peak, image, samples, {}, 45 * count, 4 * count + 1),
+        (
+            regularise_surface,
+            reference.regularise_surface,
+            image,
+            (surface[None], images[:1], 0.3 * images[1:2]),
+            {
+                "strength": 0.3,
+                "data_scale": 1.0,
+                "smoothness_scale": 4.0,
+                "guide_scale": 0.1,
+                "iterations": 12,
+            },
+            12 * (5 * 20 + 60 + 12 * 45),  # the majorant, and steps of conjugate gradients
+            4,
+        ),
     ):
         yield Case(
             ours.__name__,

@@ -119,6 +119,7 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         fit_peak,
         focus_search,
         group_pointwise_conv3d,
+        regularise_surface,
         sample_surface,
         second_differences,
         smooth_surface,
@@ -154,6 +155,16 @@ def planted_errors() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         "smooth_surface": lambda x: smooth_surface(x[0, -1, -1], limit=1),
         "sample_surface": lambda x: sample_surface(x[0, -1], good[0, 0, 0] + 2),
         "fit_peak": lambda x: fit_peak(x.view(-1)[-7 * 80 :].view(7, 8, 10)),
+        "regularise_surface": lambda x: regularise_surface(
+            x[0, -1, -1:],
+            good[0, -1, -1:],
+            good[0, -1, -1:],
+            strength=1,
+            data_scale=1,
+            smoothness_scale=1,
+            guide_scale=1,
+            iterations=1,
+        ),
     }
     for name, call in calls.items():
         short, odd = one_too_short(*size), misaligned(*size)

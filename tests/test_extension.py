@@ -26,6 +26,7 @@ CPU_OPS = [  # CUDA: stock ops
     "smooth_surface",
     "sample_surface",
     "fit_peak",
+    "regularise_surface",
 ]
 OPS = [*CUDA_OPS, *CPU_OPS]
 

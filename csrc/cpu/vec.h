@@ -32,17 +32,21 @@ constexpr int kAccumulators = 12;  // of 16
 
 GPLWS_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 
-// A load that the compiler must not repeat as the memory operand of each of its uses: a misaligned
-// 64-byte load costs two cycles, a register none.
-GPLWS_INLINE Vec load_once(const float* p) {
-  Vec v = load(p);
+// A value in a register, of which the compiler must not know where it is from.
+GPLWS_INLINE Vec settled(Vec v) {
 #if defined(__AVX512F__)
   __asm__("" : "+v"(v));
 #elif defined(__x86_64__)
   __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
 #endif
   return v;
 }
+
+// A load that is not repeated as the memory operand of each of its uses: a misaligned 64-byte load
+// costs two cycles, a register none.
+GPLWS_INLINE Vec load_once(const float* p) { return settled(load(p)); }
 
 GPLWS_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
@@ -219,6 +223,27 @@ GPLWS_INLINE Vec even_lanes(Vec a, Vec b) { return __builtin_shufflevector(a, b,
 GPLWS_INLINE Vec odd_lanes(Vec a, Vec b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
 GPLWS_INLINE Vec interleave_low(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
 GPLWS_INLINE Vec interleave_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+#endif
+
+// Lanes 1 on of `a` and the first of `b`; the last lane of `a` and all but the last of `b`.
+#if GPLWS_VEC_BYTES == 64
+GPLWS_INLINE Vec one_later(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+}
+GPLWS_INLINE Vec one_earlier(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
+                                 30);
+}
+#elif GPLWS_VEC_BYTES == 32
+GPLWS_INLINE Vec one_later(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 1, 2, 3, 4, 5, 6, 7, 8);
+}
+GPLWS_INLINE Vec one_earlier(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 7, 8, 9, 10, 11, 12, 13, 14);
+}
+#else
+GPLWS_INLINE Vec one_later(Vec a, Vec b) { return __builtin_shufflevector(a, b, 1, 2, 3, 4); }
+GPLWS_INLINE Vec one_earlier(Vec a, Vec b) { return __builtin_shufflevector(a, b, 3, 4, 5, 6); }
 #endif
 
 // `b` where either is NaN: one instruction each, which compilers do not find by themselves.

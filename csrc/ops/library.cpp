@@ -43,4 +43,7 @@ STABLE_TORCH_LIBRARY(gplws, m) {
   m.def(
       "fit_peak(Tensor values, Tensor? middle, Tensor? distances, Tensor? weights) -> "
       "(Tensor vertex, Tensor concave)");
+  m.def(
+      "regularise_surface(Tensor depth, Tensor confidence, Tensor guide, float strength, "
+      "float data_scale, float smoothness_scale, float guide_scale, int iterations) -> Tensor");
 }

@@ -22,12 +22,10 @@ import math
 import torch
 from torch import Tensor
 
-# Half of the eight neighbours, (dy, dx); the others are the same pairs seen from the other side.
-_NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
+from gplws.ops.reference import NEIGHBOURS, neighbour_difference, similarity
+from gplws.ops.regularise_surface import regularise_surface
+
 _ITERATIONS = 12
-_SOLVER_STEPS = 12
-# A pixel's own diagonal is at least this, so that one without confidence or neighbours is defined.
-_LEAST_DIAGONAL = 1e-6
 
 
 def regularise_depth(
@@ -93,20 +91,17 @@ def regularise_depth(
         raise ValueError(f"strength: expected at least 0, got {strength}")
     if iterations < 1:
         raise ValueError(f"iterations: expected at least 1, got {iterations}")
-    with torch.no_grad():
-        pairs = [
-            strength / math.hypot(*offset) * _similarity(_difference(guide, offset), guide_scale)
-            for offset in _NEIGHBOURS
-        ]
-        result = depth
-        for _ in range(iterations):
-            data = confidence * _similarity(result - depth, data_scale)
-            weights = [
-                pair * _similarity(_difference(result, offset), smoothness_scale)
-                for pair, offset in zip(pairs, _NEIGHBOURS, strict=True)
-            ]
-            result = _solve(data, depth, weights, result)
-    return result.clone() if result is depth else result
+    maps = (depth, confidence, guide)
+    batch = maps if depth.dim() == 3 else tuple(values[None] for values in maps)
+    result = regularise_surface(
+        *batch,
+        strength=strength,
+        data_scale=data_scale,
+        smoothness_scale=smoothness_scale,
+        guide_scale=guide_scale,
+        iterations=iterations,
+    )
+    return result if depth.dim() == 3 else result[0]
 
 
 def regularisation_energy(
@@ -123,13 +118,16 @@ def regularisation_energy(
     """What :func:`regularise_depth` lowers: E of ``result``, (H, W) maps each, as one number."""
 
     def penalty(x: Tensor, scale: float) -> Tensor:
-        return scale**2 * (1 - _similarity(x, scale))
+        return scale**2 * (1 - similarity(x, scale))
 
     energy = (confidence * penalty(result - depth, data_scale)).sum()
-    for offset in _NEIGHBOURS:
+    for offset in NEIGHBOURS:
         weight = strength / math.hypot(*offset)
-        weights = weight * _similarity(_difference(guide, offset), guide_scale)
-        energy = energy + (weights * penalty(_difference(result, offset), smoothness_scale)).sum()
+        weights = weight * similarity(neighbour_difference(guide, offset), guide_scale)
+        energy = (
+            energy
+            + (weights * penalty(neighbour_difference(result, offset), smoothness_scale)).sum()
+        )
     return energy
 
 
@@ -147,69 +145,3 @@ def _check_maps(depth: Tensor, confidence: Tensor, guide: Tensor) -> None:
             raise ValueError(
                 f"{name}: expected {tuple(depth.shape)} as depth, got {tuple(other.shape)}"
             )
-
-
-def _similarity(difference: Tensor, scale: float) -> Tensor:
-    """1 for no difference, towards 0 for one of several ``scale``."""
-    return torch.exp(-0.5 * (difference / scale) ** 2)
-
-
-def _parts(offset: tuple[int, int], height: int, width: int) -> tuple[tuple, tuple]:
-    """Where the first and the second pixel of each pair ``offset`` apart lie in (..., H, W)."""
-    dy, dx = offset
-    rows, below = slice(0, height - dy), slice(dy, height)
-    left, right = slice(0, width - abs(dx)), slice(abs(dx), width)
-    if dx < 0:
-        left, right = right, left
-    return (..., rows, left), (..., below, right)
-
-
-def _difference(image: Tensor, offset: tuple[int, int]) -> Tensor:
-    """Second minus first pixel of each pair of neighbours ``offset`` apart."""
-    first, second = _parts(offset, *image.shape[-2:])
-    return image[second] - image[first]
-
-
-def _solve(data: Tensor, target: Tensor, weights: list[Tensor], start: Tensor) -> Tensor:
-    """Minimum of ``sum data (d - target)^2 + sum weights (d_p - d_q)^2``, by conjugate gradients.
-
-    Preconditioned by the diagonal, a fixed number of steps from ``start``: none of them raises the
-    sum, and a GPU never has to wait for a test of convergence.
-    """
-    places = [_parts(offset, *start.shape[-2:]) for offset in _NEIGHBOURS]
-    diagonal = data.clone()
-    for weight, (first, second) in zip(weights, places, strict=True):
-        diagonal[first] += weight
-        diagonal[second] += weight
-    diagonal.clamp_(min=_LEAST_DIAGONAL)
-
-    def apply(x: Tensor) -> Tensor:
-        y = data * x
-        for weight, (first, second) in zip(weights, places, strict=True):
-            flow = weight * (x[second] - x[first])
-            y[first] -= flow
-            y[second] += flow
-        return y
-
-    x = start.clone()
-    residual = data * target - apply(x)
-    scaled = residual / diagonal
-    direction = scaled
-    product = _dot(residual, scaled)
-    for _ in range(_SOLVER_STEPS):
-        moved = apply(direction)
-        curvature = _dot(direction, moved)
-        step = torch.where(curvature > 0, product / curvature.clamp(min=1e-30), 0)
-        x = x + step * direction
-        residual = residual - step * moved
-        scaled = residual / diagonal
-        renewed = _dot(residual, scaled)
-        turn = torch.where(product > 0, renewed / product.clamp(min=1e-30), 0)
-        direction = scaled + turn * direction
-        product = renewed
-    return x
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner product of each map of (..., H, W), (..., 1, 1)."""
-    return (x * y).sum((-2, -1), keepdim=True)

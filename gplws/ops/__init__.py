@@ -11,6 +11,7 @@ from gplws.ops.focus_search import focus_search
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d, pack_weights
 from gplws.ops.local_filters import second_differences, symmetric_filter
 from gplws.ops.reference import FocusSearchResult, PeakFit, Refinement, SurfaceSamples
+from gplws.ops.regularise_surface import regularise_surface
 from gplws.ops.spline_smooth import spline_smooth
 from gplws.ops.surface_refinement import fit_peak, sample_surface, smooth_surface
 from gplws.ops.up_conv3d import up_conv3d
@@ -29,6 +30,7 @@ __all__ = [
     "focus_search",
     "group_pointwise_conv3d",
     "pack_weights",
+    "regularise_surface",
     "sample_surface",
     "second_differences",
     "smooth_surface",

@@ -31,6 +31,13 @@ SURFACE_REACH = 3
 
 _SURFACE_SIGMA = 2.0
 
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
+"""Half of the eight neighbours, (dy, dx); the others are the same pairs from the other side."""
+
+_CONJUGATE_STEPS = 12
+# A pixel's own diagonal is at least this, so that one without confidence or neighbours is defined.
+_LEAST_DIAGONAL = 1e-6
+
 
 class FocusSearchResult(NamedTuple):
     """What :func:`gplws.ops.focus_search` finds for each pixel."""
@@ -410,6 +417,104 @@ def fit_peak(
     vertex = -slope / (2 * torch.where(concave, curvature, -1.0))
     vertex = torch.where(concave, vertex, 0.0).clamp(-SURFACE_SAMPLES, SURFACE_SAMPLES)
     return PeakFit(vertex, concave)
+
+
+def regularise_surface(
+    depth: Tensor,
+    confidence: Tensor,
+    guide: Tensor,
+    *,
+    strength: float,
+    data_scale: float,
+    smoothness_scale: float,
+    guide_scale: float,
+    iterations: int,
+) -> Tensor:
+    """Robust regularisation of depth maps (B, H, W), from stock ops; without derivatives."""
+    with torch.no_grad():
+        pairs = [
+            strength
+            / math.hypot(*offset)
+            * similarity(neighbour_difference(guide, offset), guide_scale)
+            for offset in NEIGHBOURS
+        ]
+        result = depth
+        for _ in range(iterations):
+            data = confidence * similarity(result - depth, data_scale)
+            weights = [
+                pair * similarity(neighbour_difference(result, offset), smoothness_scale)
+                for pair, offset in zip(pairs, NEIGHBOURS, strict=True)
+            ]
+            result = solve_by_conjugate_gradients(data, depth, weights, result)
+    return result
+
+
+def similarity(difference: Tensor, scale: float) -> Tensor:
+    """1 for no difference, towards 0 for one of several ``scale``."""
+    return torch.exp(-0.5 * (difference / scale) ** 2)
+
+
+def _parts(offset: tuple[int, int], height: int, width: int) -> tuple[tuple, tuple]:
+    """Where the first and the second pixel of each pair ``offset`` apart lie in (..., H, W)."""
+    dy, dx = offset
+    rows, below = slice(0, height - dy), slice(dy, height)
+    left, right = slice(0, width - abs(dx)), slice(abs(dx), width)
+    if dx < 0:
+        left, right = right, left
+    return (..., rows, left), (..., below, right)
+
+
+def neighbour_difference(image: Tensor, offset: tuple[int, int]) -> Tensor:
+    """Second minus first pixel of each pair of neighbours ``offset`` apart."""
+    first, second = _parts(offset, *image.shape[-2:])
+    return image[second] - image[first]
+
+
+def solve_by_conjugate_gradients(
+    data: Tensor, target: Tensor, weights: list[Tensor], start: Tensor
+) -> Tensor:
+    """Minimum of ``sum data (d - target)^2 + sum weights (d_p - d_q)^2``, by conjugate gradients.
+
+    Preconditioned by the diagonal, a fixed number of steps from ``start``: none of them raises the
+    sum, and a GPU never has to wait for a test of convergence.
+    """
+    places = [_parts(offset, *start.shape[-2:]) for offset in NEIGHBOURS]
+    diagonal = data.clone()
+    for weight, (first, second) in zip(weights, places, strict=True):
+        diagonal[first] += weight
+        diagonal[second] += weight
+    diagonal = diagonal.clamp(min=_LEAST_DIAGONAL)
+
+    def apply(x: Tensor) -> Tensor:
+        y = data * x
+        for weight, (first, second) in zip(weights, places, strict=True):
+            flow = weight * (x[second] - x[first])
+            y[first] -= flow
+            y[second] += flow
+        return y
+
+    x = start.clone()
+    residual = data * target - apply(x)
+    scaled = residual / diagonal
+    direction = scaled
+    product = _dot(residual, scaled)
+    for _ in range(_CONJUGATE_STEPS):
+        moved = apply(direction)
+        curvature = _dot(direction, moved)
+        step = torch.where(curvature > 0, product / curvature.clamp(min=1e-30), 0)
+        x = x + step * direction
+        residual = residual - step * moved
+        scaled = residual / diagonal
+        renewed = _dot(residual, scaled)
+        turn = torch.where(product > 0, renewed / product.clamp(min=1e-30), 0)
+        direction = scaled + turn * direction
+        product = renewed
+    return x
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product of each map of (..., H, W), (..., 1, 1)."""
+    return (x * y).sum((-2, -1), keepdim=True)
 
 
 def position_at(positions: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ FRESH = "gplws, fresh results"
 GRADIENTS = ("conv3d_input_gradient", "conv3d_weight_gradient")
 CLASSICAL = (
     *("symmetric_filter", "second_differences"),
-    *("smooth_surface", "sample_surface", "fit_peak"),
+    *("smooth_surface", "sample_surface", "fit_peak", "regularise_surface"),
 )
 
 # The limits of the machine take long, and say nothing here.

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gplws.classical import regularise_depth
-from gplws.classical.regularisation import _NEIGHBOURS, _solve, regularisation_energy
+from gplws.classical.regularisation import regularisation_energy
+from gplws.ops.reference import NEIGHBOURS, solve_by_conjugate_gradients
 
 OPTIONS = dict(strength=0.3, data_scale=1.0, smoothness_scale=0.7, guide_scale=0.1)
 
@@ -34,7 +35,7 @@ def energy(result, depth, confidence, guide):
     height, width = depth.shape
     for y in range(height):
         for x in range(width):
-            for dy, dx in _NEIGHBOURS:
+            for dy, dx in NEIGHBOURS:
                 v, u = y + dy, x + dx
                 if v < height and 0 <= u < width:
                     edge = (guide[v, u] - guide[y, x]) / OPTIONS["guide_scale"]
@@ -73,7 +74,7 @@ def test_the_linear_system_is_solved():
     number = torch.arange(12).view(size)
     matrix = torch.diag(data.flatten())
     weights = []
-    for dy, dx in _NEIGHBOURS:
+    for dy, dx in NEIGHBOURS:
         first = number[: 4 - dy, max(-dx, 0) : 3 - max(dx, 0)]
         second = first + dy * 3 + dx
         weight = torch.rand(first.shape).double()
@@ -84,7 +85,8 @@ def test_the_linear_system_is_solved():
             matrix[p, q] -= w
             matrix[q, p] -= w
     expected = torch.linalg.solve(matrix, (data * target).flatten()).view(size)
-    torch.testing.assert_close(_solve(data, target, weights, torch.zeros_like(target)), expected)
+    found = solve_by_conjugate_gradients(data, target, weights, torch.zeros_like(target))
+    torch.testing.assert_close(found, expected)
 
 
 def test_outliers_give_way_and_the_step_stays():

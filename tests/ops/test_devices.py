@@ -15,6 +15,7 @@ from gplws.ops import (
     fit_peak,
     focus_search,
     group_pointwise_conv3d,
+    regularise_surface,
     sample_surface,
     spline_smooth,
     up_conv3d,
@@ -38,6 +39,10 @@ SEARCH_OUT = {f"out.{name}": result for name, result in focus_search(VOLUME)._as
 FILTER = {"images": IMAGES, "weights": torch.rand(3, 3)}
 DIFFERENCES = {"images": IMAGES, "shifts": torch.tensor([[0, 1], [2, -1]])}
 SURFACE = {"responses": VOLUME[0], "surface": torch.rand(5, 6)}
+MAPS = dict(zip(("depth", "confidence", "guide"), torch.rand(3, 1, 5, 6), strict=True))
+REGULARISATION = dict(
+    strength=0.3, data_scale=1.0, smoothness_scale=4.0, guide_scale=0.1, iterations=2
+)
 PEAK = dict(zip(("values", "middle", "distances", "weights"), torch.rand(4, 7, 5, 6), strict=True))
 
 WRAPPERS: dict[Any, dict[str, Any]] = {
@@ -48,6 +53,7 @@ WRAPPERS: dict[Any, dict[str, Any]] = {
     spline_smooth: {"images": IMAGES, "out": torch.rand(2, 5, 6)},
     sample_surface: SURFACE,
     fit_peak: PEAK,
+    regularise_surface: {**MAPS, **REGULARISATION},
 }
 
 # Arguments of the ops in the order of their schemas, where results to fill follow the options.
@@ -62,6 +68,7 @@ OPTIONS = {
     "second_differences": (),
     "sample_surface": (1,),
     "fit_peak": (),
+    "regularise_surface": tuple(REGULARISATION.values()),
 }
 OPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tensors before, behind the options
     "group_pointwise_conv3d.default": (CONV, {}),
@@ -77,6 +84,7 @@ OPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tensors before, beh
     "second_differences.default": (DIFFERENCES, {}),
     "sample_surface.default": (SURFACE, {}),
     "fit_peak.default": (PEAK, {}),
+    "regularise_surface.default": (MAPS, {}),
 }
 
 

@@ -23,6 +23,7 @@ from gplws.ops import (
     fit_peak,
     focus_search,
     group_pointwise_conv3d,
+    regularise_surface,
     sample_surface,
     smooth_surface,
     spline_smooth,
@@ -118,6 +119,18 @@ def test_the_refinement_along_a_surface_stays_inside_its_tensors(edge):
         ):
             expected, found = call(*tensors), call(*(memory.copy(t) for t in tensors))
             torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("edge", ["before", "behind"])
+def test_the_regularisation_stays_inside_its_tensors(edge):
+    options = dict(strength=0.3, data_scale=1.0, smoothness_scale=2.0, guide_scale=0.3)
+    sizes = [(3, width) for width in WIDTHS] + [(height, 19) for height in HEIGHTS]
+    for height, width in [*sizes, (60, 300)]:  # the last is cut into bands
+        memory = GuardedMemory(edge)
+        maps = torch.rand(3, 2, height, width)
+        expected = regularise_surface(*maps, **options, iterations=2)
+        found = regularise_surface(*map(memory.copy, maps), **options, iterations=2)
+        assert torch.equal(found, expected), (height, width)
 
 
 @pytest.mark.parametrize("edge", ["before", "behind"])

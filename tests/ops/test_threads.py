@@ -17,6 +17,7 @@ from gplws.ops import (
     fit_peak,
     focus_search,
     group_pointwise_conv3d,
+    regularise_surface,
     sample_surface,
     second_differences,
     smooth_surface,
@@ -44,6 +45,10 @@ calls = [
     lambda: smooth_surface(x[0, 0, 0], limit=1),
     lambda: sample_surface(x[0, 0], x[0, 1, 0]),
     lambda: fit_peak(x[0, 0, :7]),
+    lambda: regularise_surface(
+        x[0, 0], x[0, 1], x[0, 2], strength=1, data_scale=1, smoothness_scale=1, guide_scale=1,
+        iterations=1,
+    ),
 ]
 torch.set_num_threads(1)
 alone = [started(call) for call in calls]
@@ -56,4 +61,4 @@ print(json.dumps([alone, started(calls[0])]))
 def test_no_more_threads_are_started_than_torch_was_told_to_use():
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == [[0] * 11, 2]
+    assert json.loads(ended.stdout) == [[0] * 12, 2]

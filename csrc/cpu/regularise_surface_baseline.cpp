@@ -1,0 +1,2 @@
+#define GPLWS_ISA baseline
+#include "regularise_surface_kernel.h"
