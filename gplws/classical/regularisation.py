@@ -41,7 +41,7 @@ def regularise_depth(
 ) -> Tensor:
     """Depth map that agrees with ``depth`` where that is confident, and with its neighbours.
 
-    Memory: some 40 floats for each pixel.
+    Memory: 12 floats for each pixel on the CPU in float32, else some 40.
 
     Args:
         depth: (H, W) or (B, H, W) float32 or float64, finite, frames.

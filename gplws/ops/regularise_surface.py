@@ -31,11 +31,12 @@ def regularise_surface(
     guide_scale: float,
     iterations: int,
 ) -> Tensor:
-    """The numerical part of :func:`gplws.classical.regularise_depth`, where the energy is written.
+    """Depth maps that agree with ``depth`` where that is confident, and with their neighbours.
 
-    Each iteration majorises the energy by a quadratic function, which 12 steps of conjugate
-    gradients, preconditioned by the diagonal, lower. On the CPU in float32 the sums of a step are
-    taken in float64, row by row: the number of threads does not change a bit.
+    Lowers the energy that :mod:`gplws.classical.regularisation` writes down: each iteration renews
+    a quadratic majorant and lowers it by 12 steps of conjugate gradients, preconditioned by the
+    diagonal. The kernel takes fewer where the residual is down to rounding, and gives the same for
+    every number of threads, to the bit.
 
     Args:
         depth: (B, H, W) float, finite.
