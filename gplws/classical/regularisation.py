@@ -124,10 +124,8 @@ def regularisation_energy(
     for offset in NEIGHBOURS:
         weight = strength / math.hypot(*offset)
         weights = weight * similarity(neighbour_difference(guide, offset), guide_scale)
-        energy = (
-            energy
-            + (weights * penalty(neighbour_difference(result, offset), smoothness_scale)).sum()
-        )
+        steps = neighbour_difference(result, offset)
+        energy = energy + (weights * penalty(steps, smoothness_scale)).sum()
     return energy
 
 

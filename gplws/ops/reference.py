@@ -432,11 +432,10 @@ def regularise_surface(
 ) -> Tensor:
     """Robust regularisation of depth maps (B, H, W), from stock ops; without derivatives."""
     with torch.no_grad():
+        edges = [neighbour_difference(guide, offset) for offset in NEIGHBOURS]
         pairs = [
-            strength
-            / math.hypot(*offset)
-            * similarity(neighbour_difference(guide, offset), guide_scale)
-            for offset in NEIGHBOURS
+            strength / math.hypot(*offset) * similarity(edge, guide_scale)
+            for offset, edge in zip(NEIGHBOURS, edges, strict=True)
         ]
         result = depth
         for _ in range(iterations):
