@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import DepthSample, FocalStack
-from ..io.readers import natural_key, read_stack
+from ..io.names import natural_key
+from ..io.readers import read_stack
 
 PathLike = str | os.PathLike[str]
 

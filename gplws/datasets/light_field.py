@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import DepthSample
-from ..io.readers import natural_key
+from ..io.names import natural_key
 from .files import (
     DatasetError,
     DepthDataset,

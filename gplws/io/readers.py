@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import io
-import itertools
 import logging
-import math
 import os
-import re
-import statistics
 import struct
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +25,7 @@ from ..data.focal_stack import resolve_positions
 from .calibration import Calibration
 from .errors import DECODE_ERRORS, StackReadError
 from .microscopes import MICROSCOPE_SUFFIXES, is_zarr, read_microscope_stack
+from .names import ordered_by_name, positions_of_names
 from .stored import ImageChoice, StoredStack
 from .tiff import read_tiff_frame, read_tiff_stack
 
@@ -43,16 +39,6 @@ Progress: TypeAlias = bool | Callable[[int, int], None] | None
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 _IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg"}) | _TIFF_SUFFIXES
 _ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
-
-# Frames of a folder whose names differ by numbers alone; with fewer, names say nothing.
-_SHARE_OF_USUAL_NAMES = 0.75
-
-# Of the usual step between the numbers of two frames: from here on one seems to be missing.
-_GAP, _SHARE_OF_USUAL_STEPS = 1.5, 0.75
-
-_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
-# Before a minus these leave it no other meaning than that of a sign.
-_BEFORE_A_SIGN = ("", "_", "=")
 
 # Decoding releases the interpreter lock; more threads than this only compete for the disk.
 _MAX_READERS = 8
@@ -192,120 +178,7 @@ def _frames_of(root: Path, leave_out: Collection[str], even: bool) -> list[Path]
     kinds = sorted({path.suffix.lower() for path in paths})
     if len(kinds) > 1:
         logger.warning("%s: the folder mixes %s; all are read as frames", root, ", ".join(kinds))
-    paths.sort(key=lambda path: natural_key(path.name))
-    values = _values_of_names([path.stem.lower() for path in paths])
-    if values is not None:
-        order = sorted(range(len(paths)), key=values.__getitem__)
-        if even:
-            _warn_of_gaps(root, [paths[index].name for index in order], sorted(values))
-        return [paths[index] for index in order]
-    grid = _grid_of_names([path.stem.lower() for path in paths])
-    if grid:
-        logger.warning(
-            "%s: the names count two things, %s: all are read as frames of one stack; move what is "
-            "no frame away, or pass a list of the frames",
-            root,
-            grid,
-        )
-    strangers = _named_differently([path.name for path in paths])
-    if strangers:
-        logger.warning(
-            "%s: all images are read as frames, also %s, named unlike the others; move it away, or "
-            "pass a list of the frames, if it is none",
-            root,
-            ", ".join(strangers),
-        )
-    return paths
-
-
-def _values_of_names(names: Sequence[str]) -> list[float] | None:
-    """The one number in which the names differ; None where they differ otherwise."""
-    if any(re.search("[0-9],[0-9]", name) for name in names) and not any("." in n for n in names):
-        commas = [re.sub("([0-9]),(?=[0-9])", r"\1.", name) for name in names]
-        return _values_of_names(commas)
-    parts = [re.split(f"({_NUMBER})", name) for name in names]
-    if len({len(part) for part in parts}) > 1:
-        return None
-    columns = list(zip(*parts, strict=True))
-    texts, numbers = columns[::2], columns[1::2]
-    varying = [k for k in range(len(numbers)) if len({*zip(texts[k], numbers[k], strict=True)}) > 1]
-    if len(varying) != 1 or len(set(texts[-1])) > 1:
-        return None
-    before, digits, after = texts[varying[0]], numbers[varying[0]], texts[varying[0] + 1][0]
-    stems = {re.sub(r"[+-]$", "", text) for text in before}
-    if len(stems) > 1:
-        return None
-    stem = stems.pop()
-    fractions = [number.partition(".")[2] for number in digits if "." in number]
-    if fractions and (stem.endswith(".") or after == "." or not _are_decimals(fractions)):
-        return None
-    minus = [text != stem and text.endswith("-") for text in before]
-    signed = not all(minus) or stem[-1:] in _BEFORE_A_SIGN
-    return [
-        -float(number) if below and signed else float(number)
-        for number, below in zip(digits, minus, strict=True)
-    ]
-
-
-def _warn_of_gaps(root: Path, names: Sequence[str], values: Sequence[float]) -> None:
-    """Say which frames seem to be missing: where most steps between numbers are the same."""
-    steps = [after - before for before, after in itertools.pairwise(values)]
-    if len(steps) < 3:
-        return
-    usual = statistics.median(steps)
-    same = sum(math.isclose(step, usual, rel_tol=1e-6) for step in steps)
-    gaps = [k for k, step in enumerate(steps) if step > _GAP * usual]
-    if usual <= 0 or not gaps or same < _SHARE_OF_USUAL_STEPS * len(steps):
-        return
-    places = [f"{names[k]} and {names[k + 1]}" for k in gaps[:3]]
-    logger.warning(
-        "%s: no frame between %s, although the others follow each other by %g: if frames are "
-        "missing, heights beyond are too small; pass focus_positions_um, 'names' if these numbers "
-        "are um",
-        root,
-        ", ".join(places) + (", ..." if len(gaps) > 3 else ""),
-        usual,
-    )
-
-
-def _grid_of_names(names: Sequence[str]) -> str:
-    """The two counters of which every pair is a name, such as frame and channel; else empty."""
-    parts = [re.split("([0-9]+)", name) for name in names]
-    if len({tuple(part[::2]) for part in parts}) > 1:
-        return ""
-    texts, numbers = parts[0][::2], list(zip(*(part[1::2] for part in parts), strict=True))
-    varying = [k for k, column in enumerate(numbers) if len(set(column)) > 1]
-    if len(varying) != 2:
-        return ""
-    counts = [len(set(numbers[k])) for k in varying]
-    if math.prod(counts) != len(names) or len(set(names)) != len(names):
-        return ""
-    return " and ".join(
-        f"{texts[k]}{min(numbers[k])} to {texts[k]}{max(numbers[k])}" for k in varying
-    )
-
-
-def _are_decimals(fractions: Sequence[str]) -> bool:
-    """Whether digits behind points are fractions, not counters (1.9, 1.10): those come in all
-    lengths and may end in zeros."""
-    same_length = len({len(digits) for digits in fractions}) == 1
-    return same_length or not any(len(digits) > 1 and digits[-1] == "0" for digits in fractions)
-
-
-def _named_differently(names: Sequence[str]) -> list[str]:
-    """The few names that differ from the others by more than numbers; none where many do."""
-    patterns = [re.sub(f"[+-]?{_NUMBER}", "0", Path(name).stem.lower()) for name in names]
-    usual, count = Counter(patterns).most_common(1)[0]
-    if count < 3 or count < _SHARE_OF_USUAL_NAMES * len(names):
-        return []
-    return [name for name, pattern in zip(names, patterns, strict=True) if pattern != usual]
-
-
-def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
-    """Sort key under which numbers inside names count by value: f2 < f10."""
-    parts = re.split(r"([0-9]+)", name.lower())
-    key = tuple((0, int(p), "") if i % 2 else (1, 0, p) for i, p in enumerate(parts))
-    return key, name
+    return ordered_by_name(root, paths, even=even)
 
 
 class _Given:
@@ -343,13 +216,7 @@ class _Given:
             raise TypeError(f"focus_positions_um: expected numbers or 'names', got {given!r}")
         if names is None:
             raise ValueError(f"focus_positions_um='names': {source} is not one file for each frame")
-        values = _values_of_names([Path(name).stem.lower() for name in names])
-        if values is None:
-            raise ValueError(
-                f"focus_positions_um='names': the names of {source} ({names[0]}, {names[1]}, ...) "
-                "do not differ in one number alone"
-            )
-        return values
+        return positions_of_names(names, source)
 
     def stack(
         self,

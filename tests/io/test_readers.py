@@ -146,6 +146,16 @@ class TestFolders:
             ["2024-01-05_1", "2024-01-05_2", "2024-01-05_10"],
             ["s1.1", "s1.2", "s1.9", "s1.10", "s1.11"],
             ["v2.0.9", "v2.0.10"],
+            ["run2-001", "run2-002", "run2-003"],
+            ["2024-05-12-9", "2024-05-12-10"],
+            ["50-9", "50-10"],
+            ["z\u22122", "z\u22121", "z0", "z1"],
+            ["depth_1e-07", "depth_5e-06", "depth_1e-05", "depth_0.0001", "depth_0.001"],
+            ["z-1e-03", "z0e+00", "z5e-03", "z1e+00"],
+            ["site1e-1", "site1e-2", "site1e-10"],
+            ["z-10_img_002", "z-5_img_001", "z0_img_000"],
+            ["z0.125_000", "z0.25_001", "z0.5_002", "z0.75_003", "z1.0_004"],
+            ["img_1_z0.5", "img_2_z0.25", "img_10_z0.125"],
             ["z-1_t1", "z-1_t2", "z-2_t3", "z-2_t4"],
         ],
     )
@@ -159,6 +169,7 @@ class TestFolders:
         ("names", "message"),
         [
             (["f1", "f2", "f4", "f5", "f6"], "no frame between f2.png and f4.png"),
+            (["a1_z3", "a2_z1", "a3_z2"], "give different orders; read by the first"),
             (["z_-2um", "z_0um", "z_2um", "z_6um", "z_8um"], "others follow each other by 2"),
             (["f1", "f2", "f4"], ""),  # too few to tell
             (["z1", "z2", "z4", "z8", "z16"], ""),  # uneven by intention
@@ -320,9 +331,29 @@ class TestPositionsOfNames:
         read_stack(folder)
         assert "'names' if these numbers are um" in caplog.text
 
+    @pytest.mark.parametrize(
+        ("stems", "positions"),
+        [
+            (["z-500nm", "z0nm", "z2000nm"], [-0.5, 0, 2]),
+            (["0.001mm", "0.003mm"], [1, 3]),
+            (["z\u22121\u00b5m", "z2\u00b5m"], [-1, 2]),
+            (["z1e-01", "z5e-01", "z1e+00"], [0.1, 0.5, 1]),
+            (["5move", "6move"], [5, 6]),
+            (["i001_z2.5", "i002_z2.0", "i003_z1.5"], [2.5, 2, 1.5]),
+        ],
+    )
+    def test_units_signs_and_counters(self, named, stems, positions):
+        stack = read_stack(named(*stems), focus_positions_um="names")
+        np.testing.assert_allclose(stack.focus_positions_um, positions)
+
+    def test_dashes_that_may_be_signs_are_warned_of(self, named, caplog):
+        stack = read_stack(named("a-1", "a-2", "a-3"), focus_positions_um="names")
+        np.testing.assert_array_equal(stack.focus_positions_um, [1, 2, 3])
+        assert "count as separators" in caplog.text
+
     def test_names_that_say_none(self, named, tmp_path):
-        folder = named("a1_z3", "a2_z4", "b")
-        with pytest.raises(ValueError, match=r"a1_z3\.tif, a2_z4\.tif.*in one number alone"):
+        folder = named("a1_z3", "a2_z5", "b")
+        with pytest.raises(ValueError, match=r"a1_z3\.tif, a2_z5\.tif.*in one number alone"):
             read_stack(folder, focus_positions_um="names")
         np.save(tmp_path / "a.npy", textured())
         for source in (tmp_path / "a.npy", textured()):
