@@ -9,9 +9,12 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from argparse import SUPPRESS, ArgumentTypeError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     if "" in words:
         parser.error("an argument is empty; is a variable of the shell not set?")
+    words = _with_signed_values(words)
     if words[:1] == ["train"]:
         words = _with_config(parser, words)
     options = parser.parse_args(words)
@@ -60,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="gplws: %(message)s",
     )
     try:
-        code = _COMMANDS[command](parser, chosen)
+        with _terminable():
+            code = _COMMANDS[command](parser, chosen)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # of head and the like, which has read enough
@@ -74,6 +79,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _logger.exception("failed")
         print(f"gplws: error: {_one_paragraph(error)}", file=sys.stderr)
         return 1
+
+
+def _with_signed_values(words: Sequence[str]) -> list[str]:
+    """Joins an option and its list of numbers: the sign of the first looks like an option."""
+    joined: list[str] = []
+    for word in words:
+        if re.fullmatch(r"-[0-9.]+(,[-+0-9.e]+)+", word) and joined[-1:] and joined[-1][:2] == "--":
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: nothing half-written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _with_config(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
@@ -150,7 +183,7 @@ def _add_shared(add: Callable[..., Any], *names: str) -> None:
 
 def _add_path(add: Callable[..., Any], text: str) -> None:
     """A stack; without a default, which would hide the path of a --config file."""
-    add("path", type=Path | None, nargs="?", default=SUPPRESS, help=text)
+    add("path", type=_path, nargs="?", default=SUPPRESS, help=text)
 
 
 def _add_formats(add: Callable[..., Any]) -> None:
@@ -207,9 +240,30 @@ def _positions(given: str | Sequence[float] | None) -> list[float] | str | None:
     if given == "names":
         return "names"
     if isinstance(given, str) and Path(given).is_file():
-        given = ",".join(re.split(r"[\s,;]+", Path(given).read_text(encoding="utf-8")))
-    words = _words(given)
-    return None if words is None else [float(word) for word in words]
+        try:
+            text = Path(given).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentTypeError(f"cannot read {given}: {error}") from error
+        given = ",".join(re.split(r"[\s,;]+", text))
+    words = _words(None if given == "null" else given)
+    try:
+        return None if words is None else [float(word) for word in words]
+    except ValueError as error:
+        raise ArgumentTypeError(
+            f"{error}; expected numbers, 'names', or a file of numbers that exists"
+        ) from error
+
+
+@partial(_Type, "path")
+def _path(given: str | Path | None) -> str | None:
+    """Any text, of which YAML would take some for something else."""
+    return None if given is None else str(given)
+
+
+@partial(_Type, "number or name")
+def _image(given: str | int | None) -> str | int | None:
+    """Text as it is: 002 may be a name."""
+    return given
 
 
 @partial(_Type, "precisions")
@@ -238,12 +292,12 @@ def _reconstruct_parser() -> ArgumentParser:
         "folder of BMP, PNG, JPEG or TIFF frames, a multipage, ImageJ or OME TIFF, a .czi, .lif or "
         ".nd2 file, or OME-Zarr",
     )
-    add("--stack", type=Path | None, default=None, help="the same as PATH, for --config files")
+    add("--stack", type=_path, default=None, help="the same as PATH, for --config files")
     add("--demo", action="store_true", help="render a test piece, reconstruct it, show the error")
     add(
         "-o",
         "--out",
-        type=Path | None,
+        type=_path,
         default=None,
         help=f"folder to write; default: NAME_gplws for a stack NAME, {DEMO_FOLDER} for the demo",
     )
@@ -282,7 +336,7 @@ def _reconstruct_parser() -> ArgumentParser:
     )
     add(
         "--image",
-        type=int | str | None,
+        type=_image,
         default=None,
         metavar="N|NAME",
         help="the one to read of a file with several (scenes, series, positions), counted from 0; "
@@ -326,7 +380,7 @@ def _convert_parser() -> ArgumentParser:
     add(
         "-o",
         "--out",
-        type=Path | None,
+        type=_path,
         default=None,
         help="folder to write a copy of the result to, with these files alone; default: they are "
         "added to the result",
@@ -521,7 +575,7 @@ def _evaluate_parser() -> ArgumentParser:
     )
     add("--frames", type=tuple[int, int], default=(10, 10), help="least, most; of generators")
     add("--crop", type=int, default=256, help="side of the images, pixels; of generators")
-    add("-o", "--out", type=Path | None, default=None, help="folder for evaluation.json")
+    add("-o", "--out", type=_path, default=None, help="folder for evaluation.json")
     add("--pictures", action="store_true", help="pictures of the errors in --out as well")
     add("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
     _add_shared(add, "--overwrite", "--quiet", "--verbose")
@@ -558,7 +612,7 @@ def _benchmark_parser() -> ArgumentParser:
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     _add_shared(add, "--memory-mb")
     add("--seconds", type=float, default=10.0, help="for all of it, roughly")
-    add("-o", "--out", type=Path | None, default=None, help="JSON file to write")
+    add("-o", "--out", type=_path, default=None, help="JSON file to write")
     _add_shared(add, "--overwrite", "--quiet", "--verbose")
     return benchmark
 
@@ -568,10 +622,11 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
     from gplws.io import read_stack
     from gplws.io.files import write_file
 
-    if options.out is not None:
-        if options.out.exists() and not options.overwrite:
-            raise FileExistsError(f"--out: {options.out} exists; --overwrite replaces it")
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        if out.exists() and not options.overwrite:
+            raise FileExistsError(f"--out: {out} exists; --overwrite replaces it")
+        out.parent.mkdir(parents=True, exist_ok=True)
     path = options.get("path")
     if path is None:
         stack = rendered_stack(
@@ -595,9 +650,9 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
         progress=_shows_progress(options),
     )
     print(times.table())
-    if options.out is not None:
-        write_file(options.out, times.as_json().encode, overwrite=options.overwrite)
-        print(options.out)
+    if out is not None:
+        write_file(out, times.as_json().encode, overwrite=options.overwrite)
+        print(out)
     return 0
 
 
@@ -606,12 +661,13 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
     from gplws.io.files import write_file
     from gplws.training_config import DataConfig, SourceConfig, samples_of, source_names
 
+    out = None if options.out is None else Path(options.out)
     if not options.stacks and not options.data:
         parser.error("give --stacks or --data")
-    if options.pictures and options.out is None:
+    if options.pictures and out is None:
         parser.error("--pictures needs --out")
-    if options.out is not None:
-        _refuse_existing(options.out, options)
+    if out is not None:
+        _refuse_existing(out, options)
     stacks = [Path(folder) for folder in options.stacks]
     folders = zip(stacks, _path_ends(stacks, "--stacks"), strict=True)
     entries = [
@@ -622,9 +678,8 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
     data = DataConfig(batch_size=1, frames=options.frames, crop=options.crop)
     methods = _path_ends([Path(method) for method in options.methods], "--methods")
     sets = zip(source_names(entries, "--data"), entries, strict=True)
-    pictures = None
-    if options.pictures:
-        pictures = options.out / "pictures"
+    pictures = out / "pictures" if options.pictures and out is not None else None
+    if pictures is not None:
         for old in pictures.glob("*.png"):  # of methods and data that are not among these
             old.unlink()
     found = evaluate(
@@ -635,9 +690,9 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
         progress=_shows_progress(options),
     )
     print(found.table())
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / "evaluation.json"
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / "evaluation.json"
         write_file(path, found.as_json().encode, overwrite=options.overwrite)
         print(path)
     return 0
@@ -759,7 +814,7 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
         parser.error("give either the path of a stack or --demo")
 
     from gplws.io.meshes import require_max_faces
-    from gplws.io.writers import mesh_kinds, surface_kinds
+    from gplws.io.writers import RESULT_FILES, mesh_kinds, surface_kinds
     from gplws.reconstruct import reconstruct
 
     calibrated = (*mesh_kinds(options.mesh), *surface_kinds(options.surface))
@@ -768,7 +823,9 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
         return _demo(options)
     path = Path(given[0])
     out = Path(options.out or f"{_name_of(path.resolve())}_gplws")
-    if path.is_dir() and out.resolve() == path.resolve():
+    if out.resolve() in (path.resolve(), path.resolve().parent) and (
+        path.is_dir() or path.name in RESULT_FILES
+    ):
         raise ValueError(f"--out: {out} holds the frames; results belong into another folder")
     _refuse_existing(out, options)
     stack: Path | FocalStack = path
@@ -790,7 +847,7 @@ def _convert(parser: ArgumentParser, options: Namespace) -> int:
 
     folder = options.result
     result = Reconstruction.load(folder)
-    out = folder if options.out is None else options.out
+    out = folder if options.out is None else Path(options.out)
     in_place = out.resolve() == folder.resolve()
     if in_place:
         options.overwrite = True

@@ -59,7 +59,7 @@ DEFAULT_METHOD = "rdf"
 """What ``method="auto"`` stands for: fast, and it says which pixels it cannot measure."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reconstruction:
     """A reconstructed surface; arrays are numpy, or tensors where the stack was a tensor.
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from gplws.cli import main
 from gplws.io import read_stack
 from gplws.models import save_weights
 from gplws.models.registry import build_model
-from gplws.reconstruct import reconstruct
+from gplws.reconstruct import Reconstruction, reconstruct
 
 
 @pytest.fixture
@@ -204,6 +206,57 @@ def test_x3p_is_the_same_when_converted(folder, tmp_path):
     (copy / "height.x3p").write_bytes(b"old")
     assert run("convert", copy, "--mesh", "ply") == 0  # what is there already is written anew
     assert (copy / "height.x3p").read_bytes() == (out / "height.x3p").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["null", "~", "#1_sample", "&anchor", "002", "1.50"])
+def test_names_of_folders_are_taken_as_they_are(folder, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    folder.rename(tmp_path / name)
+    (tmp_path / "out").mkdir()
+    assert run("reconstruct", name, "-o", f"out/{name}", "--quiet") == 0
+    monkeypatch.chdir(tmp_path / "out")
+    assert run("convert", name, "-o", f"{name}x") == 0
+    assert run("benchmark", f"../{name}", "--methods", "rdf", "--seconds", 0, "-o", "times") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [name, f"{name}x", "times"]
+    )
+
+
+def test_focus_positions_may_begin_below_zero_and_come_from_files_of_spreadsheets(
+    folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert run("reconstruct", folder, "-o", out, "--focus-positions-um", "-3,-2,-1,0,1,2") == 0
+    assert tifffile.imread(out / "height.tif").mean() == pytest.approx(0.0, abs=0.1)
+    path = tmp_path / "positions.txt"
+    path.write_bytes("0\r\n1\r\n2\r\n3\r\n4\r\n5\r\n".encode("utf-8-sig"))
+    more = ("--overwrite", "--quiet")
+    assert run("reconstruct", folder, "-o", out, "--focus-positions-um", path, *more) == 0
+    path.write_bytes("1,2,x".encode("utf-16"))
+    for given, message in ((path, "cannot read"), ("nowhere.txt", "a file of numbers that exists")):
+        assert run("reconstruct", folder, "--focus-positions-um", given) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_stack_is_not_replaced_by_its_results(folder, tmp_path, capsys):
+    path = tmp_path / "here" / "height.tif"
+    path.parent.mkdir()
+    tifffile.imwrite(path, read_stack(folder).frames)
+    before = path.read_bytes()
+    assert run("reconstruct", path, "-o", path.parent, "--overwrite") == 1
+    assert "holds the frames" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(folder, tmp_path, monkeypatch, capsys):
+    def killed(*given, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Reconstruction, "save", killed)
+    assert run("reconstruct", folder, "-o", tmp_path / "out") == 1
+    assert "gplws: interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_focus_positions_may_be_those_of_the_names(folder, tmp_path):

@@ -1,6 +1,7 @@
 """Errors of reading."""
 
 import struct
+import tokenize
 import zlib
 
 # What decoders and the packages around them raise on files that are damaged or not supported.
@@ -13,7 +14,10 @@ DECODE_ERRORS = (
     AttributeError,
     NotImplementedError,
     EOFError,
+    ArithmeticError,
+    SyntaxError,  # ParseError of XML among them
     struct.error,
+    tokenize.TokenError,
     zlib.error,
 )
 

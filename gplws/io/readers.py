@@ -61,11 +61,10 @@ def read_stack(
 
     Files keep their dtype (16-bit PNG stays 16-bit). Frames of a folder come in the order of
     `list_frames`: 1, 2, 10. EXIF orientation is ignored, so that all frames have the orientation
-    of the sensor.
-    Palette images become gray or RGB; a constant opaque alpha channel is dropped. Calibration
-    comes from ImageJ and OME metadata, also of one file for each frame, with its PositionZ, and
-    from those of microscopes; print resolutions (dpi) are no calibration. Explicit arguments win
-    over metadata. What is unknown stays None.
+    of the sensor. Palette images (but for TIFF) become gray or RGB; a constant opaque alpha channel
+    is dropped. Calibration comes from ImageJ and OME metadata, also of one file for each frame,
+    with its PositionZ, and from those of microscopes; print resolutions (dpi) are no calibration.
+    Explicit arguments win over metadata. What is unknown stays None.
 
     Args:
         source: one of
@@ -552,7 +551,7 @@ def _read_picture(path: Path) -> np.ndarray:
         ) from error
     except Image.DecompressionBombError as error:
         raise StackReadError(f"{path}: {error}; save frames of this size as TIFF") from error
-    except (*DECODE_ERRORS, SyntaxError) as error:
+    except DECODE_ERRORS as error:
         raise StackReadError(f"{path}: unreadable or truncated: {error}") from error
 
 

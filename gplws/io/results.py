@@ -22,7 +22,8 @@ def read_reconstruction(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         ``height``, ``units``, ``depth_index``, ``confidence``, ``valid``, ``all_in_focus``,
-        ``pixel_size_um`` and ``metadata``; arrays are numpy, equal to those that were saved.
+        ``pixel_size_um`` and ``metadata``; arrays are numpy, equal to those that were saved, but
+        for an ``all_in_focus`` in floats, which is float32.
 
     Raises:
         FileNotFoundError: there is no such folder, or a file in it is missing.
@@ -38,7 +39,7 @@ def read_reconstruction(folder: str | Path) -> dict[str, Any]:
         info = json.loads(path.read_text(encoding="utf-8"))
         units, pixel_size_um = info["units"], info["pixel_size_um"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is not that of a reconstruction: {error!r}") from error
+        raise ValueError(f"{path}: is not that of a reconstruction ({error!r})") from error
     image = folder / "all_in_focus.png"
     if not image.exists():
         image = folder / "all_in_focus.tif"

@@ -65,7 +65,7 @@ def choose_image(
     Args:
         path: the file, for messages.
         images: what it holds, in its order.
-        wanted: number, from 0, or name; None for none.
+        wanted: number, from 0, or name, or the number as text; None for none.
         complaint: what is wrong where there are several.
 
     Raises:
@@ -94,6 +94,8 @@ def choose_image(
         return stacks[0]
     if isinstance(wanted, str):
         found = [number for number, image in enumerate(images) if image.name == wanted]
+        if not found and wanted.isdecimal() and str(int(wanted)) == wanted:
+            return choose_image(path, images, int(wanted))
         if len(found) != 1:
             raise ValueError(
                 f"image={wanted!r}: {path} holds {len(found) or 'no'} images of this name: {listed}"

@@ -126,11 +126,23 @@ def _open(path: Path) -> TiffFile:
 
     try:
         check_directory_chain(path)
-        return tifffile.TiffFile(path)
+        file = tifffile.TiffFile(path)
+        if not _is_written_page_by_page(file):
+            return file
+        file.close()
+        return tifffile.TiffFile(path, is_shaped=False)
     except StackReadError:
         raise
     except DECODE_ERRORS as error:
         raise StackReadError(f"{path}: not a readable TIFF file: {error}") from error
+
+
+def _is_written_page_by_page(file: TiffFile) -> bool:
+    """Whether tifffile was called for each frame, which calls each of them a series."""
+    if not file.is_shaped or len(file.series) < 2:
+        return False
+    kinds = {(series.shape, series.dtype, series.axes) for series in file.series}
+    return len(kinds) == 1 and all(len(series.pages) == 1 for series in file.series)
 
 
 def check_directory_chain(path: Path) -> None:
@@ -283,12 +295,19 @@ def _mapped(path: Path, series: TiffPageSeries, imagej: bool) -> np.ndarray | No
 def _page_pixels(path: Path, page: Page, index: int, imagej: bool) -> np.ndarray:
     keyframe = page.keyframe
     _check_photometric(path, keyframe, imagej)
+    file = page.parent.filehandle
+    was_closed = file.closed  # that of another file of an OME set
     try:
+        if was_closed:
+            file.open()
         pixels = page.asarray()
     except DECODE_ERRORS as error:
         if "imagecodecs" not in str(error):
             raise StackReadError(f"{path}: page {index} is damaged: {error}") from error
         pixels = _decode_with_opencv(path, page, error)
+    finally:
+        if was_closed:
+            file.close()
     if pixels.dtype.kind not in "iuf":
         raise StackReadError(
             f"{path}: pixels of type {pixels.dtype} are no gray or RGB image; "

@@ -172,6 +172,22 @@ class TestLif:
         np.testing.assert_array_equal(stack.frames, gray[:, 0])
         assert "its only stack: 0 'overview'" in caplog.text
 
+    def test_a_name_of_digits_is_a_name_first(self, gray, tmp_path):
+        write_lif(tmp_path / "a.lif", {"one": gray[:, :1], "002": gray[:, 1:], "0": gray[:, 1:]})
+        path = tmp_path / "a.lif"
+        for image, frames in {"002": gray[:, 1], "0": gray[:, 1], 0: gray[:, 0]}.items():
+            np.testing.assert_array_equal(read_stack(path, image=image).frames, frames)
+        np.testing.assert_array_equal(read_stack(path, image="1").frames, gray[:, 1])
+        with pytest.raises(ValueError, match="no images of this name"):
+            read_stack(path, image="00")
+
+    def test_damage_within_is_an_error_that_names_the_file(self, gray, tmp_path):
+        write_lif(tmp_path / "a.lif", {"stack": gray[:, :1]})
+        damaged = (tmp_path / "a.lif").read_bytes().replace("<Data>".encode("utf-16-le"), b"<" * 12)
+        (tmp_path / "a.lif").write_bytes(damaged)
+        with pytest.raises(StackReadError, match=r"a\.lif: unreadable"):
+            read_stack(tmp_path / "a.lif")
+
     def test_two_stacks(self, gray, tmp_path):
         write_lif(tmp_path / "a.lif", {"one": gray[:, :1], "two": gray[:, 1:]})
         with pytest.raises(StackReadError, match="several images: 0 'one': Z=6"):

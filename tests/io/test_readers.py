@@ -991,6 +991,33 @@ class TestOme:
         np.testing.assert_array_equal(stack.frames, textured())
         np.testing.assert_allclose(np.diff(stack.focus_positions_um), 3.0)
 
+    @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"metadata": {"a": 1}}])
+    def test_a_page_written_at_a_time(self, tmp_path, options):
+        path = tmp_path / "s.tif"
+        with tifffile.TiffWriter(path) as writer:
+            for frame in textured():
+                writer.write(frame, **options)
+        np.testing.assert_array_equal(read_stack(path).frames, textured())
+        np.testing.assert_array_equal(read_stack(path, image=0).frames, textured())
+
+    def test_one_file_of_a_set_is_the_whole_stack(self, tmp_path, recwarn):
+        planes = "".join(
+            f'<TiffData FirstZ="{z}" IFD="0"><UUID FileName="z{z}.ome.tif">u{z}</UUID></TiffData>'
+            for z in range(N)
+        )
+        frames = textured()
+        for z, frame in enumerate(frames):
+            xml = (
+                f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="u{z}">'
+                '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" '
+                f'Type="{frame.dtype}" SizeX="{frame.shape[1]}" SizeY="{frame.shape[0]}" '
+                f'SizeZ="{N}" SizeC="1" SizeT="1"><Channel ID="Channel:0:0"/>{planes}'
+                "</Pixels></Image></OME>"
+            )
+            tifffile.imwrite(tmp_path / f"z{z}.ome.tif", frame, description=xml, metadata=None)
+        np.testing.assert_array_equal(read_stack(tmp_path / "z0.ome.tif").frames, frames)
+        assert not [warning for warning in recwarn if "closed file" in str(warning.message)]
+
     def test_pages_unlike_the_others_are_never_left_out_unasked(self, tmp_path):
         path = tmp_path / "s.tif"
         with tifffile.TiffWriter(path) as writer:
