@@ -253,7 +253,7 @@ class UpConv3d(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """(B, C, N, H, W) -> (B, K, N, 2 H, 2 W), plus ``skip`` of that shape."""
         conv = self.conv
-        if self.on_kernels and _suits_kernels(x):
+        if self.on_kernels and _suits_kernels(x) and _is_untouched(conv, nn.ConvTranspose3d):
             return up_conv3d(x, conv.weight, conv.bias, skip, groups=conv.groups)
         y = conv(x)
         return y if skip is None else y + skip
@@ -322,11 +322,16 @@ def _convolved(conv: nn.Module, x: Tensor, on_kernels: bool) -> Tensor:
     """``conv(x)``, where wanted and possible on the kernels; ``conv`` keeps the size of ``x``."""
     if not (on_kernels and isinstance(conv, nn.Conv3d) and x.is_contiguous()):
         return conv(x)
-    if not _suits_kernels(x) or not is_stock(conv, (nn.Conv3d,)) or has_hooks(conv):
+    if not _suits_kernels(x) or not _is_untouched(conv, nn.Conv3d):
         return conv(x)
     if conv.kernel_size == (1, 1, 1):
         return reference.pointwise_conv3d(x, conv.weight, conv.bias, groups=conv.groups)
     return group_pointwise_conv3d(x, conv.weight, conv.bias, groups=conv.groups, relu=False)
+
+
+def _is_untouched(conv: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a conv only does what its class says, so that something equal may do it."""
+    return is_stock(conv, (kind,)) and not has_hooks(conv)
 
 
 def _suits_kernels(x: Tensor) -> bool:

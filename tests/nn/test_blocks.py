@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import randomise_bn, relative_error
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gplws.nn as gnn
@@ -276,6 +277,50 @@ def test_blocks_leave_stock_ops_on_the_cpu_in_float32_only():
     model[0].grouped.conv.register_forward_hook(lambda *_: None)
     assert not kernels(model[0], x)
     assert not gnn.train_on_kernels(nn.Conv3d(4, 4, 3))
+
+
+def _convs_of_blocks():
+    """Blocks on kernels, each with the conv inside that is to be changed, and an input."""
+    for block, conv in (
+        (gnn.UpConv3d(4, 2), "conv"),
+        (gnn.RepConv3d(4, 2), "pointwise"),
+        (gnn.ConvBN3d(4, 2), "conv"),
+        (gnn.GroupParallel3d(4, 4), "pointwise"),
+    ):
+        assert gnn.train_on_kernels(block)
+        yield block, block.get_submodule(conv), torch.randn(2, 4, 3, 6, 8)
+
+
+def test_hooks_on_convs_are_called_on_kernels_too():
+    for block, conv, x in _convs_of_blocks():
+        expected = block(x)
+        conv.register_forward_hook(lambda *given: 0 * given[-1])
+        assert not torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("change", [nn.utils.weight_norm, parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_normalised_weights_train_on_kernels_as_on_stock_ops(change):
+    for block, conv, x in _convs_of_blocks():
+        change(conv)
+        magnitude = next(p for p in conv.parameters() if p.numel() == conv.weight.shape[0])
+        for factor in (1, 3):
+            with torch.no_grad():
+                magnitude.mul_(factor)
+            gnn.train_on_kernels(block, enabled=False)
+            expected = _gradients(block, x)
+            gnn.train_on_kernels(block)
+            for got, wanted in zip(_gradients(block, x), expected, strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_pruned_convs_train_on_kernels():
+    for block, conv, x in _convs_of_blocks():
+        prune.random_unstructured(conv, "weight", 0.5)
+        for _ in range(2):
+            block(x).square().mean().backward()
+        gradient = conv.weight_orig.grad
+        assert gradient.any() and not gradient[conv.weight_mask == 0].any()
 
 
 def test_freezing_reaches_batch_norms_of_any_model():
