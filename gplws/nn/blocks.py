@@ -301,7 +301,9 @@ def freeze_statistics(model: nn.Module) -> None:
     this again after it.
 
     Args:
-        model: any module; what is not of this module only has its batch norms frozen.
+        model: any module; of what is not of this module, and of blocks that :func:`fuse` leaves as
+            they are, only the batch norms are frozen. Hooks that are attached to the inside of a
+            block afterwards are not called before this is called again.
 
     Source:
         Merging branches while they train: Hu et al., "Online Convolutional Re-parameterization",
@@ -312,7 +314,7 @@ def freeze_statistics(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
         elif isinstance(module, GroupParallel3d):
-            module.merges = True
+            module.merges = not why_not_fused(module)
 
 
 _BLOCKS = (RepConv3d, ConvBN3d, GroupParallel3d, DownConv3d, UpConv3d)

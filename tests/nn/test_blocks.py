@@ -279,6 +279,53 @@ def test_blocks_leave_stock_ops_on_the_cpu_in_float32_only():
     assert not gnn.train_on_kernels(nn.Conv3d(4, 4, 3))
 
 
+def _in_a_sequence(block):
+    block.pointwise = nn.Sequential(block.pointwise)
+    return block
+
+
+def _without_statistics(block):
+    block.bn = nn.BatchNorm3d(4, track_running_stats=False)
+    return block
+
+
+def _pruned(block):
+    prune.random_unstructured(block.grouped.conv, "weight", 0.5)
+    return block
+
+
+def _with_hook_on_inner_conv(block):
+    _with_hook(block.grouped.pointwise)
+    return block
+
+
+@pytest.mark.parametrize(
+    "change", [_in_a_sequence, _without_statistics, _pruned, _with_hook_on_inner_conv]
+)
+def test_blocks_that_cannot_be_fused_have_their_batch_norms_frozen_and_train_on(change):
+    model = randomise_bn(nn.Sequential(gnn.GroupParallel3d(4, 4), gnn.GroupParallel3d(4, 4)))
+    change(model[0])
+    x = torch.randn(2, 4, 3, 6, 8)
+    expected = _gradients(model.eval(), x)
+    gnn.freeze_statistics(model.train())
+    assert [block.merges for block in model] == [False, True]
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        for got, wanted in zip(_gradients(model, x), expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_blocks_merge_once_their_hooks_are_gone():
+    block = gnn.GroupParallel3d(4, 4)
+    hook = block.grouped.conv.register_forward_hook(lambda *_: None)
+    gnn.freeze_statistics(block)
+    assert not block.merges
+    hook.remove()
+    gnn.freeze_statistics(block)
+    assert block.merges
+
+
 def _convs_of_blocks():
     """Blocks on kernels, each with the conv inside that is to be changed, and an input."""
     for block, conv in (
