@@ -443,14 +443,18 @@ def _replaced(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]
     if new is not None:
         return new.eval()
     model = copy.deepcopy(model)
+    done: dict[nn.Module, nn.Module] = {model: model}  # a module may be held under several names
 
     def walk(parent: nn.Module) -> None:
-        for name, child in parent.named_children():
-            new = replace(child)
-            if new is None:
-                walk(child)
-            else:
-                setattr(parent, name, new)
+        for name, child in parent._modules.items():
+            if child is None:
+                continue
+            if child not in done:
+                new = replace(child)
+                done[child] = child if new is None else new
+                if new is None:
+                    walk(child)
+            parent._modules[name] = done[child]
 
     walk(model)
     return model.eval()

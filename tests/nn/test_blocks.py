@@ -152,6 +152,35 @@ def test_fuse_keeps_modules_with_other_layers_inside():
         assert type(gnn.fuse(one)[0].grouped) is gnn.FusedConv3d
 
 
+class HoldsTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = gnn.GroupParallel3d(4, 4)
+        self.second = self.first
+        self.inner = nn.Sequential(self.first, nn.Conv3d(4, 4, 3, padding=1))
+        self.register_module("nothing", None)
+
+    def forward(self, x):
+        return self.inner(self.second(self.first(x)))
+
+
+def test_what_is_held_twice_is_fused_once_and_stays_shared():
+    model = randomise_bn(nn.Sequential(HoldsTwice(), HoldsTwice()))
+    model.append(model[0])
+    fused = gnn.fuse(model)
+    assert fused[2] is fused[0] and fused[1] is not fused[0]
+    for one in fused[:2]:
+        assert type(one.first) is gnn.FusedGroupParallel3d
+        assert one.first is one.second is one.inner[0]
+        assert type(one.inner[1]) is gnn.FusedConv3d
+    x = torch.randn(1, 4, 3, 6, 8)
+    assert relative_error(fused(x), model(x)) < 1e-5
+    reparameterised = gnn.reparameterise(model)
+    assert reparameterised[0].first is reparameterised[0].second
+    assert type(reparameterised[0].first.grouped) is nn.Conv3d
+    assert type(model[0].second) is gnn.GroupParallel3d
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @torch.no_grad()
 def test_fused_modules_compute_in_dtypes_that_the_kernels_do_not_have(dtype):
