@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import dis
 import inspect
+import io
 import math
 import operator
+import pickle
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -1297,7 +1299,7 @@ class _Accelerated(nn.Module):
             raise RuntimeError(
                 "a part of an accelerated network is for inference: call train() of the whole"
             )
-        (stock,) = self.__dict__["_stock"]
+        (stock,) = self.__dict__["_stock"] or _refuse(_NOT_WRITTEN)
         self.__class__ = type(stock)
         self.__dict__.clear()
         self.__dict__.update(stock.__dict__)
@@ -1320,6 +1322,11 @@ class _Accelerated(nn.Module):
                 ) from None
             raise
 
+    def __copy__(self) -> Any:
+        new = _empty(type(self).__bases__[1], cast(Any, type(self))._method)
+        new.__dict__.update(self.__dict__)
+        return new
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # As for any module; that of torch.fx.GraphModule would build its graph anew.
         new = _empty(type(self).__bases__[1], cast(Any, type(self))._method)
@@ -1331,14 +1338,18 @@ class _Accelerated(nn.Module):
         original = type(self).__bases__[1]
         if issubclass(original, fx.GraphModule):
             original = fx.GraphModule  # each of them has a class that files cannot name
-        return (_empty, (original, cast(Any, type(self))._method), self.__dict__.copy())
+        state = self.__dict__.copy()
+        if not _is_picklable(state.get("_stock"), protocol):
+            state["_stock"] = ()
+        return (_empty, (original, cast(Any, type(self))._method), state)
 
 
 class _AcceleratedSequential(_Accelerated):
     """A sequence computed as a whole; one by one, its layers are those that it was made from."""
 
     def _one_by_one(self) -> nn.Sequential:
-        (layers,) = self.__dict__.get("_stock") or self.__dict__["_layers"]
+        kept = self.__dict__.get("_stock") or self.__dict__.get("_layers")
+        (layers,) = kept or _refuse(_NOT_WRITTEN)
         return layers
 
     def __getitem__(self, index: slice | int) -> nn.Module:
@@ -1349,6 +1360,29 @@ class _AcceleratedSequential(_Accelerated):
 
     def __len__(self) -> int:
         return len(self._one_by_one())
+
+
+_NOT_WRITTEN = (
+    "the network that this accelerated one was made from could not be pickled, and is not in its "
+    "file: call accelerate() anew"
+)
+
+
+def _refuse(why: str) -> NoReturn:
+    raise RuntimeError(why)
+
+
+class _WithoutTensors(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> str | None:
+        return "tensor" if isinstance(obj, Tensor) else None
+
+
+def _is_picklable(value: object, protocol: Any) -> bool:
+    try:
+        _WithoutTensors(io.BytesIO(), protocol).dump(value)
+    except Exception:  # classes raise what they like
+        return False
+    return True
 
 
 def _empty(original: type[nn.Module], method: str | None) -> nn.Module:

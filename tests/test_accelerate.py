@@ -1196,6 +1196,53 @@ def test_copies_and_files_of_the_result_compute_the_same() -> None:
     assert type(again) is type(fast)
 
 
+def symmetric_gplws() -> nn.Module:
+    sizes: dict = {"widths": (4, 8), "depths": (1, 1), "decoder_depths": (1,), "middle": 1}
+    return GPLWSNet(**sizes, stem="features", symmetric=True)
+
+
+def test_networks_of_symmetric_kernels_go_to_files_and_back_to_training() -> None:
+    model = lively(symmetric_gplws())
+    fast, _ = gplws.accelerate(model)
+    x = torch.rand(1, 3, 4, 16, 16)
+    with torch.no_grad():
+        expected = model(x)
+        assert relative_error(from_file(fast)(x), expected) < 1e-5
+        assert torch.equal(from_file(from_file(model))(x), expected)
+    trained = from_file(from_file(fast)).train().eval()
+    assert type(trained) is GPLWSNet
+    state = trained.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    outcome = trained(x)
+    assert torch.equal(outcome, expected)
+    outcome.square().mean().backward()
+    assert all(p.grad is not None for p in trained.parameters())
+    conv = trained.downs[0]
+    parametrize.remove_parametrizations(conv, "weight")
+    assert type(conv) is gplws.nn.DownConv3d
+    assert torch.equal(conv.weight, conv.weight.flip(2))
+
+
+def test_a_network_that_cannot_be_pickled_stays_out_of_files() -> None:
+    conv = parametrizations.weight_norm(nn.Conv3d(3, 4, 3, padding=1))
+    model = lively(nn.Sequential(conv, nn.ReLU()))
+    fast, _ = accelerated(model, torch.randn(1, 3, 4, 16, 16))
+    x = torch.randn(1, 3, 4, 16, 16)
+    read = from_file(fast)
+    with torch.no_grad():
+        for copied in (read, from_file(read), copy.copy(read), copy.deepcopy(read)):
+            assert torch.equal(copied(x), fast(x))
+            with pytest.raises(RuntimeError, match="could not be pickled"):
+                copied.train()
+            with pytest.raises(RuntimeError, match="could not be pickled"):
+                copied[0]
+        assert not read.eval().double().training
+    for copied in (copy.copy(fast), copy.deepcopy(fast), fast):
+        assert len(copied) == 2
+        assert type(copied.train()) is nn.Sequential
+
+
 PORTABLE = {"Branches": Branches, "Stacked": Stacked, "GPLWSNet": small_gplws, **PEERS}
 """All networks of which the fast form is exported and compiled."""
 SIDE = 32  # of their images, the least that all of them take without padding
