@@ -293,6 +293,8 @@ _ASKS_TYPES = "its Python asks for the type of a value"
 
 _ASKS_MODES = "its Python asks for the gradient or autocast mode"
 _MODE_QUESTIONS = {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled"}
+_ASKS_RECORDING = "its Python asks whether it is recorded"
+_RECORDING_QUESTIONS = {"Proxy", "is_fx_tracing", "is_fx_symbolic_tracing"}
 
 
 def _why_not_recorded(function: Any) -> str:
@@ -305,6 +307,8 @@ def _why_not_recorded(function: Any) -> str:
         return ""
     if not _MODE_QUESTIONS.isdisjoint(code.co_names):
         return _ASKS_MODES
+    if not _RECORDING_QUESTIONS.isdisjoint(code.co_names):
+        return _ASKS_RECORDING
     names_types = any(
         step.opname == "LOAD_GLOBAL" and step.argval in ("type", "hasattr")
         for step in dis.get_instructions(code)

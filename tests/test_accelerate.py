@@ -423,6 +423,16 @@ class ComparesTypes(AsksForTypes):
         return self.conv(x) if type(x) is Tensor else x
 
 
+class AsksForRecording(AsksForTypes):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if isinstance(x, torch.fx.Proxy) else self.conv(x)
+
+
+class AsksForTracing(AsksForTypes):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if torch.fx._symbolic_trace.is_fx_symbolic_tracing() else self.conv(x)
+
+
 class MatchesTypes(AsksForTypes):
     def forward(self, x: Tensor) -> Tensor:
         match x:
@@ -482,6 +492,8 @@ class ChangesAutocast(AsksForTypes):
         (AsksForTypes, "asks for the type"),
         (AsksTorch, "asks for the type"),
         (ComparesTypes, "asks for the type"),
+        (AsksForRecording, "whether it is recorded"),
+        (AsksForTracing, "whether it is recorded"),
         (MatchesTypes, "asks for the type"),
         (CatchesErrors, "asks for the type"),
         (DrawsNumbers, "random"),
