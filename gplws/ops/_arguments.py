@@ -177,7 +177,8 @@ def needs_stock(*tensors: Tensor | None) -> bool:
     These are forward-mode ones, which would silently be zero, and the gradients of ``torch.func``.
     """
     if torch.compiler.is_compiling():
-        return False
+        # Compiled code without a level is guarded by the level only where that is read.
+        return _derivatives_are_taken() or forward_ad._current_level >= 0
     if forward_ad._current_level >= 0 and any(
         tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
         for tensor in tensors
@@ -186,6 +187,24 @@ def needs_stock(*tensors: Tensor | None) -> bool:
     if torch._C._functorch.peek_interpreter_stack() is None:
         return False
     return any(tensor is not None and _is_tracked(tensor) for tensor in tensors)
+
+
+def _derivatives_are_taken() -> bool:
+    """Whether forward mode or a gradient of ``torch.func`` is on, of whatever tensors.
+
+    Dynamo cannot ask tensors for theirs, but has these modes on while it traces.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    transforms = torch._C._functorch.TransformType
+    return any(
+        interpreter.key() in (transforms.Grad, transforms.Jvp)
+        for interpreter in torch._C._functorch.get_interpreter_stack() or ()
+    )
+
+
+# What torch.compiler.assume_constant_result does, without the import of Dynamo.
+_derivatives_are_taken._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def has_plain_kernel(*tensors: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -17,12 +17,15 @@ from gplws.ops import (
     focus_search,
     group_pointwise_conv3d,
     reference,
+    smooth_surface,
     spline_smooth,
+    symmetric_filter,
     up_conv3d,
 )
 
 WEIGHT = torch.rand(4, 2, 3, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.4
 UP_WEIGHT = torch.rand(4, 1, 3, 3, 3, generator=torch.Generator().manual_seed(2)) - 0.4
+TAPS = [[0.4, 0.1], [0.1, 0.05]]
 VOLUME = torch.rand(1, 7, 3, 4, generator=torch.Generator().manual_seed(3))
 
 # Op, its reference from stock ops, and the shape of what it takes.
@@ -48,6 +51,19 @@ OPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tup
         (7,),
     ),
     "spline_smooth": (spline_smooth, reference.spline_smooth, (2, 6, 7)),
+}
+# Ops without registered derivatives.
+PLAIN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "symmetric_filter": (
+        lambda x: symmetric_filter(x, TAPS),
+        lambda x: reference.symmetric_filter(x, TAPS),
+        (2, 6, 7),
+    ),
+    "smooth_surface": (
+        lambda x: smooth_surface(x, limit=2.0),
+        lambda x: reference.smooth_surface(x, limit=2.0),
+        (6, 7),
+    ),
 }
 op_cases = pytest.mark.parametrize("name", OPS)
 
@@ -88,6 +104,67 @@ def test_gradients_of_torch_func_are_those_of_the_reference(name: str) -> None:
 
     for found, expected in zip(gradients(op), gradients(stock), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def by_explicit_levels(op: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Forward mode of ``op`` by the functions behind ``dual_level``."""
+
+    def tangent_of(x: Tensor, tangent: Tensor) -> Tensor:
+        forward_ad.enter_dual_level()
+        result = forward_ad.unpack_dual(op(forward_ad.make_dual(x, tangent))).tangent
+        forward_ad.exit_dual_level()
+        return result
+
+    return tangent_of
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("name", [*OPS, *PLAIN])
+def test_compiled_transforms_give_the_derivatives_of_the_reference(name: str) -> None:
+    op, stock, shape = {**OPS, **PLAIN}[name]
+    x, tangent = drawn(shape), drawn(shape, 1)
+
+    def total(sample: Tensor) -> Tensor:
+        return op(sample).square().sum()
+
+    def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+    expected = torch.func.jvp(stock, (x,), (tangent,))[1]
+    assert expected.abs().max() > 0.01
+    alone = compiled(op)
+    torch.testing.assert_close(alone(x), stock(x))
+    with forward_ad.dual_level():
+        dual = alone(forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
+    for forward in (lambda x, t: torch.func.jvp(op, (x,), (t,))[1], by_explicit_levels(op)):
+        torch.testing.assert_close(compiled(forward)(x, tangent), expected)
+    expected = torch.func.grad(lambda sample: stock(sample).square().sum())(x)
+    torch.testing.assert_close(compiled(torch.func.grad(total))(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("name", [*OPS, *PLAIN])
+def test_what_is_compiled_without_transforms_keeps_the_kernels(name: str) -> None:
+    op, _, shape = {**OPS, **PLAIN}[name]
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    for function, x in ((op, drawn(shape)), (torch.func.vmap(op), drawn((3, *shape)))):
+        targets.clear()
+        found = torch.compile(function, backend=backend, fullgraph=True)(x)
+        torch.testing.assert_close(found, function(x))
+        assert any(target.startswith("gplws.") for target in targets)
 
 
 def test_networks_on_the_kernels_have_these_derivatives_too() -> None:
