@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -79,6 +80,11 @@ def _is_cast(tensor: Tensor) -> bool:
 def is_autocast_enabled(device: str) -> bool:
     """The same for kinds of devices that have no autocast, such as "meta"."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def autocast_off(device: str) -> AbstractContextManager[Any]:
+    """A context without autocast, also for kinds of devices that have none."""
+    return torch.autocast(device, enabled=False) if is_autocast_enabled(device) else nullcontext()
 
 
 def require_one_device(op: str, **tensors: Tensor | None) -> None:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
+from gplws.ops import reference
 from gplws.ops._arguments import (
+    autocast_off,
+    needs_stock,
     require_float32,
     require_one_device,
     require_positive,
@@ -16,6 +19,7 @@ from gplws.ops._arguments import (
     vmap_by_batch,
     without_autocast,
 )
+from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
 
 _NAME = "gplws::conv3d_input_gradient"
 _OP = torch.ops.gplws.conv3d_input_gradient
@@ -39,8 +43,8 @@ def conv3d_input_gradient(
         stride: s, 1 or 2.
 
     Returns:
-        (B, C, N, H, W) float32, within 1e-5 of its largest element; differentiable, any number of
-        times. What depends on an infinite input may be NaN.
+        (B, C, N, H, W) float32, also under autocast, within 1e-5 of its largest element;
+        differentiable, any number of times. What depends on an infinite input may be NaN.
 
     Raises:
         ValueError: a shape, a device, ``size``, ``groups`` or ``stride`` does not fit.
@@ -79,13 +83,25 @@ def conv3d_input_gradient(
     require_shape(op, "grad", grad, shape, "(B, M, N, ceil(H / s), ceil(W / s))")
     inputs = weight.shape[1]
     require_shape(op, "weight", weight, (channels_out, inputs, 3, 3, 3), "(M, C / groups, 3, 3, 3)")
+    if needs_stock(grad, weight):
+        with autocast_off(grad.device.type):
+            return reference.conv3d_input_gradient(
+                grad, weight, size=(height, width), groups=groups, stride=stride
+            )
     if stride == 2:
         return _OP.default(grad, weight, groups, bool(height % 2 == 0), bool(width % 2 == 0))
     # (groups, M / groups, C / groups, taps): in and out change places, taps their order.
     swapped = weight.unflatten(0, (groups, channels_out // groups)).flatten(3).transpose(1, 2)
     swapped = swapped.flip(3).reshape(groups * inputs, channels_out // groups, 3, 3, 3)
+    with autocast_off(grad.device.type):
+        return _conv(grad, swapped, groups, 1)
+
+
+def _conv(x: Tensor, weight: Tensor, groups: int, stride: int) -> Tensor:
+    if needs_stock(x, weight):
+        return reference.group_pointwise_conv3d(x, weight, groups=groups, stride=stride, relu=False)
     return torch.ops.gplws.group_pointwise_conv3d.default(
-        grad, swapped, None, None, None, None, groups, 1, False, False, False
+        x, weight, None, None, None, None, groups, stride, False, False, False
     )
 
 
@@ -109,11 +125,9 @@ def _backward(ctx: Any, grad_x: Tensor) -> tuple[Tensor | None, ...]:
     grad, weight = ctx.saved_tensors
     grad_grad = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_grad = torch.ops.gplws.group_pointwise_conv3d.default(
-            grad_x, weight, None, None, None, None, ctx.groups, 2, False, False, False
-        )
+        grad_grad = _conv(grad_x, weight, ctx.groups, 2)
     if ctx.needs_input_grad[1]:
-        grad_weight = torch.ops.gplws.conv3d_weight_gradient.default(grad_x, grad, ctx.groups, 2)
+        grad_weight = conv3d_weight_gradient(grad_x, grad, groups=ctx.groups, stride=2)
     return grad_grad, grad_weight, None, None, None
 
 

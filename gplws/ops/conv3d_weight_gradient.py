@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
+from gplws.ops import reference
 from gplws.ops._arguments import (
+    autocast_off,
+    needs_stock,
     require_float32,
     require_one_device,
     require_positive,
@@ -65,6 +68,9 @@ def conv3d_weight_gradient(x: Tensor, grad: Tensor, *, groups: int = 1, stride: 
         )
     shape = (batch, grad.shape[1], frames, -(-height // stride), -(-width // stride))
     require_shape(op, "grad", grad, shape, "(B, M, N, ceil(H / s), ceil(W / s))")
+    if needs_stock(x, grad):
+        with autocast_off(x.device.type):
+            return reference.conv3d_weight_gradient(x, grad, groups=groups, stride=stride)
     return _OP.default(x, grad, groups, stride)
 
 

@@ -124,6 +124,24 @@ def _of_each_image(rows: Tensor, batch: int, groups: int) -> Tensor:
     return rows.unflatten(0, (groups, -1)).expand(batch, -1, -1, -1).flatten(0, 1)
 
 
+def conv3d_input_gradient(
+    grad: Tensor, weight: Tensor, *, size: tuple[int, int], groups: int = 1, stride: int = 1
+) -> Tensor:
+    """Transposed 3x3x3 conv to (..., *size), from stock ops; differentiable."""
+    beyond = [
+        length - stride * (steps - 1) - 1
+        for length, steps in zip(size, grad.shape[3:], strict=True)
+    ]
+    return F.conv_transpose3d(grad, weight, None, (1, stride, stride), 1, (0, *beyond), groups)
+
+
+def conv3d_weight_gradient(x: Tensor, grad: Tensor, *, groups: int = 1, stride: int = 1) -> Tensor:
+    """Gradient of the weight of a 3x3x3 conv, from stock ops; differentiable."""
+    shape = (grad.shape[1], x.shape[1] // groups, 3, 3, 3)
+    strides = (1, stride, stride)
+    return torch.nn.grad.conv3d_weight(x, shape, grad, strides, padding=1, groups=groups)
+
+
 def up_conv3d(
     x: Tensor,
     weight: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -81,11 +82,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 @without_autocast
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     """The op is linear: its gradient is that of the stock ops, wherever it is taken."""
-    with torch.enable_grad():
-        images = grad.new_zeros(ctx.shape, requires_grad=True)
-        smooth = reference.spline_smooth(images, spacing=ctx.spacing)
-    keep = torch.is_grad_enabled()
-    return torch.autograd.grad(smooth, images, grad, create_graph=keep)[0], None
+    smooth = functools.partial(reference.spline_smooth, spacing=ctx.spacing)
+    return torch.func.vjp(smooth, grad.new_zeros(ctx.shape))[1](grad)[0], None
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

@@ -25,6 +25,7 @@ from gplws.ops._arguments import (
     without_autocast,
 )
 from gplws.ops.conv3d_weight_gradient import conv3d_weight_gradient
+from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
 
 _NAME = "gplws::up_conv3d"
 _OP = torch.ops.gplws.up_conv3d
@@ -122,9 +123,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # The transpose of a conv with stride 2 from the result to x.
         grad_x = grad_weight = None
         if needs[0]:
-            grad_x = torch.ops.gplws.group_pointwise_conv3d.default(
-                grad, weight, None, None, None, None, groups, 2, False, False, False
-            )
+            grad_x = group_pointwise_conv3d(grad, weight, groups=groups, stride=2, relu=False)
         if needs[1]:
             grad_weight = conv3d_weight_gradient(grad, x, groups=groups, stride=2)
         grad_bias = grad.sum((0, 2, 3, 4)) if needs_bias else None

@@ -14,6 +14,8 @@ import gplws
 from gplws.models import GPLWSNet
 from gplws.nn.blocks import freeze_statistics
 from gplws.ops import (
+    conv3d_input_gradient,
+    conv3d_weight_gradient,
     focus_search,
     group_pointwise_conv3d,
     reference,
@@ -25,6 +27,7 @@ from gplws.ops import (
 
 WEIGHT = torch.rand(4, 2, 3, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.4
 UP_WEIGHT = torch.rand(4, 1, 3, 3, 3, generator=torch.Generator().manual_seed(2)) - 0.4
+CONV_GRAD = torch.rand(1, 4, 3, 5, 6, generator=torch.Generator().manual_seed(4)) - 0.4
 TAPS = [[0.4, 0.1], [0.1, 0.05]]
 VOLUME = torch.rand(1, 7, 3, 4, generator=torch.Generator().manual_seed(3))
 
@@ -49,6 +52,26 @@ OPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], tup
         lambda x: focus_search(VOLUME, x.cumsum(-1)).depth,
         lambda x: reference.focus_search(VOLUME, x.cumsum(-1)).depth,
         (7,),
+    ),
+    "conv3d_input_gradient by grad": (
+        lambda x: conv3d_input_gradient(x, WEIGHT, size=(10, 11), groups=2, stride=2),
+        lambda x: reference.conv3d_input_gradient(x, WEIGHT, size=(10, 11), groups=2, stride=2),
+        (1, 4, 3, 5, 6),
+    ),
+    "conv3d_input_gradient by weight": (
+        lambda x: conv3d_input_gradient(CONV_GRAD, x, size=(5, 6), groups=2),
+        lambda x: reference.conv3d_input_gradient(CONV_GRAD, x, size=(5, 6), groups=2),
+        (4, 2, 3, 3, 3),
+    ),
+    "conv3d_weight_gradient by x": (
+        lambda x: conv3d_weight_gradient(x, CONV_GRAD, groups=2, stride=2),
+        lambda x: reference.conv3d_weight_gradient(x, CONV_GRAD, groups=2, stride=2),
+        (1, 4, 3, 10, 11),
+    ),
+    "conv3d_weight_gradient by grad": (
+        lambda x: conv3d_weight_gradient(CONV_GRAD, x, groups=2),
+        lambda x: reference.conv3d_weight_gradient(CONV_GRAD, x, groups=2),
+        (1, 4, 3, 5, 6),
     ),
     "spline_smooth": (spline_smooth, reference.spline_smooth, (2, 6, 7)),
 }
@@ -165,6 +188,44 @@ def test_what_is_compiled_without_transforms_keeps_the_kernels(name: str) -> Non
         found = torch.compile(function, backend=backend, fullgraph=True)(x)
         torch.testing.assert_close(found, function(x))
         assert any(target.startswith("gplws.") for target in targets)
+
+
+@op_cases
+def test_forward_mode_passes_through_the_backward_pass(name: str) -> None:
+    op, _, shape = OPS[name]
+    x = drawn(shape).requires_grad_()
+    y = op(x)
+    direction, tangent = drawn(y.shape, 1), drawn(y.shape, 2)
+    # The backward pass is linear.
+    (expected,) = torch.autograd.grad(y, x, tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(y, x, forward_ad.make_dual(direction, tangent))
+        torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected)
+
+
+@op_cases
+def test_batches_of_gradients_are_those_of_the_reference(name: str) -> None:
+    op, stock, shape = OPS[name]
+    jacobian = torch.autograd.functional.jacobian
+    found, expected = jacobian(op, drawn(shape), vectorize=True), jacobian(stock, drawn(shape))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_convs_stay_float32_under_autocast(stride: int) -> None:
+    grad, size = drawn((1, 4, 3, 5, 6)), (5 * stride, 6 * stride)
+
+    def input_gradient(grad: Tensor) -> Tensor:
+        return conv3d_input_gradient(grad, WEIGHT, size=size, groups=2, stride=stride)
+
+    def weight_gradient(grad: Tensor) -> Tensor:
+        return conv3d_weight_gradient(drawn((1, 4, 3, *size)), grad, groups=2, stride=stride)
+
+    for op in (input_gradient, weight_gradient):
+        expected = op(grad), torch.func.jvp(op, (grad,), (grad,))[1]
+        with torch.autocast("cpu"):
+            found = op(grad), torch.func.jvp(op, (grad,), (grad,))[1]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_networks_on_the_kernels_have_these_derivatives_too() -> None:
