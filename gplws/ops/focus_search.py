@@ -68,7 +68,8 @@ def focus_search(
 
     Raises:
         ValueError: a shape, ``groups``, ``radius``, ``refinement`` or the device of ``out`` does
-            not fit, or ``out`` lies over ``volume`` or requires gradients.
+            not fit, or a tensor of ``out`` lies over another or over an input, or requires
+            gradients.
         TypeError: ``volume`` has no such dtype, or a tensor of ``out`` another than its result.
 
     Source:
@@ -82,6 +83,7 @@ def focus_search(
         4.3
     """
     op = "focus_search"
+    results: dict[str, Tensor] = {}
     require_float32(op, half_on_cuda=True, has_autocast=out is None, volume=volume)
     if out is not None:
         results = {f"out.{name}": result for name, result in out._asdict().items()}
@@ -125,9 +127,11 @@ def focus_search(
     if out is None:
         return FocusSearchResult(*_OP.default(*arguments))
     shape = (batch, *volume.shape[2:])
-    for name, result in out._asdict().items():
-        dtype = torch.int64 if name == "index" else torch.float32
-        require_out(op, result, shape, dtype, name=f"out.{name}", inputs={"volume": volume})
+    others = {"volume": volume, "focus_positions": arguments[1]}
+    for name, result in results.items():
+        dtype = torch.int64 if name == "out.index" else torch.float32
+        require_out(op, result, shape, dtype, name=name, inputs=others)
+        others[name] = result
     _OP.out(*arguments, *out)
     for result in out:
         note_change(result)

@@ -323,6 +323,16 @@ def test_a_result_over_an_operand_is_refused() -> None:
     results = focus_search(volume)._replace(depth=volume[:, 0])
     with pytest.raises(ValueError, match=r"out\.depth must be apart from volume"):
         focus_search(volume, out=results)
+    results = focus_search(volume)
+    with pytest.raises(ValueError, match=r"out\.confidence must be apart from out\.depth"):
+        focus_search(volume, out=results._replace(confidence=results.depth))
+    both = torch.empty(2, 1, 4, 4).flatten()
+    overlapping = [both[start : start + 16].view(1, 4, 4) for start in (0, 8)]
+    with pytest.raises(ValueError, match=r"out\.peak must be apart from out\.depth"):
+        focus_search(volume, out=results._replace(depth=overlapping[0], peak=overlapping[1]))
+    positions = both[:5].copy_(torch.arange(5.0))
+    with pytest.raises(ValueError, match=r"out\.peak must be apart from focus_positions"):
+        focus_search(volume, positions, out=results._replace(peak=overlapping[0]))
 
 
 def test_a_residual_may_be_changed_before_the_backward_pass() -> None:
