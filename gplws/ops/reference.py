@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Refinement = Literal["none", "parabola", "gaussian"]
 
@@ -184,16 +185,8 @@ def focus_search(
     found = peak > -torch.inf
     index = torch.where(found, index, 0)
 
-    winner = index // size
-    group_of = torch.arange(group_peaks.shape[1], device=v.device).view(1, -1, 1, 1)
-    rivals = group_peaks.masked_fill(group_of == winner.unsqueeze(1), -torch.inf)
-    runner_up = rivals.amax(1)
-    if log_scale:
-        confidence = 1 - (runner_up - peak).exp()
-    else:
-        confidence = 1 - runner_up.clamp_min(0) / peak
-        confidence = torch.where(peak > 0, confidence, 0)
-    confidence = torch.where(peak.isfinite(), confidence.clamp(0, 1), 0)
+    with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+        confidence = _confidence(group_peaks, peak, index // size, log_scale)
 
     depth = refine_depth(v, positions, index, peak, refinement=refinement, radius=radius)
     depth = torch.where(found, depth, torch.nan)
@@ -273,6 +266,19 @@ def refine_depth(
     after = columns.gather(1, (index + 1).clamp_max(frames - 1).unsqueeze(1)).squeeze(1)
     low, high = torch.minimum(before, after), torch.maximum(before, after)
     return torch.minimum(torch.maximum(z0 + scale * vertex, low), high)
+
+
+def _confidence(group_peaks: Tensor, peak: Tensor, winner: Tensor, log_scale: bool) -> Tensor:
+    """How far the best group but ``winner`` stays below the peak."""
+    group_of = torch.arange(group_peaks.shape[1], device=peak.device).view(1, -1, 1, 1)
+    rivals = group_peaks.masked_fill(group_of == winner.unsqueeze(1), -torch.inf)
+    runner_up = rivals.amax(1)
+    if log_scale:
+        confidence = 1 - (runner_up - peak).exp()
+    else:
+        confidence = 1 - runner_up.clamp_min(0) / peak
+        confidence = torch.where(peak > 0, confidence, 0)
+    return torch.where(peak.isfinite(), confidence.clamp(0, 1), 0)
 
 
 def _batched_positions(focus_positions: Tensor | None, volume: Tensor) -> Tensor:

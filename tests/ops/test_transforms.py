@@ -228,6 +228,21 @@ def test_gradients_of_convs_stay_float32_under_autocast(stride: int) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_confidence_has_no_derivatives(compiled: bool) -> None:
+    def confidence(volume: Tensor) -> Tensor:
+        return focus_search(volume).confidence
+
+    def derivatives(volume: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = torch.func.grad(lambda v: confidence(v).sum())(volume)
+        return gradient, torch.func.jvp(confidence, (volume,), (volume,))[1]
+
+    if compiled:
+        derivatives = torch.compile(derivatives, backend="aot_eager", fullgraph=True)
+    assert all(not found.any() for found in derivatives(VOLUME))
+
+
 def test_networks_on_the_kernels_have_these_derivatives_too() -> None:
     model = gplws.load_model("gplws", fused=False)
     merged = gplws.load_model("gplws", fused=False)
