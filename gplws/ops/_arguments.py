@@ -268,16 +268,46 @@ def has_gradient_kernels(x: Tensor, grad: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == grad.dtype == torch.float32 and x.is_contiguous()
 
 
-def for_stock_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors (..., N, H, W) in a layout for which ``aten.convolution_backward`` is right.
+def stock_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    needs: tuple[bool, bool, bool],
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    transposed: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input, weight and bias of a conv by stock ops, None where not needed.
 
-    oneDNN leaves parts of bfloat16 gradients of one or two frames unwritten in channels_last_3d
-    (torch 2.13): there all are contiguous.
+    A transposed conv doubles H and W. In bfloat16 on the CPU oneDNN leaves parts of gradients of
+    one or two frames unwritten in channels_last_3d (torch 2.13): there all tensors are contiguous.
+    It takes none without elements.
     """
-    grad = tensors[0]
-    if grad.device.type != "cpu" or grad.dtype != torch.bfloat16 or grad.shape[2] > 2:
-        return tensors
-    return tuple(tensor.contiguous() for tensor in tensors)
+    channels = grad.shape[1]
+    if grad.numel() == 0:
+        zero = grad.sum()
+        shapes = (x.shape, weight.shape, (channels,))
+        return tuple(
+            zero.expand(shape).contiguous() if need else None
+            for shape, need in zip(shapes, needs, strict=True)
+        )
+    if grad.device.type == "cpu" and grad.dtype == torch.bfloat16 and grad.shape[2] <= 2:
+        grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
+    return torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        [channels] if needs[2] else None,
+        [1, stride, stride],
+        [padding] * 3,
+        [1, 1, 1],
+        transposed,
+        [0, 1, 1] if transposed else [0, 0, 0],
+        groups,
+        list(needs),
+    )
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,7 +11,6 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
-    for_stock_backward,
     goes_to_reference,
     has_gradient_kernels,
     note_change,
@@ -21,6 +20,7 @@ from gplws.ops._arguments import (
     require_out,
     require_positive,
     require_shape,
+    stock_backward,
     vmap_by_batch,
     without_autocast,
 )
@@ -298,7 +298,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _middle(ctx: Any, own: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The result of the 3x3x3 conv, after its activation."""
-    if own:
+    if own or x.numel() == 0:  # stock convs take no tensors without elements
         return _own_conv(x, weight, bias, ctx.groups, ctx.stride, ctx.relu)
     return reference.group_pointwise_conv3d(
         x, weight, bias, groups=ctx.groups, stride=ctx.stride, relu=ctx.relu
@@ -316,9 +316,9 @@ def _relu_backward(grad: Tensor, y: Tensor) -> Tensor:
 
 
 def _pointwise(own: bool, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not own:
-        return torch.nn.functional.conv3d(x, weight, bias)
-    return reference.pointwise_conv3d(x, weight, bias)
+    if own or x.numel() == 0:
+        return reference.pointwise_conv3d(x, weight, bias)
+    return torch.nn.functional.conv3d(x, weight, bias)
 
 
 def _pointwise_backward(
@@ -326,7 +326,7 @@ def _pointwise_backward(
 ) -> tuple[Any, ...]:
     """Gradients of input, weight and bias of the pointwise conv, None where not needed."""
     if not own:
-        return _stock_backward(grad, x, weight, 1, 0, 1, needs)
+        return stock_backward(grad, x, weight, needs)
     grad_x = grad_weight = None
     flat = grad.flatten(2)
     if needs[0]:
@@ -343,7 +343,7 @@ def _conv_backward(
     """Gradients of input, weight and bias of the 3x3x3 conv, None where not needed."""
     groups, stride = ctx.groups, ctx.stride
     if not own:
-        return _stock_backward(grad, x, weight, stride, 1, groups, needs)
+        return stock_backward(grad, x, weight, needs, stride=stride, padding=1, groups=groups)
     grad_x = grad_weight = None
     if needs[0]:
         grad_x = conv3d_input_gradient(
@@ -352,28 +352,6 @@ def _conv_backward(
     if needs[1]:
         grad_weight = conv3d_weight_gradient(x, grad, groups=groups, stride=stride)
     return grad_x, grad_weight, grad.sum((0, 2, 3, 4)) if needs[2] else None
-
-
-def _stock_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    padding: int,
-    groups: int,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Any, ...]:
-    return torch.ops.aten.convolution_backward(
-        *for_stock_backward(grad, x, weight),
-        [weight.shape[0]] if needs[2] else None,
-        [1, stride, stride],
-        [padding] * 3,
-        [1, 1, 1],
-        False,
-        [0, 0, 0],
-        groups,
-        list(needs),
-    )
 
 
 torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)

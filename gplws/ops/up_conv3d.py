@@ -11,7 +11,6 @@ from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
     follows_channels_last,
-    for_stock_backward,
     goes_to_reference,
     has_gradient_kernels,
     note_change,
@@ -21,6 +20,7 @@ from gplws.ops._arguments import (
     require_out,
     require_positive,
     require_shape,
+    stock_backward,
     vmap_by_batch,
     without_autocast,
 )
@@ -128,16 +128,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_weight = conv3d_weight_gradient(grad, x, groups=groups, stride=2)
         grad_bias = grad.sum((0, 2, 3, 4)) if needs_bias else None
         return grad_x, grad_weight, grad_bias, grad_residual, None
-    grads = torch.ops.aten.convolution_backward(
-        *for_stock_backward(grad, x, weight),
-        [groups] if needs_bias else None,
-        [1, 2, 2],
-        [1, 1, 1],
-        [1, 1, 1],
-        True,
-        [0, 1, 1],
-        groups,
-        [bool(needs[0]), bool(needs[1]), bool(needs_bias)],
+    needs_conv = (bool(needs[0]), bool(needs[1]), bool(needs_bias))
+    grads = stock_backward(
+        grad, x, weight, needs_conv, stride=2, padding=1, groups=groups, transposed=True
     )
     return (*grads, grad_residual, None)
 

@@ -393,3 +393,23 @@ def test_bfloat16_gradients_do_not_depend_on_the_layout(frames: int) -> None:
             found.append(torch.autograd.grad(op(*leaves), leaves, direction))
         for expected, got in zip(*found, strict=True):
             assert (got - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("size", [(0, 3, 5, 6), (1, 0, 5, 6), (1, 3, 0, 6), (1, 3, 5, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_nothing_are_zero(dtype: torch.dtype, size: tuple[int, ...]) -> None:
+    x = torch.rand(size[0], 4, *size[1:], dtype=dtype, requires_grad=True)
+    weight, up_weight = (w.to(dtype).requires_grad_() for w in (WEIGHT, UP_WEIGHT))
+    pointwise = torch.rand(3, 4, 1, 1, 1, dtype=dtype, requires_grad=True)
+    biases = [torch.rand(n, dtype=dtype, requires_grad=True) for n in (4, 3, 2)]
+    convs: list[tuple[Tensor, tuple[Tensor, ...]]] = [
+        (
+            group_pointwise_conv3d(x, weight, biases[0], pointwise, biases[1], groups=2),
+            (x, weight, biases[0], pointwise, biases[1]),
+        ),
+        (up_conv3d(x, up_weight, biases[2], groups=2), (x, up_weight, biases[2])),
+    ]
+    for y, tensors in convs:
+        grads = torch.autograd.grad(y.sum(), tensors, create_graph=True)
+        for grad, tensor in zip(grads, tensors, strict=True):
+            assert torch.equal(grad, torch.zeros_like(tensor))
