@@ -36,8 +36,12 @@ def vignetting(
     Returns:
         (B, H, W) factor; 1 on the axis.
     """
-    rows = torch.linspace(-1, 1, shape[0], device=strength.device)[None, :, None]
-    columns = torch.linspace(-1, 1, shape[1], device=strength.device)[None, None]
+    rows = torch.linspace(-1, 1, shape[0], dtype=torch.float32, device=strength.device)[
+        None, :, None
+    ]
+    columns = torch.linspace(-1, 1, shape[1], dtype=torch.float32, device=strength.device)[
+        None, None
+    ]
     squared = (rows - center[:, 0, None, None]) ** 2 + (columns - center[:, 1, None, None]) ** 2
     return (1 + strength[:, None, None] * squared) ** -2
 

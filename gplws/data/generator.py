@@ -412,7 +412,9 @@ class StackGenerator:
             deviation = draw.log_uniform(*settings.grain_contrast)
             texture = texture * (1 + deviation * draw.normal_field(*shape))
         if channels == 3:
-            tint = torch.tensor([draw.uniform(0.5, 1) for _ in range(3)], device=draw.device)
+            tint = torch.tensor(
+                [draw.uniform(0.5, 1) for _ in range(3)], dtype=torch.float32, device=draw.device
+            )
             texture = texture * tint.view(3, 1, 1)
         return texture.clamp(min=0)
 
@@ -458,7 +460,7 @@ class StackGenerator:
             target = draw.uniform(*settings.exposure)
             limit = draw.uniform(0.6, 1.0) if draw.chance(0.85) else draw.uniform(1.0, 3.0)
             gains.append((target, limit))
-        means, limits = torch.tensor(gains, device=radiance.device).unbind(1)
+        means, limits = torch.tensor(gains, dtype=torch.float32, device=radiance.device).unbind(1)
         return radiance * torch.minimum(means / mean, limits / bright).view(-1, 1, 1, 1)
 
     def _motion(
@@ -470,9 +472,11 @@ class StackGenerator:
         if draw.chance(settings.jitter):
             shift = draw.normal_field(batch_size, frames, 2) * draw.log_uniform(*settings.jitter_px)
         if draw.chance(settings.magnification):
-            ramp = torch.linspace(-0.5, 0.5, frames, device=self.device)
+            ramp = torch.linspace(-0.5, 0.5, frames, dtype=torch.float32, device=self.device)
             total = [settings.magnification_total * draw.uniform(-1, 1) for _ in range(batch_size)]
-            magnification = 1 + torch.tensor(total, device=self.device)[:, None] * ramp
+            magnification = (
+                1 + torch.tensor(total, dtype=torch.float32, device=self.device)[:, None] * ramp
+            )
         return shift, magnification
 
     def _photographed(self, irradiance: Tensor, draw: Draw) -> Tensor:

@@ -85,7 +85,9 @@ def render_layers(
     highest, lowest = float(height_um.max()), float(height_um.min())
     spacing_um = layer_spacing_px / lens.radius_px_per_um
     count = max(1, math.ceil((highest - lowest) / spacing_um - 1e-3)) + 1
-    nodes = torch.linspace(highest, max(lowest, highest - (count - 1) * spacing_um), count)
+    nodes = torch.linspace(
+        highest, max(lowest, highest - (count - 1) * spacing_um), count, dtype=torch.float32
+    )
     nodes = nodes.to(height_um)  # (K,), highest first
     place = (highest - height_um) * ((count - 1) / max(highest - lowest, 1e-9))  # in layers
     parts = torch.arange(count).tensor_split(min(occlusion_groups or count, count))
@@ -224,11 +226,11 @@ class _Sampling:
         known = shift_px if shift_px is not None else magnification
         assert known is not None
         leading = tuple(known.shape[:2])
-        shift = torch.zeros(*leading, 2) if shift_px is None else shift_px
+        shift = torch.zeros(*leading, 2, dtype=torch.float32) if shift_px is None else shift_px
         shift = shift.to(device).transpose(0, 1)  # (N, B, 2)
         lattices = (
-            torch.fft.fftfreq(size[0], device=device),
-            torch.fft.rfftfreq(size[1], device=device),
+            torch.fft.fftfreq(size[0], dtype=torch.float32, device=device),
+            torch.fft.rfftfreq(size[1], dtype=torch.float32, device=device),
         )
         if magnification is None:
             self._phases = [
@@ -244,7 +246,7 @@ class _Sampling:
         for axis, lattice in enumerate(lattices):
             start, stop = window[axis].start, window[axis].stop
             middle = (start + stop - 1) / 2
-            pixel = torch.arange(start, stop, device=device) - middle
+            pixel = torch.arange(start, stop, dtype=torch.float32, device=device) - middle
             source = middle + (pixel - shift[..., axis, None]) / scale  # (N, B, H)
             # A real signal from half its spectrum: every frequency but 0 (and the last) stands for
             # two.

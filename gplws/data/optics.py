@@ -145,7 +145,7 @@ class Lens:
         highest = float(frequency.max())
         # The disk's transfer function oscillates once per 1 / radius.
         count = 256 + math.ceil(samples_per_turn * widest_px * highest)
-        samples = torch.linspace(0, highest, count, device=frequency.device)
+        samples = torch.linspace(0, highest, count, dtype=torch.float32, device=frequency.device)
         table = self.transfer(defocus_um, samples).T.contiguous()  # (S, R): rows are copied whole
         place = frequency.flatten() * ((count - 1) / highest)
         lower = place.long().clamp(max=count - 2)

@@ -69,11 +69,11 @@ class Draw:
 
     def normal_field(self, *shape: int) -> Tensor:
         """Independent standard normal numbers, float32."""
-        return torch.randn(shape, generator=self.generator, device=self.device)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float32, device=self.device)
 
     def uniform_field(self, *shape: int) -> Tensor:
         """Independent numbers in [0, 1), float32."""
-        return torch.rand(shape, generator=self.generator, device=self.device)
+        return torch.rand(shape, generator=self.generator, dtype=torch.float32, device=self.device)
 
 
 def spectral_noise(
@@ -117,6 +117,6 @@ def filtered_noise(amplitude: Tensor, shape: tuple[int, int], draw: Draw) -> Ten
 
 def radial_frequency(shape: tuple[int, int], device: torch.device) -> Tensor:
     """Frequency of each element of a real Fourier transform, cycles per pixel."""
-    rows = torch.fft.fftfreq(shape[0], device=device)
-    columns = torch.fft.rfftfreq(shape[1], device=device)
+    rows = torch.fft.fftfreq(shape[0], dtype=torch.float32, device=device)
+    columns = torch.fft.rfftfreq(shape[1], dtype=torch.float32, device=device)
     return torch.hypot(rows[:, None], columns[None])

@@ -161,7 +161,7 @@ def simulate_stack(
     if step is None:
         span_um = relief_um or _USUAL_BLUR_PX / lens.radius_px_per_um  # a flat surface has none
         step = 1.2 * span_um / (settings.frames - 1)
-    index = torch.arange(settings.frames) - (settings.frames - 1) / 2
+    index = torch.arange(settings.frames, dtype=torch.float32) - (settings.frames - 1) / 2
     focus = middle + step * (index.flip(0) if settings.falling else index)
 
     farthest_um = max(float(focus.max() - height_um.min()), float(height_um.max() - focus.min()))
@@ -175,11 +175,13 @@ def simulate_stack(
     light = radiance[rows][:, columns][None, None]  # (1, 1, P, Q)
     window = (slice(margin, margin + shape[0]), slice(margin, margin + shape[1]))
     shift = settings.jitter_px * draw.normal_field(1, settings.frames, 2)
-    growth = torch.linspace(-0.5, 0.5, settings.frames, device=draw.device)
+    growth = torch.linspace(-0.5, 0.5, settings.frames, dtype=torch.float32, device=draw.device)
     magnification = 1 + settings.magnification_change * growth[None]  # (1, N)
     gains = (settings.gain_drift * draw.normal_field(settings.frames)).exp()
-    corners = torch.tensor([settings.vignetting / 2], device=draw.device)
-    shade_off = vignetting(shape, corners, torch.zeros(1, 2, device=draw.device))
+    corners = torch.tensor([settings.vignetting / 2], dtype=torch.float32, device=draw.device)
+    shade_off = vignetting(
+        shape, corners, torch.zeros(1, 2, dtype=torch.float32, device=draw.device)
+    )
 
     frames: list[Tensor] = []
     chunk = max(1, _ELEMENTS_AT_ONCE // (padded[0] * padded[1]))
@@ -285,7 +287,7 @@ def _stored(settings: SceneSettings, irradiance: Tensor, draw: Draw) -> Tensor:
     if settings.full_well_electrons is not None:
 
         def each(value: float) -> Tensor:
-            return torch.full((len(signal),), value, device=signal.device)
+            return torch.full((len(signal),), value, dtype=torch.float32, device=signal.device)
 
         signal = add_noise(
             signal,

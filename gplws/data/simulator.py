@@ -302,7 +302,7 @@ def render_focal_stack(
     radii_px = _layer_radii(farthest_um / um_per_px_of_radius)
     radii_um = [radius * um_per_px_of_radius for radius in radii_px]
     transfer = lens.transfer_on_grid(
-        torch.tensor(radii_um, device=height.device),
+        torch.tensor(radii_um, dtype=torch.float32, device=height.device),
         radial_frequency(padded, height.device),
         samples_per_turn=96,
     )
@@ -341,7 +341,9 @@ def _expose(
     if full_well_electrons is not None:
         electrons = torch.poisson(signal.cpu().clamp(min=0) * full_well_electrons, generator)
         if read_noise_electrons > 0:
-            electrons += read_noise_electrons * torch.randn(electrons.shape, generator=generator)
+            electrons += read_noise_electrons * torch.randn(
+                electrons.shape, generator=generator, dtype=torch.float32
+            )
         signal = (electrons / full_well_electrons).to(irradiance.device)
     signal = signal.clamp(0, 1)
     if bit_depth is None:
@@ -407,8 +409,8 @@ class DemoScene(NamedTuple):
 
 def _smooth_noise(size: int, wavelength: float, generator: torch.Generator) -> Tensor:
     """(size, size) noise of unit deviation whose details are ``wavelength`` pixels and larger."""
-    spectrum = torch.fft.rfft2(torch.randn(size, size, generator=generator))
-    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None])
+    spectrum = torch.fft.rfft2(torch.randn(size, size, generator=generator, dtype=torch.float32))
+    frequency = radial_frequency((size, size), torch.device("cpu"))
     spectrum *= torch.exp(-((frequency * wavelength) ** 2))
     noise = torch.fft.irfft2(spectrum, s=(size, size))
     return (noise - noise.mean()) / noise.std().clamp(min=1e-6)
@@ -418,7 +420,7 @@ def _streaks(feed: Tensor, generator: torch.Generator) -> Tensor:
     """Random brightness of unit deviation, constant along lines of equal ``feed`` (H, W)."""
     fine = (feed * 8).floor().long()
     fine = fine - fine.min()
-    values = torch.randn(int(fine.max()) + 1, generator=generator)
+    values = torch.randn(int(fine.max()) + 1, generator=generator, dtype=torch.float32)
     return values[fine]
 
 
@@ -445,11 +447,11 @@ def demo_scene(size: int = 384, *, frames: int = 30, seed: int = 0) -> DemoScene
     if frames < 2:
         raise ValueError(f"frames: expected at least 2, got {frames}")
     generator = torch.Generator().manual_seed(seed)
-    axis = (torch.arange(size) + 0.5) / size
+    axis = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")  # (size, size), 0..1
     pixel_size_um = 384.0 / size
 
-    height = torch.full((size, size), 70.0)
+    height = torch.full((size, size), 70.0, dtype=torch.float32)
     # Stairs along the left side.
     stairs = x < 0.27
     step = (y * 6).floor().clamp(max=5)
@@ -485,5 +487,7 @@ def demo_scene(size: int = 384, *, frames: int = 30, seed: int = 0) -> DemoScene
     shape = torch.where(milled, height, height - 0.3 * coarse)
     shading = surface_shading(shape, pixel_size_um, light=(-0.4, -0.4, 1.0), ambient=0.5)
     albedo = (albedo * shading / shading.median()).clamp(0.03, 0.97)
-    focus = torch.linspace(float(height.min()) - 6.0, float(height.max()) + 6.0, frames)
+    focus = torch.linspace(
+        float(height.min()) - 6.0, float(height.max()) + 6.0, frames, dtype=torch.float32
+    )
     return DemoScene(height, albedo, focus, pixel_size_um, 0.3)

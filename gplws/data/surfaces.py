@@ -44,8 +44,8 @@ def unit_range(height: Tensor) -> Tensor:
 
 def pixel_grid(shape: Shape, draw: Draw) -> tuple[Tensor, Tensor]:
     """Rows and columns of each pixel from the middle, pixels: two (H, W)."""
-    y = torch.arange(shape[0], device=draw.device) - (shape[0] - 1) / 2
-    x = torch.arange(shape[1], device=draw.device) - (shape[1] - 1) / 2
+    y = torch.arange(shape[0], dtype=torch.float32, device=draw.device) - (shape[0] - 1) / 2
+    x = torch.arange(shape[1], dtype=torch.float32, device=draw.device) - (shape[1] - 1) / 2
     return y[:, None].expand(shape), x[None].expand(shape)
 
 
@@ -96,7 +96,7 @@ def plane(shape: Shape, draw: Draw) -> Surface:
 
 def waves(shape: Shape, draw: Draw) -> Surface:
     """One to three sine waves."""
-    height = torch.zeros(shape, device=draw.device)
+    height = torch.zeros(shape, dtype=torch.float32, device=draw.device)
     for _ in range(draw.integer(1, 3)):
         period = max(shape) * draw.log_uniform(0.15, 2)
         phase = draw.angle()
@@ -131,7 +131,7 @@ def spheres(shape: Shape, draw: Draw) -> Surface:
     """Balls on a plate: powder, solder balls, beads; or the cups that they leave."""
     size = min(shape)
     y, x = pixel_grid(shape, draw)
-    height = torch.zeros(shape, device=draw.device)
+    height = torch.zeros(shape, dtype=torch.float32, device=draw.device)
     largest = size * draw.log_uniform(0.06, 0.35)
     spread = draw.uniform(1, 4)
     # Drops and worn balls are caps: their rim is not vertical.
@@ -153,7 +153,7 @@ def steps(shape: Shape, draw: Draw) -> Surface:
         y, x = pixel_grid(shape, draw)
         distance = torch.hypot(y, x) - 0.25 * min(shape)
     flank = draw.choice((0.5, draw.log_uniform(0.5, 20)))
-    height = torch.zeros(shape, device=draw.device)
+    height = torch.zeros(shape, dtype=torch.float32, device=draw.device)
     extent = 0.5 * min(shape)
     count = draw.integer(1, 6)
     stairs = draw.chance(0.4)
@@ -225,7 +225,7 @@ def holes(shape: Shape, draw: Draw) -> Surface:
     """Blind holes: flat or conical bottom, sharp or chamfered rim; or the pegs that fit them."""
     size = min(shape)
     y, x = pixel_grid(shape, draw)
-    depth = torch.zeros(shape, device=draw.device)
+    depth = torch.zeros(shape, dtype=torch.float32, device=draw.device)
     largest = size * draw.log_uniform(0.08, 0.45)
     edge = draw.choice((0.7, draw.log_uniform(1, 8)))
     cone = draw.choice((0.0, draw.uniform(0, 0.5)))
@@ -245,7 +245,7 @@ def pads(shape: Shape, draw: Draw) -> Surface:
     size = min(shape)
     y, x = pixel_grid(shape, draw)
     u, v = turned(y, x, draw.choice((0.0, draw.angle())))
-    height = torch.zeros(shape, device=draw.device)
+    height = torch.zeros(shape, dtype=torch.float32, device=draw.device)
     flank = draw.choice((0.7, draw.log_uniform(0.7, 6)))
     levels = [draw.uniform(0.3, 1) for _ in range(draw.integer(1, 4))]
     largest = size * draw.log_uniform(0.08, 0.5)
@@ -259,7 +259,7 @@ def pads(shape: Shape, draw: Draw) -> Surface:
 
 def scratches(shape: Shape, draw: Draw) -> Surface:
     """V-shaped scratches with pile-up along their sides."""
-    height = torch.zeros(shape, device=draw.device)
+    height = torch.zeros(shape, dtype=torch.float32, device=draw.device)
     region = torch.zeros_like(height)
     for _ in range(draw.integer(1, 14)):
         half = draw.log_uniform(1, 0.06 * min(shape) + 1.5)
@@ -289,7 +289,7 @@ def fibres(shape: Shape, draw: Draw) -> Surface:
     """Round fibres, hairs or wires that cross in front of a background."""
     size = min(shape)
     y, x = pixel_grid(shape, draw)
-    height = torch.zeros(shape, device=draw.device)
+    height = torch.zeros(shape, dtype=torch.float32, device=draw.device)
     gap = size * draw.uniform(0.1, 0.6)
     base = size * draw.uniform(0, 0.3) * unit_range(spectral_noise(shape, draw, exponent=3))
     region = torch.zeros_like(height)

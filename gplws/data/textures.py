@@ -39,8 +39,8 @@ def speckle(shape: Shape, draw: Draw) -> Tensor:
 
 def brushed(shape: Shape, draw: Draw) -> Tensor:
     """Fine streaks in one direction: brushed or ground metal."""
-    rows = torch.fft.fftfreq(shape[0], device=draw.device)[:, None]
-    columns = torch.fft.rfftfreq(shape[1], device=draw.device)[None]
+    rows = torch.fft.fftfreq(shape[0], dtype=torch.float32, device=draw.device)[:, None]
+    columns = torch.fft.rfftfreq(shape[1], dtype=torch.float32, device=draw.device)[None]
     forward, sideways = turned(rows, columns, draw.angle())
     length, width = draw.log_uniform(10, 80), draw.log_uniform(1, 3)
     amplitude = torch.exp(-((length * forward) ** 2) - (width * sideways) ** 2)
@@ -85,7 +85,7 @@ def print_marks(shape: Shape, draw: Draw) -> Tensor:
     size = min(shape)
     y, x = pixel_grid(shape, draw)
     stroke = draw.log_uniform(1, 0.05 * size + 1.5)
-    inside = torch.full(shape, -1e3, device=draw.device)
+    inside = torch.full(shape, -1e3, dtype=torch.float32, device=draw.device)
     for _ in range(draw.integer(3, 24)):
         row, column = (draw.uniform(-0.5, 0.5) * n for n in shape)
         extent = size * draw.log_uniform(0.04, 0.25)
@@ -118,7 +118,7 @@ def specks(shape: Shape, draw: Draw) -> Tensor:
 
 def bare(shape: Shape, draw: Draw) -> Tensor:
     """Nothing to focus on."""
-    return torch.full(shape, 0.5, device=draw.device)
+    return torch.full(shape, 0.5, dtype=torch.float32, device=draw.device)
 
 
 def _two_levels(signed: Tensor, slope: float, draw: Draw) -> Tensor:

@@ -204,8 +204,10 @@ def draw_part(image: Tensor, shape: Shape, draw: Draw) -> Tensor:
     source = image.to(draw.device)[None]
     if shrink > 1:
         source = F.avg_pool2d(source, shrink)
-    y = torch.arange(shape[0], device=draw.device) - (shape[0] - 1) / 2
-    x = mirror * (torch.arange(shape[1], device=draw.device) - (shape[1] - 1) / 2)
+    y = torch.arange(shape[0], dtype=torch.float32, device=draw.device) - (shape[0] - 1) / 2
+    x = mirror * (
+        torch.arange(shape[1], dtype=torch.float32, device=draw.device) - (shape[1] - 1) / 2
+    )
     cos, sin = math.cos(angle) * zoom, math.sin(angle) * zoom
     down = place[0] + cos * y[:, None] + sin * x[None]
     right = place[1] - sin * y[:, None] + cos * x[None]

@@ -106,7 +106,7 @@ def adjust(sample: DepthSample, *, contrast: float = 1.0, brightness: float = 0.
 def add_noise(sample: DepthSample, sigma: float, generator: torch.Generator) -> DepthSample:
     """Gaussian noise of standard deviation ``sigma`` on the frames, cut off at 0 and 1."""
     stack = sample.stack
-    noise = torch.randn(stack.shape, generator=generator, device=stack.device)
+    noise = torch.randn(stack.shape, generator=generator, dtype=torch.float32, device=stack.device)
     return replace(sample, stack=(stack + sigma * noise).clamp(0, 1))
 
 
@@ -192,7 +192,9 @@ class Augmentation:
 
     def _one(self, sample: DepthSample, keep: int, generator: torch.Generator) -> DepthSample:
         def uniform(low: float, high: float) -> float:
-            return low + (high - low) * float(torch.rand((), generator=generator))
+            return low + (high - low) * float(
+                torch.rand((), generator=generator, dtype=torch.float32)
+            )
 
         def integer(end: int) -> int:
             return int(torch.randint(end, (), generator=generator))
