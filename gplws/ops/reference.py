@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.grad import conv3d_weight
 
 Refinement = Literal["none", "parabola", "gaussian"]
 
@@ -140,7 +141,7 @@ def conv3d_weight_gradient(x: Tensor, grad: Tensor, *, groups: int = 1, stride: 
     """Gradient of the weight of a 3x3x3 conv, from stock ops; differentiable."""
     shape = (grad.shape[1], x.shape[1] // groups, 3, 3, 3)
     strides = (1, stride, stride)
-    return torch.nn.grad.conv3d_weight(x, shape, grad, strides, padding=1, groups=groups)
+    return conv3d_weight(x, shape, grad, strides, padding=1, groups=groups)
 
 
 def up_conv3d(

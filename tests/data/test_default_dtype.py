@@ -59,7 +59,6 @@ def _scenes() -> list[Tensor]:
             (
                 {},
                 {"jitter_px": 0.5, "magnification_change": 0.01, "gain_drift": 0.01},
-                {"psf": "wave"},
                 {"psf": "gaussian"},
                 {"vignetting": 0.1, "gloss": 0.5, "falling": True},
             )
