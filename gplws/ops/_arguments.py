@@ -12,6 +12,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _HALF = (torch.bfloat16, torch.float16)
+# Asked once: Dynamo of torch 2.10 does not trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    device
+    for device in ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "maia", "privateuseone")
+    if torch.amp.is_autocast_available(device)
+)
 
 
 def require_tensors(op: str, **tensors: Tensor | None) -> None:
@@ -79,7 +85,7 @@ def _is_cast(tensor: Tensor) -> bool:
 
 def is_autocast_enabled(device: str) -> bool:
     """The same for kinds of devices that have no autocast, such as "meta"."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def autocast_off(device: str) -> AbstractContextManager[Any]:
@@ -315,7 +321,7 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def run(ctx: Any, grad: Tensor) -> Any:
-        if not torch.amp.is_autocast_available(grad.device.type):  # e.g. of meta tensors
+        if grad.device.type not in _AUTOCAST_DEVICES:  # e.g. of meta tensors
             return backward(ctx, grad)
         with torch.autocast(grad.device.type, enabled=False):
             return backward(ctx, grad)
