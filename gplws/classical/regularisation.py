@@ -57,7 +57,7 @@ def regularise_depth(
         iterations: how often the majorant is renewed, >= 1.
 
     Returns:
-        The depth map, shape and dtype of ``depth``; not differentiable.
+        The depth map, shape and dtype of ``depth`` and within its range; not differentiable.
 
     Raises:
         ValueError: a shape or an option does not fit.
@@ -93,7 +93,7 @@ def regularise_depth(
         raise ValueError(f"iterations: expected at least 1, got {iterations}")
     maps = (depth, confidence, guide)
     batch = maps if depth.dim() == 3 else tuple(values[None] for values in maps)
-    result = regularise_surface(
+    surface = regularise_surface(
         *batch,
         strength=strength,
         data_scale=data_scale,
@@ -101,6 +101,9 @@ def regularise_depth(
         guide_scale=guide_scale,
         iterations=iterations,
     )
+    # As the minimum does. It raises no term of E, and a few steps may not have come that far.
+    low, high = (bound(batch[0], (1, 2), keepdim=True) for bound in (torch.amin, torch.amax))
+    result = surface.clamp(low, high)
     return result if depth.dim() == 3 else result[0]
 
 

@@ -500,7 +500,8 @@ def solve_by_conjugate_gradients(
     """Minimum of ``sum data (d - target)^2 + sum weights (d_p - d_q)^2``, by conjugate gradients.
 
     Preconditioned by the diagonal, a fixed number of steps from ``start``: none of them raises the
-    sum, and a GPU never has to wait for a test of convergence.
+    sum, and a GPU never has to wait for a test of convergence. They end where the residual is
+    rounding: steps that follow it may run away where little holds the surface.
     """
     places = [_parts(offset, *start.shape[-2:]) for offset in NEIGHBOURS]
     diagonal = data.clone()
@@ -509,23 +510,31 @@ def solve_by_conjugate_gradients(
         diagonal[second] += weight
     diagonal = diagonal.clamp(min=_LEAST_DIAGONAL)
 
-    def apply(x: Tensor) -> Tensor:
-        y = data * x
+    def inflow(x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
         for weight, (first, second) in zip(weights, places, strict=True):
             flow = weight * (x[second] - x[first])
-            y[first] -= flow
-            y[second] += flow
+            y[first] += flow
+            y[second] -= flow
         return y
 
     x = start.clone()
-    residual = data * target - apply(x)
+    pull = data * (target - x)
+    residual = pull + inflow(x)
+    terms = pull.abs()
+    for weight, offset, (first, second) in zip(weights, NEIGHBOURS, places, strict=True):
+        flow = weight * neighbour_difference(x, offset).abs()
+        terms[first] += flow
+        terms[second] += flow
+    least = torch.finfo(x.dtype).eps ** 2 * _dot(terms, terms / diagonal)
     scaled = residual / diagonal
     direction = scaled
     product = _dot(residual, scaled)
     for _ in range(_CONJUGATE_STEPS):
-        moved = apply(direction)
+        moved = data * direction - inflow(direction)
         curvature = _dot(direction, moved)
-        step = torch.where(curvature > 0, product / curvature.clamp(min=1e-30), 0)
+        goes_on = (curvature > 0) & (product > least)
+        step = torch.where(goes_on, product / curvature.clamp(min=1e-30), 0)
         x = x + step * direction
         residual = residual - step * moved
         scaled = residual / diagonal

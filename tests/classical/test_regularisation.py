@@ -8,6 +8,7 @@ import torch
 
 from gplws.classical import regularise_depth
 from gplws.classical.regularisation import regularisation_energy
+from gplws.ops import regularise_surface
 from gplws.ops.reference import NEIGHBOURS, solve_by_conjugate_gradients
 
 OPTIONS = dict(strength=0.3, data_scale=1.0, smoothness_scale=0.7, guide_scale=0.1)
@@ -116,6 +117,22 @@ def test_where_nothing_is_known_nothing_changes():
     torch.testing.assert_close(regularise_depth(depth, empty, empty), depth)
     noisy = torch.rand(6, 7)
     assert torch.equal(regularise_depth(noisy, torch.ones(6, 7), empty, strength=0), noisy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_depth_leaves_the_range_where_hardly_anything_holds_the_surface(dtype):
+    generator = torch.Generator().manual_seed(0)
+    ran_away = 0
+    for width in range(1, 13):
+        depth, confidence, guide = torch.rand(3, 6, 2, width, dtype=dtype, generator=generator)
+        confidence = 1e-4 * torch.where(confidence < 0.3, confidence, 0)
+        result = regularise_depth(10 * depth, confidence, guide)
+        assert (result >= 10 * depth.amin((1, 2), keepdim=True)).all()
+        assert (result <= 10 * depth.amax((1, 2), keepdim=True)).all()
+        options = dict(data_scale=1.0, smoothness_scale=4.0, guide_scale=0.1, iterations=12)
+        free = regularise_surface(10 * depth, confidence, guide, strength=0.3, **options)
+        ran_away += bool((free - result).abs().max() > 0)
+    assert ran_away
 
 
 def test_a_batch_equals_its_members_and_input_is_left_alone():
