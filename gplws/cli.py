@@ -897,11 +897,7 @@ def _demo(options: Namespace) -> int:
     count = len(scene.focus_positions_um)
     print(f"gplws: rendering a test piece in {count} frames ...", file=sys.stderr)
     rendered = render_focal_stack(
-        scene.height_um,
-        scene.albedo,
-        scene.focus_positions_um,
-        pixel_size_um=scene.pixel_size_um,
-        numerical_aperture=scene.numerical_aperture,
+        **scene._asdict(),
         full_well_electrons=20_000,
         read_noise_electrons=8,
     )

@@ -6,18 +6,16 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .calibration import Calibration, square_pixel, um_per_unit, usable_length
 from .errors import DECODE_ERRORS, StackReadError
 from .packages import require_package
-from .stored import ImageChoice, StoredImage, StoredStack, choose_image
+from .stored import ImageChoice, Report, StoredImage, StoredStack, choose_image
 
 logger = logging.getLogger(__name__)
-
-Report: TypeAlias = Callable[[int, int], None]
 
 
 class _Content(NamedTuple):

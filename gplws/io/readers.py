@@ -26,7 +26,7 @@ from .calibration import Calibration
 from .errors import DECODE_ERRORS, StackReadError
 from .microscopes import MICROSCOPE_SUFFIXES, is_zarr, read_microscope_stack
 from .names import ordered_by_name, positions_of_names
-from .stored import ImageChoice, StoredStack
+from .stored import ImageChoice, Report, StoredStack
 from .tiff import read_tiff_frame, read_tiff_stack
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 Frame: TypeAlias = np.ndarray | Tensor
 StackSource: TypeAlias = str | os.PathLike[str] | Frame | FocalStack | Sequence[Any]
 Positions: TypeAlias = Sequence[float] | np.ndarray | Tensor | Literal["names"] | None
-Progress: TypeAlias = bool | Callable[[int, int], None] | None
+Progress: TypeAlias = bool | Report | None
 
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 _IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg"}) | _TIFF_SUFFIXES
@@ -382,7 +382,7 @@ def _stacked(frames: list[Any]) -> Frame:
 
 def _read_stored(
     path: Path,
-    read: Callable[[Path, Callable[[int, int], None], ImageChoice], StoredStack],
+    read: Callable[[Path, Report, ImageChoice], StoredStack],
     given: _Given,
     progress: Progress,
 ) -> FocalStack:
@@ -601,7 +601,7 @@ def _decode_deep_png(path: Path, data: bytes) -> np.ndarray:
 
 
 @contextmanager
-def _reporting(progress: Progress) -> Iterator[Callable[[int, int], None]]:
+def _reporting(progress: Progress) -> Iterator[Report]:
     """Function that reports frames read, whatever form of progress was asked for."""
     if callable(progress):
         yield progress

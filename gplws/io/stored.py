@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -16,6 +16,8 @@ from .errors import StackReadError
 logger = logging.getLogger(__name__)
 
 ImageChoice: TypeAlias = int | str | None
+# Called with what is read and with how much there is.
+Report: TypeAlias = Callable[[int, int], None]
 
 _MOST_NAMED = 8  # in a message
 

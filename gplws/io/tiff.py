@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -13,7 +12,7 @@ import numpy as np
 
 from .calibration import Calibration, imagej_calibration, ome_calibration, ome_plane_position
 from .errors import DECODE_ERRORS, StackReadError
-from .stored import ImageChoice, StoredImage, StoredStack, choose_image
+from .stored import ImageChoice, Report, StoredImage, StoredStack, choose_image
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries
@@ -64,9 +63,7 @@ def read_tiff_frame(path: Path, *, calibrated: bool = True) -> tuple[np.ndarray,
         return np.ascontiguousarray(pixels), calibration
 
 
-def read_tiff_stack(
-    path: Path, progress: Callable[[int, int], None], image: ImageChoice = None
-) -> StoredStack:
+def read_tiff_stack(path: Path, progress: Report, image: ImageChoice = None) -> StoredStack:
     """An image series of a TIFF, ImageJ TIFF or OME-TIFF file.
 
     Args:
@@ -139,7 +136,7 @@ def _open(path: Path) -> TiffFile:
 
 def _is_written_page_by_page(file: TiffFile) -> bool:
     """Whether tifffile was called for each frame, which calls each of them a series."""
-    if not file.is_shaped or len(file.series) < 2:
+    if not file.is_shaped or len(file.pages) < 2 or len(file.series) < 2:
         return False
     kinds = {(series.shape, series.dtype, series.axes) for series in file.series}
     return len(kinds) == 1 and all(len(series.pages) == 1 for series in file.series)

@@ -108,8 +108,8 @@ def save_reconstruction(
             the new ones are complete; other files in it stay.
         mesh: "ply", "stl", "glb", or several of them; see `write_mesh`.
         surface: "gwy" (Gwyddion), "sdf" (ISO 25178-71), "x3p" (ISO 25178-72), or several of them;
-            see `write_surface`. The date of .x3p is that of the result, so that the same result
-            gives the same file.
+            see `write_surface`. The date of .sdf and .x3p is that of the result, so that the same
+            result gives the same file.
         max_faces: see `write_mesh`.
 
     Returns:
@@ -160,9 +160,9 @@ def save_reconstruction(
             "preview.png",
             preview_png(height, image, units=units, pixel_size_um=pixel_size_um, valid=valid),
         )
+        channels = {"All in focus": image, "Confidence": confidence}
+        date = _date_of(result.metadata)
         for kind in surfaces:
-            channels = {"All in focus": image, "Confidence": confidence}
-            date = _date_of(result.metadata)
             write(
                 f"height.{kind}",
                 encode_surface(kind, height, pixel_size_um, valid, images=channels, date=date),

@@ -202,12 +202,10 @@ def needs_stock(*tensors: Tensor | None) -> bool:
 
 
 def _derivatives_are_taken() -> bool:
-    """Whether forward mode or a gradient of ``torch.func`` is on, of whatever tensors.
+    """Whether a derivative of ``torch.func`` is on, of whatever tensors.
 
     Dynamo cannot ask tensors for theirs, but has these modes on while it traces.
     """
-    if forward_ad._current_level >= 0:
-        return True
     transforms = torch._C._functorch.TransformType
     return any(
         interpreter.key() in (transforms.Grad, transforms.Jvp)

@@ -7,7 +7,7 @@ so a float64 call gives the truth that float32 kernels are measured by.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -504,28 +504,27 @@ def solve_by_conjugate_gradients(
     rounding: steps that follow it may run away where little holds the surface.
     """
     places = [_parts(offset, *start.shape[-2:]) for offset in NEIGHBOURS]
-    diagonal = data.clone()
-    for weight, (first, second) in zip(weights, places, strict=True):
-        diagonal[first] += weight
-        diagonal[second] += weight
-    diagonal = diagonal.clamp(min=_LEAST_DIAGONAL)
+
+    def flows(x: Tensor) -> Iterator[Tensor]:
+        """What goes from the second to the first pixel of each pair."""
+        for weight, (first, second) in zip(weights, places, strict=True):
+            yield weight * (x[second] - x[first])
+
+    def spread(pairs: Iterable[Tensor], pixels: Tensor, sign: int) -> Tensor:
+        """``pixels`` plus each value of a pair at its first, ``sign`` times it at its second."""
+        for pair, (first, second) in zip(pairs, places, strict=True):
+            pixels[first] += pair
+            pixels[second] += sign * pair
+        return pixels
 
     def inflow(x: Tensor) -> Tensor:
-        y = torch.zeros_like(x)
-        for weight, (first, second) in zip(weights, places, strict=True):
-            flow = weight * (x[second] - x[first])
-            y[first] += flow
-            y[second] -= flow
-        return y
+        return spread(flows(x), torch.zeros_like(x), -1)
 
+    diagonal = spread(weights, data.clone(), 1).clamp(min=_LEAST_DIAGONAL)
     x = start.clone()
     pull = data * (target - x)
     residual = pull + inflow(x)
-    terms = pull.abs()
-    for weight, offset, (first, second) in zip(weights, NEIGHBOURS, places, strict=True):
-        flow = weight * neighbour_difference(x, offset).abs()
-        terms[first] += flow
-        terms[second] += flow
+    terms = spread((flow.abs() for flow in flows(x)), pull.abs(), 1)
     least = torch.finfo(x.dtype).eps ** 2 * _dot(terms, terms / diagonal)
     scaled = residual / diagonal
     direction = scaled

@@ -16,6 +16,7 @@ from gplws.ops._arguments import (
     has_plain_kernel,
     require_floats,
     require_one_device,
+    require_positive,
     require_shape,
 )
 
@@ -54,7 +55,7 @@ def regularise_surface(
 
     Raises:
         ValueError: a shape, a device or an option does not fit.
-        TypeError: the tensors are not of one floating dtype.
+        TypeError: the tensors are not of one floating dtype, or ``iterations`` is no integer.
     """
     op = "regularise_surface"
     require_floats(op, depth=depth, confidence=confidence, guide=guide)
@@ -73,8 +74,7 @@ def regularise_surface(
             raise ValueError(f"{op}: {name} must be positive, got {scale}")
     if not 0 <= strength < math.inf:
         raise ValueError(f"{op}: strength must be at least 0, got {strength}")
-    if iterations < 1:
-        raise ValueError(f"{op}: iterations must be at least 1, got {iterations}")
+    require_positive(op, iterations=iterations)
     with torch.no_grad():
         if not has_plain_kernel(depth, confidence, guide):
             return reference.regularise_surface(

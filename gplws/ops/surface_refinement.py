@@ -15,6 +15,7 @@ from gplws.ops._arguments import (
     has_plain_kernel,
     require_floats,
     require_one_device,
+    require_positive,
     require_shape,
 )
 from gplws.ops.reference import SURFACE_SAMPLES, PeakFit, SurfaceSamples
@@ -84,8 +85,7 @@ def sample_surface(
     if responses.dim() != 3 or responses.shape[0] == 0:
         raise ValueError(f"{op}: responses must be (N, H, W), got shape {tuple(responses.shape)}")
     require_shape(op, "surface", surface, tuple(responses.shape[1:]), "(H, W) of responses")
-    if spacing < 1:
-        raise ValueError(f"{op}: spacing must be at least 1, got {spacing}")
+    require_positive(op, spacing=spacing)
     if places is not None or not has_plain_kernel(responses, surface):
         return reference.sample_surface(responses, surface, spacing=spacing, places=places)
     return SurfaceSamples(*torch.ops.gplws.sample_surface.default(responses, surface, spacing))

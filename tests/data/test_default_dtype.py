@@ -70,11 +70,7 @@ def _scenes() -> list[Tensor]:
 def _demo() -> list[Tensor]:
     scene = demo_scene(48, frames=4)
     stack = render_focal_stack(
-        scene.height_um,
-        scene.albedo,
-        scene.focus_positions_um,
-        pixel_size_um=scene.pixel_size_um,
-        numerical_aperture=scene.numerical_aperture,
+        **scene._asdict(),
         full_well_electrons=5000.0,
         read_noise_electrons=5.0,
     )

@@ -308,11 +308,7 @@ def test_a_demo_scene_that_is_too_small_is_refused():
 def test_the_demo_scene_renders_without_light_lost():
     scene = demo_scene(64, frames=3)
     stack = render_focal_stack(
-        scene.height_um,
-        scene.albedo,
-        scene.focus_positions_um,
-        pixel_size_um=scene.pixel_size_um,
-        numerical_aperture=scene.numerical_aperture,
+        **scene._asdict(),
         full_well_electrons=20_000,
     )
     assert stack.frames.shape == (3, 64, 64) and stack.frames.dtype == torch.uint8
