@@ -694,13 +694,17 @@ class _Builder:
 
     def _with_merged_branches(self, model: nn.Module) -> nn.Module:
         """``model`` with one conv for the branches of each re-parameterisable conv."""
+        merged: dict[nn.Module, nn.Module] = {}
         for name, module in list(model.named_modules()):
             inner = is_stock(module, (GroupParallel3d,))  # its own fuse() does all
-            for child_name, child in [] if inner else list(module.named_children()):
-                if isinstance(child, RepConv3d | ConvBN3d) and not _why_not_block(child):
-                    setattr(module, child_name, child.fuse().eval())
+            for child_name, child in [] if inner else _children(module):
+                if not isinstance(child, RepConv3d | ConvBN3d) or _why_not_block(child):
+                    continue
+                if child not in merged:
+                    merged[child] = child.fuse().eval()
                     path = f"{name}.{child_name}" if name else child_name
                     self._report.add(path, child, "one conv", swapped=True)
+                setattr(module, child_name, merged[child])
         return model
 
     def _survey(self, module: nn.Module) -> None:
@@ -803,7 +807,7 @@ class _Builder:
             self._report.add(path, module, note, swapped=False)
         rest = {
             name: self._fast(child, probe.get_submodule(name), f"{path}.{name}" if path else name)
-            for name, child in list(module.named_children())
+            for name, child in _children(module)
             if name not in called
         }
         return _with_method(module, method, network, rest)
@@ -814,12 +818,17 @@ class _Builder:
             return _fast_layer(module, path, self._report)
         if note:
             self._report.add(path, module, f"{note}; its parts were replaced", swapped=False)
-        for name, child in list(module.named_children()):
+        for name, child in _children(module):
             full = f"{path}.{name}" if path else name
             fast = self._fast(child, probe.get_submodule(name), full, seen=True)
             if fast is not child:
                 module._modules[name] = fast
         return module
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What a module holds, under every name: ``named_children`` gives each part one name only."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
 def _method_of(module: nn.Module) -> str:

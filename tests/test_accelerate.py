@@ -137,6 +137,33 @@ def test_branches_residuals_and_shared_modules() -> None:
     assert any("residual" in layer.note for layer in report.swapped)
 
 
+class HoldsTwice(nn.Module):
+    """Its forward is not traced; each conv has two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = gplws.nn.RepConv3d(4, 4)
+        self.second = self.first
+        self.plain = nn.Conv3d(4, 4, 3, padding=1)
+        self.same = self.plain
+        self.nothing = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = self.first(x)
+        return self.same(self.plain(self.second(x)))
+
+
+def test_what_is_held_under_two_names_is_replaced_once() -> None:
+    model = nn.Sequential(HoldsTwice())
+    model.append(model[0].first)
+    fast, report = accelerated(lively(model), torch.rand(1, 4, 3, 6, 8))
+    assert fast[0].first is fast[0].second is fast[1] is not model[1]
+    assert fast[0].plain is fast[0].same is not model[0].plain
+    assert len(report.swapped) == 3  # one of them in two steps
+    assert len(list(fast.parameters())) == len(set(fast.parameters())) == 4
+
+
 class ChangesInBetween(nn.Module):
     """What a conv has seen changes before its result is added to it."""
 
