@@ -8,14 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data import DepthSample
-from .files import (
-    DatasetError,
-    DepthDataset,
-    PathLike,
-    depth_sample,
-    frames_tensor,
-    missing_package,
-)
+from ..io.packages import require_package
+from .files import DatasetError, DepthDataset, PathLike, depth_sample, frames_tensor
 
 # Calibration of the light field camera, and the distances of the first and last focal plane.
 _FOCAL_LENGTH_PX = 521.4052
@@ -101,10 +95,8 @@ def focus_disparities(frames: int = 10) -> np.ndarray:
 
 
 def _opened(path: Path) -> Any:
-    try:
-        import h5py
-    except ModuleNotFoundError:
-        raise missing_package("h5py", path) from None
+    require_package("h5py", str(path), "datasets")
+    import h5py
 
     try:
         return h5py.File(path, "r")

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ..data import DepthSample, FocalStack
 from ..io.names import natural_key
+from ..io.packages import require_package
 from ..io.readers import read_stack
 
 PathLike = str | os.PathLike[str]
@@ -241,14 +242,6 @@ def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
     return found
 
 
-def missing_package(package: str, path: Path) -> ModuleNotFoundError:
-    """The error for an optional dependency that a file needs."""
-    return ModuleNotFoundError(
-        f"{path}: reading it needs the package {package}: pip install 'gplws[datasets]'",
-        name=package,
-    )
-
-
 def _read_tiff(path: Path) -> np.ndarray:
     import tifffile
 
@@ -284,10 +277,8 @@ def _read_pfm(path: Path) -> np.ndarray:
 
 def _read_exr(path: Path) -> np.ndarray:
     # OpenCV reads EXR only where it was built with it, which its wheels are not.
-    try:
-        import OpenEXR
-    except ModuleNotFoundError:
-        raise missing_package("OpenEXR", path) from None
+    require_package("OpenEXR", str(path), "datasets")
+    import OpenEXR
 
     with OpenEXR.File(str(path), separate_channels=True) as file:
         channels = file.channels()
@@ -298,10 +289,8 @@ def _read_exr(path: Path) -> np.ndarray:
 
 
 def _read_mat(path: Path) -> np.ndarray:
-    try:
-        from scipy.io import loadmat
-    except ModuleNotFoundError:
-        raise missing_package("scipy", path) from None
+    require_package("scipy", str(path), "datasets")
+    from scipy.io import loadmat
 
     content = {name: value for name, value in loadmat(path).items() if not name.startswith("__")}
     maps = [value for value in content.values() if getattr(value, "size", 0) > 1]

@@ -61,7 +61,7 @@ def read_microscope_stack(path: Path, progress: Report, image: ImageChoice = Non
         ModuleNotFoundError: the package that reads the format is not installed.
     """
     suffix = ".zarr" if path.is_dir() else path.suffix.lower()
-    require_package(_PACKAGES[suffix], suffix, "io")
+    require_package(_PACKAGES[suffix], f"a {suffix} file", "io")
     with ExitStack() as files:
         with _naming(path):
             content = files.enter_context(_OPENERS[suffix](path))

@@ -108,7 +108,7 @@ def encode_surface(
 
 def require_surface_package(kind: str) -> None:
     """Raise ModuleNotFoundError where a format cannot be written; it says what to install."""
-    require_package(_PACKAGES[kind], f".{kind}", "surface")
+    require_package(_PACKAGES[kind], f"a .{kind} file", "surface")
 
 
 def _sdf(height_m: np.ndarray, pixel_size_m: float, date: datetime) -> bytes:

@@ -1,3 +1,4 @@
+import importlib.util
 import struct
 
 import numpy as np
@@ -130,3 +131,12 @@ def test_depth_that_does_not_fit_its_frames_is_named(size, positions, message):
     stack = torch.zeros(1, 3, 4, 5)
     with pytest.raises(DatasetError, match=message):
         depth_sample(stack, np.zeros(size), positions, unit="um", name="", source="gt.npz")
+
+
+@pytest.mark.parametrize(("suffix", "package"), [("exr", "OpenEXR"), ("mat", "scipy")])
+def test_a_missing_package_is_named(suffix, package, tmp_path, monkeypatch):
+    path = tmp_path / f"depth.{suffix}"
+    path.write_bytes(b"")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=rf"{suffix} needs .* {package}.*\[datasets\]"):
+        read_depth_map(path)
