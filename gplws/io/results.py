@@ -37,9 +37,13 @@ def read_reconstruction(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder}: holds no results, as info.json is missing")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        units, pixel_size_um = info["units"], info["pixel_size_um"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is not that of a reconstruction ({error!r})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(info, dict) or not {"units", "pixel_size_um"} <= info.keys():
+        raise ValueError(
+            f"{path}: is not that of a reconstruction, which has units and pixel_size_um; "
+            "the folder must be one that gplws reconstruct wrote"
+        )
     image = folder / "all_in_focus.png"
     if not image.exists():
         image = folder / "all_in_focus.tif"
@@ -55,8 +59,8 @@ def read_reconstruction(folder: str | Path) -> dict[str, Any]:
     return {
         **arrays,
         "valid": np.isfinite(height),
-        "units": units,
-        "pixel_size_um": pixel_size_um,
+        "units": info["units"],
+        "pixel_size_um": info["pixel_size_um"],
         "metadata": {key: value for key, value in info.items() if key not in _COMPUTED},
     }
 

@@ -90,6 +90,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
         ValueError, match=r"depth_index\.tif: is \(20, 30\), not \(4, 5\) as height"
     ):
         read_reconstruction(out)
-    (small / "info.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"info\.json: is not that of a reconstruction"):
-        read_reconstruction(small)
+    for text, message in (("{", "no JSON"), ("{}", "not that of a reconstruction.* units")):
+        (small / "info.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"info\.json: is {message}"):
+            read_reconstruction(small)
