@@ -17,21 +17,15 @@ from torch import Tensor, nn
 
 from benchmarks.networks import NETWORKS, frames_of
 from benchmarks.summary import FEATURES
-from gplws.checkpoints import load_checkpoint, model_of_checkpoint
+from gplws.checkpoints import CHECKPOINT, load_checkpoint, model_of_checkpoint
 from gplws.data import DepthSample, collate
 from gplws.data.transforms import Augmentation, split
 from gplws.evaluation import Estimate, Method
 from gplws.losses import FocusLoss, LossKind, expected_index
 from gplws.metrics import focus_uncertainty
+from gplws.models.prediction import index_of, known_positions, network_output
 from gplws.ops import focus_search
-from gplws.training import (
-    CHECKPOINT,
-    TrainingResult,
-    index_of,
-    network_output,
-    positions_of,
-    train,
-)
+from gplws.training import TrainingResult, train
 from gplws.training_config import (
     CheckpointConfig,
     DataConfig,
@@ -40,6 +34,7 @@ from gplws.training_config import (
     ScheduleConfig,
     SourceConfig,
     TrainingConfig,
+    plain,
     preset_path,
     read_config,
 )
@@ -148,7 +143,7 @@ def train_network(
     resume = path.is_file()
     if resume:
         state = load_checkpoint(path)
-        if state["config"] != _plain(asdict(config)):
+        if state["config"] != plain(asdict(config)):
             raise SystemExit(f"{folder} holds a run with another recipe: give another folder")
         if _has_ended(recipe, state):
             return _spent(state)
@@ -201,7 +196,7 @@ def method_of_network(
         batch = collate([sample])
         # As in training, where positions are frame numbers.
         batch = replace(batch, focus_positions=torch.arange(float(frames))[None]).to(device)
-        positions = positions_of(model, batch.focus_positions)
+        positions = known_positions(model, batch.focus_positions)
         output = network_output(model, batch.stack, positions)
         volume = output if isinstance(output, Tensor) else getattr(output, "volume", None)
         if reading == "search" and volume is not None:
@@ -235,10 +230,3 @@ def _has_ended(recipe: Recipe, state: dict[str, Any]) -> bool:
 
 def _spent(state: dict[str, Any]) -> dict[str, Any]:
     return {"steps": state["step"], "minutes": state["seconds"] / 60}
-
-
-def _plain(value: Any) -> Any:
-    """Lists for tuples, as checkpoints hold them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from gplws.checkpoints import export
-from gplws.training import CHECKPOINT, TrainingResult, train
+from gplws.checkpoints import CHECKPOINT, export
+from gplws.training import TrainingResult, train
 from gplws.training_config import TrainingConfig, preset_names, preset_path, read_config
 
 

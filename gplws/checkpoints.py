@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,10 @@ import torch
 from torch import nn
 
 from gplws._extension import __version__
+from gplws.files import new_file
 from gplws.models.registry import build_model, save_weights
 
+CHECKPOINT = "checkpoint.pt"  # in the folder of a run
 _FORMAT = "gplws training checkpoint, version 1"
 _FUSED_TOLERANCE = 1e-3  # float32 sums in another order
 
@@ -34,15 +35,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written; the file there before is unchanged.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": _FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path, overwrite=True) as file:
+        torch.save({"format": _FORMAT, **state}, file)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -74,7 +68,11 @@ def model_of_checkpoint(path: str | Path, *, averaged: bool = True) -> nn.Module
     Raises:
         CheckpointError: as for :func:`load_checkpoint`, or the weights do not fit their network.
     """
-    state = load_checkpoint(path)
+    return _model_of(load_checkpoint(path), path, averaged)
+
+
+def _model_of(state: dict[str, Any], path: str | Path, averaged: bool) -> nn.Module:
+    """The network of a checkpoint that was read from ``path``."""
     weights = state["average"] if averaged and state["average"] is not None else state["weights"]
     try:
         model = build_model(state["model"]["name"], state["model"]["arguments"])
@@ -122,16 +120,18 @@ def export(
     """
     path, out = Path(checkpoint), Path(out)
     if path.is_dir():
-        path = path / "checkpoint.pt"
+        path = path / CHECKPOINT
     if out.suffix != ".safetensors":
         raise ValueError(f"out: expected a name that ends in .safetensors, got {out}")
     card = out.with_suffix(".md")
-    for file in (out, card):
-        if file.exists() and not overwrite:
-            raise FileExistsError(f"{file} exists; pass overwrite=True (--overwrite) to replace it")
+    for target in (out, card):
+        if target.exists() and not overwrite:
+            raise FileExistsError(
+                f"{target} exists; pass overwrite=True (--overwrite) to replace it"
+            )
     state = load_checkpoint(path)
     out.parent.mkdir(parents=True, exist_ok=True)
-    model = model_of_checkpoint(path, averaged=averaged)
+    model = _model_of(state, path, averaged)
     error = fused_error(model)
     if not error < _FUSED_TOLERANCE:
         raise ValueError(
@@ -140,7 +140,8 @@ def export(
         )
     averaged = averaged and state["average"] is not None
     save_weights(model, out, name=state["model"]["name"])
-    card.write_text(_card(out, state, model, licence, data, averaged, error), encoding="utf-8")
+    with new_file(card, overwrite=overwrite) as file:
+        file.write(_card(out, state, model, licence, data, averaged, error).encode())
     return Exported(out, card, error)
 
 

@@ -619,8 +619,8 @@ def _benchmark_parser() -> ArgumentParser:
 
 def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
     from gplws.benchmark import rendered_stack, time_methods
+    from gplws.files import new_file
     from gplws.io import read_stack
-    from gplws.io.files import write_file
 
     out = None if options.out is None else Path(options.out)
     if out is not None:
@@ -651,7 +651,8 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
     )
     print(times.table())
     if out is not None:
-        write_file(out, times.as_json().encode, overwrite=options.overwrite)
+        with new_file(out, overwrite=options.overwrite) as file:
+            file.write(times.as_json().encode())
         print(out)
     return 0
 

@@ -36,9 +36,9 @@ from gplws.metrics import (
 )
 from gplws.models.gplws_net import GPLWSNet
 from gplws.models.peer import FocusVolumeNetwork
+from gplws.models.prediction import predicted
 from gplws.models.registry import load_model, load_weights, model_names
 from gplws.ops.focus_search import focus_search
-from gplws.training import predicted
 from gplws.training_config import require_distinct
 
 _COLUMNS = (
@@ -372,7 +372,7 @@ def _found_and_logits(model: nn.Module, batch: DepthSample) -> tuple[Any, Tensor
     outputs: list[Any] = []
     watched = model.register_forward_hook(lambda module, given, output: outputs.append(output))
     try:
-        found = predicted(model, batch)
+        found = predicted(model, batch.stack, batch.focus_positions)
     finally:
         watched.remove()
     volumes = [one for one in outputs if isinstance(one, Tensor)]

@@ -43,8 +43,10 @@ from gplws.io.readers import Positions, StackSource
 from gplws.models import GPLWSNet, load_model, model_names
 from gplws.models.classical_steps import CLASSICAL_STEPS, ClassicalStep
 from gplws.models.frame_bins import bin_size
+from gplws.models.prediction import network_output
 from gplws.models.registry import load_weights
 from gplws.ops.focus_search import focus_search
+from gplws.ops.reference import frame_number
 from gplws.surface_texture import Form, surface_texture
 from gplws.tiling import DEFAULT_MEMORY_MB, Tile
 
@@ -181,8 +183,9 @@ def reconstruct(
             ``gplws export`` or :func:`gplws.models.save_weights`), or a network: a module with
             ``predict(stack, focus_positions)`` like those of :mod:`gplws.models`, with positions
             from that of the first frame on, or one that maps (1, 1, N, H, W) in 0..1, in the dtype
-            of its parameters, to a focus volume (1, N, H, W) of logits. A network is moved to the
-            device, where it stays, and is in eval mode meanwhile.
+            of its parameters, to a focus volume (1, N, H, W) of logits; where its ``forward`` asks
+            for ``focus_positions``, it is given them as (1, N). A network is moved to the device,
+            where it stays, and is in eval mode meanwhile.
         precision: of a network that ``method`` names, "float32" (the default), "bfloat16" or, on a
             GPU, "float16". 16 bits move the depth of "gplws" by some 0.01 frames; they are faster
             on GPUs and on CPUs with AVX512-BF16. A module comes in its own precision.
@@ -470,7 +473,7 @@ class _ReadByFocusSearch:
         self._model, self._name = model, name
 
     def predict(self, stack: Tensor, focus_positions: Tensor) -> _Prediction:
-        volume = self._model(stack)
+        volume = network_output(self._model, stack, focus_positions[None])
         expected = (1, *stack.shape[2:])
         if not isinstance(volume, Tensor) or tuple(volume.shape) != expected:
             got = tuple(volume.shape) if isinstance(volume, Tensor) else type(volume).__name__
@@ -852,14 +855,8 @@ def _frame_number(depth: Tensor, positions_um: np.ndarray | None) -> Tensor:
     if np.abs(positions_um - even).max() <= _ROUNDING * abs(positions_um).max():
         # What rounding of float32 depths moves is more.
         return ((depth.to(torch.float64) - positions_um[0]) / step).clamp_(0, last).float()
-    rising = bool(positions_um[-1] > positions_um[0])
-    order = slice(None) if rising else slice(None, None, -1)
-    known = torch.from_numpy(positions_um[order].copy()).to(depth.device)  # float64
-    values = depth.to(torch.float64)
-    lower = (torch.searchsorted(known, values, right=True) - 1).clamp_(0, last - 1)  # NaN: the last
-    share = ((values - known[lower]) / (known[lower + 1] - known[lower])).clamp_(0, 1)
-    number = lower + share
-    return (number if rising else last - number).to(torch.float32)
+    known = torch.from_numpy(positions_um.astype(np.float64)).to(depth.device)
+    return frame_number(depth.to(torch.float64), known).clamp_(0, last).float()
 
 
 @contextmanager

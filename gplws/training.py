@@ -9,7 +9,6 @@ step alone, and all else is in the checkpoint.
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import json
 import logging
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from gplws.checkpoints import (
+    CHECKPOINT,
     CheckpointError,
     load_checkpoint,
     random_state,
@@ -40,12 +40,18 @@ from gplws.checkpoints import (
 from gplws.data.samples import DepthSample
 from gplws.data.sources import AugmentedSource, Prefetcher, Source, seed_of
 from gplws.devices import usable_device
+from gplws.files import new_file
 from gplws.io.writers import jsonable
 from gplws.losses import LossTerms
 from gplws.models import GPLWSNet
+from gplws.models.prediction import (
+    index_of,
+    known_positions,
+    network_output,
+    predicted_index,
+)
 from gplws.models.registry import build_model, load_model
 from gplws.nn.blocks import freeze_statistics, train_on_kernels
-from gplws.ops.focus_search import focus_search
 from gplws.training_config import (
     ModelConfig,
     OptimiserConfig,
@@ -54,12 +60,12 @@ from gplws.training_config import (
     Validation,
     build_source,
     build_validation,
+    plain,
     require_distinct,
 )
 
 _logger = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 _LOGGED_EVERY_S = 30.0  # progress, where it goes to a file
 
@@ -131,97 +137,6 @@ def train(
         if state is not None:
             run.restore(state, path)
         return run.to_the_end()
-
-
-def mean_error(predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]) -> float:
-    """Mean absolute error over all valid pixels of all samples.
-
-    Args:
-        predict: batched sample -> (B, H, W) depth, frames; NaN counts as the largest error, N - 1.
-        samples: batched.
-
-    Returns:
-        Frames; NaN where no pixel is valid.
-    """
-    total, count = _error_sum(predict, samples)
-    return total / count if count else math.nan
-
-
-def predicted_index(model: nn.Module, sample: DepthSample) -> Tensor:
-    """Depth as it is read at inference: what ``model.predict`` says, or the focus search.
-
-    Args:
-        model: has ``predict(stack, focus_positions)``, as the networks of :mod:`gplws.models`, or
-            maps a stack to a focus volume of logits (B, N, H, W), or to something with ``depth``
-            (B, H, W) in the unit of the sample.
-        sample: batched, on the device of the model.
-
-    Returns:
-        (B, H, W) float32, frames.
-    """
-    return index_of(predicted(model, sample).depth.float(), sample.focus_positions)
-
-
-def predicted(model: nn.Module, sample: DepthSample) -> Any:
-    """The same in the unit of the sample: ``depth`` and, where there is one, ``confidence``."""
-    if callable(getattr(type(model), "predict", None)):
-        predict: Callable[..., Any] = model.predict  # type: ignore[assignment]
-        return predict(sample.stack, sample.focus_positions)
-    output = network_output(model, sample.stack, sample.focus_positions)
-    if isinstance(output, Tensor):
-        volume = output.float().contiguous()
-        return focus_search(volume, sample.focus_positions, log_scale=True)
-    return output
-
-
-def network_output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> Any:
-    """What a network returns, given the focus positions if its ``forward`` asks for them.
-
-    Args:
-        model: the network, or a parallel wrapper of it.
-        stack: (B, C, N, H, W).
-        focus_positions: (B, N).
-    """
-    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    if "focus_positions" in inspect.signature(bare.forward).parameters:
-        return model(stack, focus_positions)
-    return model(stack)
-
-
-def positions_of(model: nn.Module, focus_positions: Tensor) -> Tensor:
-    """Focus positions (B, N) as a network knows them: over its ``focus_range``, if it has one.
-
-    Networks that regress depth cannot be told the unit; they learn the range of their training.
-    """
-    known = getattr(model, "focus_range", None)
-    if known is None:
-        return focus_positions
-    begin, end = known
-    first, last = focus_positions[:, :1], focus_positions[:, -1:]
-    return begin + (focus_positions - first) / (last - first) * (end - begin)
-
-
-def index_of(depth: Tensor, focus_positions: Tensor) -> Tensor:
-    """Frame number of a depth: linear between the focus positions, and beyond the ends.
-
-    Unlike ``DepthSample.depth_index`` it is finite and differentiable everywhere.
-
-    Args:
-        depth: (B, H, W), unit of ``focus_positions``.
-        focus_positions: (B, N) strictly monotonic, N >= 2.
-
-    Returns:
-        (B, H, W) frames.
-    """
-    found = []
-    for image, positions in zip(depth, focus_positions, strict=True):
-        sign = -1.0 if bool(positions[1] < positions[0]) else 1.0
-        rising, value = sign * positions, sign * image
-        lower = (torch.searchsorted(rising, value.detach().contiguous()) - 1).clamp(
-            0, len(positions) - 2
-        )
-        found.append(lower + (value - rising[lower]) / (rising[lower + 1] - rising[lower]))
-    return torch.stack(found)
 
 
 class _Batch(NamedTuple):
@@ -405,7 +320,7 @@ class _Run:
         stack = batch.stack
         if self.channels_last and not self._on_kernels:
             stack = stack.contiguous(memory_format=torch.channels_last_3d)
-        positions = positions_of(self.model, batch.focus_positions)
+        positions = known_positions(self.model, batch.focus_positions)
         with self._autocast():
             output = network_output(self.network, stack, positions)
         terms = self._loss(output, positions, batch, count)
@@ -489,11 +404,12 @@ class _Run:
 
         def predict(sample: DepthSample) -> Tensor:
             with self._autocast():
-                return predicted_index(model, sample.to(self.device)).cpu()
+                seen = sample.to(self.device)
+                return predicted_index(model, seen.stack, seen.focus_positions).cpu()
 
         self.errors, self.validated = {}, self.step
         for name, samples in self.validation:
-            total, count = self.processes.sum([*_error_sum(predict, samples[rank::world])])
+            total, count = self.processes.sum([*error_sum(predict, samples[rank::world])])
             self.errors[name] = total / count if count else math.nan
         mean = sum(self.errors.values()) / len(self.errors)
         log.write(
@@ -532,8 +448,8 @@ class _Run:
     def _write_config(self) -> None:
         import yaml
 
-        text = yaml.safe_dump(_plain(asdict(self.config)), sort_keys=False)
-        (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+        with new_file(self.folder / "config.yaml", overwrite=True) as file:
+            file.write(yaml.safe_dump(plain(asdict(self.config)), sort_keys=False).encode())
 
     def save(self) -> None:
         """Write the checkpoint of this moment."""
@@ -545,9 +461,9 @@ class _Run:
                 "model": {
                     "name": self.config.model.name,
                     "class": type(self.model).__name__,
-                    "arguments": _plain(getattr(self.model, "config", self.config.model.arguments)),
+                    "arguments": plain(getattr(self.model, "config", self.config.model.arguments)),
                 },
-                "config": _plain(asdict(self.config)),
+                "config": plain(asdict(self.config)),
                 "weights": self.model.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
@@ -564,7 +480,7 @@ class _Run:
         Raises:
             CheckpointError: it is of another network or another optimiser.
         """
-        arguments = _plain(getattr(self.model, "config", self.config.model.arguments))
+        arguments = plain(getattr(self.model, "config", self.config.model.arguments))
         of = state["model"]
         if of["class"] != type(self.model).__name__ or of["arguments"] != arguments:
             raise CheckpointError(
@@ -700,7 +616,8 @@ class _Log:
             if self._path.exists() and self._step:
                 lines = self._path.read_text(encoding="utf-8").splitlines()
                 kept = [line for line in lines if _step_of(line) <= self._step]
-            self._path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            with new_file(self._path, overwrite=True) as file:
+                file.write("".join(line + "\n" for line in kept).encode())
             self._file = self._path.open("a", encoding="utf-8")
         return self
 
@@ -723,10 +640,15 @@ def _step_of(line: str) -> float:
 
 
 @torch.no_grad()
-def _error_sum(
+def error_sum(
     predict: Callable[[DepthSample], Tensor], samples: Sequence[DepthSample]
 ) -> tuple[float, float]:
-    """Sum of the absolute errors, frames, and number of valid pixels."""
+    """Sum of the absolute errors, frames, and number of pixels whose depth is known.
+
+    Args:
+        predict: batched sample -> (B, H, W) depth, frames; NaN counts as the largest error, N - 1.
+        samples: batched.
+    """
     total = count = 0.0
     for sample in samples:
         target = sample.depth_index()
@@ -819,15 +741,6 @@ def _built(config: ModelConfig) -> nn.Module:
             f"model.arguments: {error}; a preset has those of its own network, "
             "--model.arguments '{}' takes none"
         ) from error
-
-
-def _plain(value: Any) -> Any:
-    """Lists for tuples and text for paths, as JSON and YAML have them."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _seed_everything(seed: int) -> None:

@@ -367,6 +367,15 @@ def read_config(path: str | Path) -> TrainingConfig:
         return _configured(TrainingConfig, yaml.safe_load(file) or {}, "")
 
 
+def plain(config: Any) -> Any:
+    """Lists for tuples and text for paths, nested, as YAML, JSON and checkpoints have them."""
+    if isinstance(config, dict):
+        return {str(key): plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
 def _configured(kind: Any, value: Any, key: str) -> Any:
     """``value``, as YAML has it, as an object of a type such as ``list[SourceConfig]``."""
     origin, inside = get_origin(kind), get_args(kind)

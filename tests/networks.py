@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
+
+from gplws.data import DepthSample
+from gplws.models.prediction import predicted_index
 
 
 def randomise_bn(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -19,6 +24,16 @@ def randomise_bn(model: nn.Module, seed: int = 0) -> nn.Module:
             ):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
     return model.eval()
+
+
+@torch.no_grad()
+def mean_error(model: nn.Module, samples: Sequence[DepthSample]) -> float:
+    """Mean absolute error of a network over all pixels of known depth of batches, in frames."""
+    errors = []
+    for sample in samples:
+        found = predicted_index(model, sample.stack, sample.focus_positions)
+        errors.append((found - sample.depth_index())[sample.valid].abs())
+    return float(torch.cat(errors).nanmean())
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

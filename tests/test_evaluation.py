@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from networks import mean_error
 from torch import nn
 from toy_data import ConvNet, ToySource, small_config
 
@@ -15,7 +16,7 @@ from gplws.evaluation import Estimate, evaluate, method_of
 from gplws.metrics import focus_uncertainty
 from gplws.models import WeightsError, save_weights
 from gplws.models.registry import build_model
-from gplws.training import mean_error, predicted_index, train
+from gplws.training import train
 
 
 def shifted(by):
@@ -98,7 +99,7 @@ def test_a_network_is_read_as_at_training(samples, tmp_path):
         [("toy", samples)],
     )
     module, file, checkpoint, rdf = found.means()
-    expected = [mean_error(lambda s: predicted_index(model, s), [one]) for one in samples]
+    expected = [mean_error(model, [one]) for one in samples]
     assert module.frames.mae_frames == pytest.approx(sum(expected) / 2, rel=1e-3)
     assert file.frames.mae_frames == pytest.approx(module.frames.mae_frames, rel=1e-2)
     assert checkpoint.frames.mae_frames != pytest.approx(module.frames.mae_frames, rel=1e-2)

@@ -512,6 +512,17 @@ def test_a_network_is_computed_in_eval_mode_and_left_in_its_own(wedge):
     assert failing.training and failing[0].training
 
 
+def test_a_network_that_asks_for_the_focus_positions_is_given_them(wedge):
+    class Nearest(torch.nn.Module):
+        def forward(self, stack, focus_positions):
+            assert focus_positions.tolist() == [[0, 1, 2, 4, 8]]
+            return -(focus_positions - 4).abs().view(1, -1, 1, 1).expand(1, 5, *stack.shape[3:])
+
+    positions = [3.0, 4, 5, 7, 11]
+    result = gplws.reconstruct(wedge[0][:5], focus_positions_um=positions, method=Nearest())
+    assert np.abs(result.height - 7).max() < 1
+
+
 def test_a_module_that_returns_something_else_is_named():
     with pytest.raises(ValueError, match="Identity must return a focus volume"):
         gplws.reconstruct(np.zeros((3, 8, 9), np.uint8), method=torch.nn.Identity())

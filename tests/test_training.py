@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from networks import mean_error
 from torch import nn
 from toy_data import ConvNet, PairedSource, ToySource, distributed_config, seeded, small_config
 
@@ -24,8 +25,9 @@ from gplws.data.sources import DatasetSource, GeneratorSource
 from gplws.data.transforms import Augmentation, split
 from gplws.losses import FocusLoss
 from gplws.models import WeightsError, save_weights
+from gplws.models.prediction import index_of, known_positions
 from gplws.models.registry import build_model
-from gplws.training import index_of, mean_error, positions_of, predicted_index, train
+from gplws.training import error_sum, train
 from gplws.training_config import (
     CheckpointConfig,
     DataConfig,
@@ -94,7 +96,7 @@ def test_the_loss_falls_and_the_error_with_it(tmp_path):
     assert result.reason == "done" and result.step == 60
     # What is reported is what the exported network does.
     model = model_of_checkpoint(result.checkpoint)
-    again = mean_error(lambda s: predicted_index(model, s), VALIDATION[0][1])
+    again = mean_error(model, VALIDATION[0][1])
     assert again == pytest.approx(errors[-1], rel=1e-5)
 
 
@@ -275,7 +277,7 @@ def test_a_published_network_is_trained_by_its_name(tmp_path):
     result = train(config, tmp_path / "run", source=source, validation=validation)
     assert 0 <= result.validation["toy"] <= 2
     model = model_of_checkpoint(result.checkpoint)
-    again = mean_error(lambda s: predicted_index(model, s), validation[0][1])
+    again = mean_error(model, validation[0][1])
     assert again == pytest.approx(result.validation["toy"], rel=1e-4)
 
 
@@ -291,7 +293,7 @@ def test_a_network_with_a_range_of_its_own_is_given_positions_in_it(tmp_path):
         train(config, tmp_path / name, model=copy.deepcopy(net), source=ToySource())
         losses[name] = log_of(tmp_path / name)[0]["loss"]
     assert losses["ranged"] == pytest.approx(losses["plain"], rel=1e-5)  # in frames, so the same
-    positions = positions_of(model, torch.tensor([[10.0, 12, 20], [6, 5, 4]]))
+    positions = known_positions(model, torch.tensor([[10.0, 12, 20], [6, 5, 4]]))
     torch.testing.assert_close(positions, torch.tensor([[0, 0.2, 1], [0, 0.5, 1]]))
 
 
@@ -467,12 +469,13 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(tm
 def test_nan_predictions_count_as_the_largest_error():
     sample = ToySource(frames=5)(0)
     shape = sample.depth.shape
-    assert mean_error(lambda s: torch.full(shape, math.nan), [sample]) == 4
-    assert mean_error(lambda s: s.depth_index().nan_to_num() + 0.25, [sample]) == pytest.approx(
-        0.25
-    )
+    known = int(sample.valid.sum())
+    assert known > 0
+    assert error_sum(lambda s: torch.full(shape, math.nan), [sample]) == (4 * known, known)
+    total, count = error_sum(lambda s: s.depth_index().nan_to_num() + 0.25, [sample, sample])
+    assert total / count == pytest.approx(0.25) and count == 2 * known
     nothing = replace(sample, valid=torch.zeros_like(sample.valid))
-    assert math.isnan(mean_error(lambda s: s.depth_index(), [nothing]))
+    assert error_sum(lambda s: s.depth_index(), [nothing]) == (0, 0)
 
 
 def test_figures_that_do_not_exist_are_null_in_the_log(tmp_path):

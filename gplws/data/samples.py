@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gplws.ops.reference import frame_number
+
 
 @dataclass(frozen=True, eq=False)
 class DepthSample:
@@ -87,15 +89,10 @@ def frame_index(depth: Tensor, focus_positions: Tensor) -> Tensor:
     Returns:
         Frame numbers 0 .. N-1 with fractions, shape of ``depth``; NaN outside the positions.
     """
-    count = focus_positions.numel()
-    if count == 1:
+    if focus_positions.numel() == 1:
         return torch.where(depth == focus_positions[0], 0.0, torch.nan)
-    sign = -1.0 if bool(focus_positions[1] < focus_positions[0]) else 1.0
-    positions, value = sign * focus_positions, (sign * depth).contiguous()
-    lower = (torch.searchsorted(positions.contiguous(), value) - 1).clamp(0, count - 2)
-    share = (value - positions[lower]) / (positions[lower + 1] - positions[lower])
-    inside = (value >= positions[0]) & (value <= positions[-1])
-    return torch.where(inside, lower + share, torch.nan)
+    inside = (depth >= focus_positions.min()) & (depth <= focus_positions.max())
+    return torch.where(inside, frame_number(depth, focus_positions), torch.nan)
 
 
 def collate(samples: Sequence[DepthSample]) -> DepthSample:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ..data import DepthSample, FocalStack
 from ..io.names import natural_key
 from ..io.packages import require_package
-from ..io.readers import read_stack
+from ..io.readers import read_frame, read_stack
 
 PathLike = str | os.PathLike[str]
 
@@ -114,7 +114,11 @@ def load_frames(paths: Sequence[Path]) -> Tensor:
 
 def load_image(path: Path) -> Tensor:
     """One image, (C, H, W) float32 in 0..1; raises as `load_frames`."""
-    return load_frames([path, path])[:, 0]
+    try:
+        image = read_frame(require_file(path, "an image"))
+    except ValueError as error:
+        raise DatasetError(str(error)) from error
+    return frames_tensor(np.broadcast_to(image, (2, *image.shape)), str(path))[:, 0]
 
 
 def frames_tensor(frames: np.ndarray, source: str) -> Tensor:

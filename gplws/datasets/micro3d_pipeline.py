@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..data import FocalStack
 from ..data.focal_stack import checked_length
-from ..io.files import new_folder_content, require_free_folder, write_bytes
+from ..files import new_folder_content, require_free_folder, write_bytes
 from ..io.pictures import display_uint8, robust_limits
 from ..io.readers import StackSource, read_stack
 from ..io.writers import encode_float_tiff, jsonable

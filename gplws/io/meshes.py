@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from ..data.focal_stack import checked_length
+from ..files import kind_of, new_file
 from .arrays import as_numpy
-from .files import kind_of, write_file
 from .pictures import display_uint8
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,8 @@ def write_mesh(
     """
     target = Path(path)
     kind = kind_of(target, MESH_FORMATS)
-    write_file(
-        target,
-        lambda: encode_mesh(
+    with new_file(target, overwrite=overwrite) as file:
+        mesh = encode_mesh(
             kind,
             height_um,
             pixel_size_um,
@@ -65,9 +64,8 @@ def write_mesh(
             texture=texture,
             units=units,
             max_faces=max_faces,
-        ),
-        overwrite=overwrite,
-    )
+        )
+        file.write(mesh)
 
 
 def encode_mesh(

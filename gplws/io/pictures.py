@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.focal_stack import checked_length
-from .files import write_file
+from ..files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -245,13 +245,11 @@ def write_preview(
         OSError: the file cannot be written; an existing one is unchanged.
         ValueError: see `preview_figure`.
     """
-    write_file(
-        Path(path),
-        lambda: preview_png(
+    with new_file(Path(path), overwrite=overwrite) as file:
+        picture = preview_png(
             height, all_in_focus, units=units, pixel_size_um=pixel_size_um, valid=valid
-        ),
-        overwrite=overwrite,
-    )
+        )
+        file.write(picture)
 
 
 def _checked_height(height: np.ndarray, valid: np.ndarray | None, units: str) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from .._extension import __version__
+from ..files import kind_of, new_file
 from ..luminance import LUMINANCE
 from .arrays import as_numpy
-from .files import kind_of, write_file
 from .meshes import known_heights, require_calibration
 from .packages import require_package
 
@@ -68,13 +68,11 @@ def write_surface(
     """
     target = Path(path)
     kind = kind_of(target, SURFACE_FORMATS)
-    write_file(
-        target,
-        lambda: encode_surface(
+    with new_file(target, overwrite=overwrite) as file:
+        surface = encode_surface(
             kind, height_um, pixel_size_um, valid, images=images, units=units, date=date
-        ),
-        overwrite=overwrite,
-    )
+        )
+        file.write(surface)
 
 
 def encode_surface(

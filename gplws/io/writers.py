@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..data.focal_stack import checked_length
 from ..data.simulator import SimulatedStack
+from ..files import new_file, new_folder_content, write_bytes
 from ..surface_texture import surface_texture
 from .arrays import as_numpy
-from .files import new_folder_content, write_bytes, write_file
 from .meshes import DEFAULT_MAX_FACES, MESH_FORMATS, encode_mesh, require_calibration
 from .pictures import preview_png
 from .surfaces import SURFACE_FORMATS, encode_surface, require_surface_package
@@ -300,11 +300,8 @@ def write_height_tiff(
         FileExistsError: the file exists and ``overwrite`` is False.
         OSError: the file cannot be written; an existing one is unchanged.
     """
-    write_file(
-        Path(path),
-        lambda: encode_float_tiff(as_numpy(height), pixel_size_um, "height", units),
-        overwrite=overwrite,
-    )
+    with new_file(Path(path), overwrite=overwrite) as file:
+        file.write(encode_float_tiff(as_numpy(height), pixel_size_um, "height", units))
 
 
 def encode_float_tiff(

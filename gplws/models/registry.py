@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gplws.files import new_file
 from gplws.models.aifdepthnet import AiFDepthNet
 from gplws.models.ddffnet import DDFFNet
 from gplws.models.defocusnet import DefocusNet
@@ -85,15 +86,9 @@ def save_weights(model: nn.Module, path: str | Path, *, name: str = "gplws") -> 
         raise ValueError(
             "model must be in training form: save it before fuse() or reparameterise()"
         )
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with new_file(Path(path), overwrite=True) as file:
         # Not save_file, whose files only their owner may read.
-        metadata = {"model": name, "config": json.dumps(config)}
-        partial.write_bytes(save(state, metadata))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        file.write(save(state, {"model": name, "config": json.dumps(config)}))
 
 
 def load_model(

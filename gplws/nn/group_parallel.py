@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from torch import nn
 
-from gplws.nn.blocks import ConvForm, GroupParallel3d, RepConv3d, UpConv3d
+from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, RepConv3d, UpConv3d
 from gplws.nn.layer_report import ModelReport
+from gplws.nn.stock import has_hooks, is_stock
 
 
 def to_group_parallel(
@@ -103,14 +104,16 @@ def _rebuild(
 
 def _why_not(conv: nn.Conv3d) -> str:
     """Why a conv has to stay; empty: it need not."""
+    if not is_stock(conv, (nn.Conv3d, DownConv3d)):
+        return "a class of its own"
+    if has_hooks(conv):
+        return "a hook is attached"
     if conv.kernel_size != (3, 3, 3) or conv.padding not in ((1, 1, 1), "same"):
         return f"kernel {conv.kernel_size}, padding {conv.padding}"
     if conv.dilation != (1, 1, 1) or conv.padding_mode != "zeros":
         return f"dilation {conv.dilation}, padding_mode {conv.padding_mode}"
     if conv.groups != 1:
         return f"has {conv.groups} groups already"
-    if conv._forward_hooks or conv._forward_pre_hooks:
-        return "a hook is attached"
     return ""
 
 
@@ -120,7 +123,7 @@ def _followers(rest: list[tuple[str, nn.Module | None]], channels: int) -> list[
     for kind in (nn.BatchNorm3d, nn.ReLU):
         if len(names) < len(rest):
             name, layer = rest[len(names)]
-            if isinstance(layer, kind) and not layer._forward_hooks:
+            if layer is not None and is_stock(layer, (kind,)) and not has_hooks(layer):
                 if isinstance(layer, nn.BatchNorm3d) and layer.num_features != channels:
                     continue
                 names.append(name)

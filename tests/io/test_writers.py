@@ -19,7 +19,8 @@ import pytest
 import tifffile
 import torch
 
-from gplws.io import files, read_stack, save_reconstruction, surfaces, write_height_tiff, writers
+from gplws import files
+from gplws.io import read_stack, save_reconstruction, surfaces, write_height_tiff, writers
 from gplws.io.pictures import preview_png
 from gplws.io.writers import RESULT_FILES, jsonable
 

@@ -73,3 +73,27 @@ def test_a_conv_by_itself_is_replaced() -> None:
 def test_groups_must_be_positive() -> None:
     with pytest.raises(ValueError, match="groups must be at least 1, got 0"):
         to_group_parallel(block(), groups=0)
+
+
+class Centred(nn.Conv3d):
+    """A conv that does something else as well."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - x.mean())
+
+
+def test_what_does_more_than_its_class_says_stays() -> None:
+    watched, own = nn.Conv3d(4, 4, 3, padding=1), nn.Conv3d(4, 4, 3, padding=1)
+    watched.register_forward_pre_hook(lambda module, given: None)
+    own.forward = lambda x: x  # type: ignore[method-assign]
+    _, report = to_group_parallel(nn.Sequential(Centred(4, 4, 3, padding=1), watched, own))
+    notes = [layer.note for layer in report.layers]
+    assert notes == ["a class of its own", "a hook is attached", "a hook is attached"]
+
+
+def test_layers_behind_a_conv_that_somebody_listens_to_stay() -> None:
+    norm = nn.BatchNorm3d(4)
+    norm.register_forward_pre_hook(lambda module, given: None)
+    lighter, report = to_group_parallel(nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), norm))
+    assert isinstance(lighter[1], nn.BatchNorm3d)
+    assert report.swapped[0].note == "GroupParallel3d with 4 groups"

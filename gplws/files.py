@@ -5,23 +5,21 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
-    """Writes a new file and waits until the storage has taken it.
-
-    Without the wait, some file systems report a full disk only after the file was renamed.
+    """Write a new file and wait until the storage has taken it.
 
     Raises:
         OSError: the file exists, or cannot be written.
     """
     with path.open("xb") as file:
         file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
+        _wait_for_storage(file)
 
 
 def kind_of(path: Path, formats: Sequence[str]) -> str:
@@ -37,13 +35,16 @@ def kind_of(path: Path, formats: Sequence[str]) -> str:
     return kind
 
 
-def write_file(path: Path, payload: Callable[[], bytes], *, overwrite: bool) -> None:
-    """Writes a file under a temporary name and renames it, so that it is never half written.
+@contextmanager
+def new_file(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """File that is written under a temporary name, and renamed when the block succeeds.
 
     Args:
         path: file to write; its folder exists.
-        payload: makes the content; called after the path was checked.
         overwrite: whether an existing file is replaced.
+
+    Yields:
+        The file, to be written to.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is False.
@@ -53,10 +54,11 @@ def write_file(path: Path, payload: Callable[[], bytes], *, overwrite: bool) -> 
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a file name is expected")
-    data = payload()
     part = temporary_sibling(path)
     try:
-        write_bytes(part, data)
+        with part.open("xb") as file:
+            yield file
+            _wait_for_storage(file)
         os.replace(part, path)
     except OSError as error:
         raise explained(error, f"cannot write {path}", "nothing was changed") from error
@@ -109,6 +111,12 @@ def new_folder_content(folder: Path, names: Collection[str], *, overwrite: bool)
         for parent in created:
             with suppress(OSError):
                 parent.rmdir()
+
+
+def _wait_for_storage(file: BinaryIO) -> None:
+    """Without the wait, some file systems report a full disk only after the file was renamed."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def temporary_sibling(path: Path) -> Path:
