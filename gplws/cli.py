@@ -14,7 +14,7 @@ import sys
 import threading
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -659,7 +659,7 @@ def _benchmark(parser: ArgumentParser, options: Namespace) -> int:
 
 def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
     from gplws.evaluation import evaluate
-    from gplws.io.files import write_file
+    from gplws.files import new_folder_content, write_bytes
     from gplws.training_config import DataConfig, SourceConfig, samples_of, source_names
 
     out = None if options.out is None else Path(options.out)
@@ -679,23 +679,21 @@ def _evaluate(parser: ArgumentParser, options: Namespace) -> int:
     data = DataConfig(batch_size=1, frames=options.frames, crop=options.crop)
     methods = _path_ends([Path(method) for method in options.methods], "--methods")
     sets = zip(source_names(entries, "--data"), entries, strict=True)
-    pictures = out / "pictures" if options.pictures and out is not None else None
-    if pictures is not None:
-        for old in pictures.glob("*.png"):  # of methods and data that are not among these
-            old.unlink()
-    found = evaluate(
-        dict(zip(methods, options.methods, strict=True)),
-        [(name, samples_of(entry, data)) for name, entry in sets],
-        device=options.device,
-        pictures=pictures,
-        progress=_shows_progress(options),
-    )
+    written = {"evaluation.json", "pictures/"}
+    content = new_folder_content(out, written, overwrite=options.overwrite) if out else None
+    with content or nullcontext() as folder:
+        found = evaluate(
+            dict(zip(methods, options.methods, strict=True)),
+            [(name, samples_of(entry, data)) for name, entry in sets],
+            device=options.device,
+            pictures=folder / "pictures" if folder and options.pictures else None,
+            progress=_shows_progress(options),
+        )
+        if folder is not None:
+            write_bytes(folder / "evaluation.json", found.as_json().encode())
     print(found.table())
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "evaluation.json"
-        write_file(path, found.as_json().encode, overwrite=options.overwrite)
-        print(path)
+        print(out / "evaluation.json")
     return 0
 
 

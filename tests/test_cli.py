@@ -480,6 +480,9 @@ def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folde
     assert json.loads((out / "evaluation.json").read_text())["means"][0]["dataset"] == "frames"
     assert len(list((out / "pictures").iterdir())) == 6
     assert run(*words, "--quiet") == 1 and "--overwrite" in capsys.readouterr().err
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run(*words, "--quiet", "--overwrite", "--methods", "[magic]") == 1
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert run(*words, "--quiet", "--overwrite", "--methods", "[rdf]") == 0
     names = {path.name for path in (out / "pictures").iterdir()}
     assert len(names) == 3 and all(name.endswith("_rdf.png") for name in names)
