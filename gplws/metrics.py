@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.samples import frame_index
+from gplws.positions import frame_index, rise_or_fall
 
 ArrayLike = Tensor | NDArray[np.generic]
 
@@ -257,8 +257,7 @@ def frame_metrics(
     """
     guess, true, known = _arguments(prediction, truth, valid)
     positions = _float64(focus_positions, "focus_positions")
-    steps = positions.diff()
-    if positions.dim() != 1 or not len(positions) or not ((steps > 0).all() or (steps < 0).all()):
+    if positions.dim() != 1 or not len(positions) or not rise_or_fall(positions):
         raise ValueError(
             "focus_positions: expected (N,), strictly monotonic, got "
             f"{tuple(positions.shape)}: {positions.tolist()}"
@@ -432,10 +431,7 @@ def _mean(values: Tensor) -> float:
 
 
 def _median(values: Tensor) -> float:
-    if not values.numel():
-        return math.nan
-    ordered, middle = values.sort().values, values.numel() // 2
-    return float((ordered[middle] + ordered[(values.numel() - 1) // 2]) / 2)
+    return float(np.median(values.numpy())) if values.numel() else math.nan
 
 
 def _coverage(counts: Tensor, known: Tensor) -> float:

@@ -46,7 +46,7 @@ from gplws.models.frame_bins import bin_size
 from gplws.models.prediction import network_output
 from gplws.models.registry import load_weights
 from gplws.ops.focus_search import focus_search
-from gplws.ops.reference import frame_number
+from gplws.positions import frame_index
 from gplws.surface_texture import Form, surface_texture
 from gplws.tiling import DEFAULT_MEMORY_MB, Tile
 
@@ -856,7 +856,7 @@ def _frame_number(depth: Tensor, positions_um: np.ndarray | None) -> Tensor:
         # What rounding of float32 depths moves is more.
         return ((depth.to(torch.float64) - positions_um[0]) / step).clamp_(0, last).float()
     known = torch.from_numpy(positions_um.astype(np.float64)).to(depth.device)
-    return frame_number(depth.to(torch.float64), known).clamp_(0, last).float()
+    return frame_index(depth.to(torch.float64), known, extrapolate=True).clamp_(0, last).float()
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from gplws.ops.reference import (
     position_at,
 )
 from gplws.ops.surface_refinement import fit_peak, sample_surface, smooth_surface
+from gplws.positions import rise_or_fall
 
 METHODS = (*MEASURES, "rr", "tft")
 """Names of the classical methods that :func:`depth_from_focus` knows."""
@@ -410,8 +411,7 @@ def _positions(focus_positions: Tensor | None, frames: Tensor) -> tuple[Tensor, 
             f"got {tuple(focus_positions.shape)}"
         )
     exact = focus_positions.double()
-    steps = exact.diff()
-    if not bool((steps > 0).all() or (steps < 0).all()):
+    if not rise_or_fall(exact):
         raise ValueError("focus_positions: expected strictly rising or falling values")
     return (exact - exact[0]).to(frames.device, torch.float32), float(exact[0])
 

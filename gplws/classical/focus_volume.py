@@ -146,9 +146,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     reach = blur_reach(sigma)
     if reach == 0:
         return images
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(reach + 1)]
-    total = weights[0] + 2 * sum(weights[1:])
-    weights = [weight / total for weight in weights]
+    weights = half_gaussian(sigma, reach)
     if reach <= _NARROW_BLUR:
         window = [[above * beside for beside in weights] for above in weights]
         return _in_chunks(lambda chunk: symmetric_filter(chunk, window), images, by_kernel=True)
@@ -165,6 +163,13 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
         return chunk
 
     return _in_chunks(blur, images)
+
+
+def half_gaussian(sigma: float, reach: int) -> list[float]:
+    """Weights from the centre of a Gaussian window of 2 ``reach`` + 1, whose sum is 1, outwards."""
+    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(reach + 1)]
+    total = weights[0] + 2 * sum(weights[1:])
+    return [weight / total for weight in weights]
 
 
 def blur_reach(sigma: float) -> int:

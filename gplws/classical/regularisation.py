@@ -22,7 +22,6 @@ import math
 import torch
 from torch import Tensor
 
-from gplws.ops.reference import NEIGHBOURS, neighbour_difference, similarity
 from gplws.ops.regularise_surface import regularise_surface
 
 _ITERATIONS = 12
@@ -105,31 +104,6 @@ def regularise_depth(
     low, high = (bound(batch[0], (1, 2), keepdim=True) for bound in (torch.amin, torch.amax))
     result = surface.clamp(low, high)
     return result if depth.dim() == 3 else result[0]
-
-
-def regularisation_energy(
-    result: Tensor,
-    depth: Tensor,
-    confidence: Tensor,
-    guide: Tensor,
-    *,
-    strength: float,
-    data_scale: float,
-    smoothness_scale: float,
-    guide_scale: float,
-) -> Tensor:
-    """What :func:`regularise_depth` lowers: E of ``result``, (H, W) maps each, as one number."""
-
-    def penalty(x: Tensor, scale: float) -> Tensor:
-        return scale**2 * (1 - similarity(x, scale))
-
-    energy = (confidence * penalty(result - depth, data_scale)).sum()
-    for offset in NEIGHBOURS:
-        weight = strength / math.hypot(*offset)
-        weights = weight * similarity(neighbour_difference(guide, offset), guide_scale)
-        steps = neighbour_difference(result, offset)
-        energy = energy + (weights * penalty(steps, smoothness_scale)).sum()
-    return energy
 
 
 def _check_maps(depth: Tensor, confidence: Tensor, guide: Tensor) -> None:

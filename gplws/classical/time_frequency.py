@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gplws.classical.aggregation import aggregation_reach, smooth
 from gplws.classical.focus_measures import chunks
-from gplws.classical.focus_volume import FocusMeasure
+from gplws.classical.focus_volume import FocusMeasure, half_gaussian
 
 OCTAVES = 2
 """How many octaves are looked at, from the finest."""
@@ -139,10 +139,7 @@ def _frame_window(number: int, peak_width: float) -> list[float]:
     sigma = _FRAMES_PER_WIDTH * (peak_width - _NARROW_PEAK) * _GROWTH**number
     if sigma < _LEAST_FRAMES:
         return [1.0]
-    reach = math.ceil(2.5 * sigma)
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(reach + 1)]
-    total = weights[0] + 2 * sum(weights[1:])
-    return [weight / total for weight in weights]
+    return half_gaussian(sigma, math.ceil(2.5 * sigma))
 
 
 def _average_frames(details: Tensor, weights: list[float]) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 Array = TypeVar("Array", bound=np.ndarray | Tensor)
 
@@ -83,7 +83,7 @@ def guess_axes(shape: Sequence[int]) -> str:
                 f"frames that are {size[-1]} pixels wide; pass axes='ZYX' for the latter"
             )
         if _MUCH_LESS * size[-1] < min(size[:2]):
-            logger.warning(
+            _logger.warning(
                 "an array of shape %s is read as %d frames that are %d pixels wide; pass "
                 "axes='YXZ' if its last axis counts the frames, axes='ZYX' if not",
                 size,
@@ -203,7 +203,7 @@ def drop_alpha(frames: Array, name: str = "frames") -> Array:
             f"{name}: the alpha channel is not opaque everywhere, so the colours are not "
             "measured pixels; remove the alpha channel first"
         )
-    logger.info("%s: dropped an opaque alpha channel", name)
+    _logger.info("%s: dropped an opaque alpha channel", name)
     return cast(Array, frames[..., :3] if frames.shape[-1] == 4 else frames[..., 0])
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..luminance import LUMINANCE
-from .axes import arrange_frames
+from gplws.data.axes import arrange_frames
+from gplws.luminance import LUMINANCE
 
 _TENSOR_DTYPES = frozenset(
     {

@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .camera import add_noise, jpeg_like, quantise, vignetting
-from .layers import render_layers
-from .lighting import LIGHTS, light_directions, shade, slopes
-from .optics import POINT_SPREADS, Lens, fast_length
-from .randomness import Draw, spectral_noise
-from .samples import DepthSample, frame_index
-from .surfaces import SURFACES, Surface, along, draw_surface, unit_range
-from .textures import TEXTURES, contrast, draw_texture
-from .topographies import Topography, draw_part, draw_topography
+from gplws.data.camera import add_noise, jpeg_like, quantise, vignetting
+from gplws.data.layers import render_layers
+from gplws.data.lighting import LIGHTS, light_directions, shade, slopes
+from gplws.data.optics import POINT_SPREADS, Lens, fast_length
+from gplws.data.randomness import Draw, spectral_noise
+from gplws.data.samples import DepthSample
+from gplws.data.surfaces import SURFACES, Surface, along, draw_surface, unit_range
+from gplws.data.textures import TEXTURES, contrast, draw_texture
+from gplws.data.topographies import Topography, draw_part, draw_topography
+from gplws.positions import frame_index
 
 Range = tuple[float, float]
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .optics import Lens
-from .randomness import radial_frequency
+from gplws.data.optics import Lens
+from gplws.data.randomness import radial_frequency
 
 # A group without a point of its own under the blur disk has no colour there (the wall of a hole);
 # below this coverage the colour is taken from its surroundings.

@@ -241,12 +241,6 @@ def _gauss(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def fast_length(minimum: int) -> int:
     """Smallest length >= ``minimum`` whose only prime factors are 2, 3 and 5, and even."""
-    length = minimum + minimum % 2
-    while True:
-        rest = length
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 2
+    import cv2
+
+    return 2 * cv2.getOptimalDFTSize((minimum + 1) // 2)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..devices import usable_device
+from gplws.devices import usable_device
 
 Item = TypeVar("Item")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gplws.ops.reference import frame_number
+from gplws.positions import frame_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,22 +77,6 @@ class DepthSample:
             valid=self.valid.to(device),
             all_in_focus=None if image is None else image.to(device),
         )
-
-
-def frame_index(depth: Tensor, focus_positions: Tensor) -> Tensor:
-    """Where a depth lies between the focus positions, in frames.
-
-    Args:
-        depth: any shape, unit of ``focus_positions``.
-        focus_positions: (N,) strictly monotonic, rising or falling, N >= 1.
-
-    Returns:
-        Frame numbers 0 .. N-1 with fractions, shape of ``depth``; NaN outside the positions.
-    """
-    if focus_positions.numel() == 1:
-        return torch.where(depth == focus_positions[0], 0.0, torch.nan)
-    inside = (depth >= focus_positions.min()) & (depth <= focus_positions.max())
-    return torch.where(inside, frame_number(depth, focus_positions), torch.nan)
 
 
 def collate(samples: Sequence[DepthSample]) -> DepthSample:

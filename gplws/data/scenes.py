@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .camera import add_noise, quantise, vignetting
-from .layers import render_layers
-from .lighting import LIGHTS, light_directions, shade, slopes
-from .optics import Lens, PointSpread, fast_length
-from .randomness import Draw, spectral_noise
-from .samples import frame_index
-from .simulator import SimulatedStack, mirrored_indices
-from .surfaces import SURFACES, draw_surface
-from .textures import TEXTURES, contrast, draw_texture
-from .topographies import draw_part, read_textures, read_topography
+from gplws.data.camera import add_noise, quantise, vignetting
+from gplws.data.layers import render_layers
+from gplws.data.lighting import LIGHTS, light_directions, shade, slopes
+from gplws.data.optics import Lens, PointSpread, fast_length
+from gplws.data.randomness import Draw, spectral_noise
+from gplws.data.simulator import SimulatedStack, mirrored_indices
+from gplws.data.surfaces import SURFACES, draw_surface
+from gplws.data.textures import TEXTURES, contrast, draw_texture
+from gplws.data.topographies import draw_part, read_textures, read_topography
+from gplws.positions import frame_index
 
 # Blur radius at the lowest point, pixels, when the highest is in focus, where no relief is given.
 _USUAL_BLUR_PX = 15.0

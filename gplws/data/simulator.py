@@ -31,10 +31,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .lighting import shade, slopes
-from .optics import Lens, PointSpread, fast_length
-from .randomness import radial_frequency
-from .samples import frame_index
+from gplws.data.lighting import shade, slopes
+from gplws.data.optics import Lens, PointSpread, fast_length
+from gplws.data.randomness import radial_frequency
+from gplws.positions import frame_index, rise_or_fall
 
 __all__ = [
     "DemoScene",
@@ -122,8 +122,7 @@ def _check_scene(height_um: Tensor, albedo: Tensor, focus_positions_um: Tensor) 
             raise ValueError(f"{name}: expected finite values, got NaN or inf")
     if bool((albedo < 0).any()):
         raise ValueError(f"albedo: expected values >= 0, got a minimum of {float(albedo.min())}")
-    steps = focus_positions_um.diff()
-    if not bool((steps > 0).all() or (steps < 0).all()):
+    if not rise_or_fall(focus_positions_um):
         raise ValueError("focus_positions_um: expected strictly rising or falling positions")
 
 

@@ -19,8 +19,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 
-from .samples import DepthSample, collate
-from .transforms import Augmentation, crop, select_frames
+from gplws.data.samples import DepthSample, collate
+from gplws.data.transforms import Augmentation, crop, select_frames
 
 Source = Callable[[int], DepthSample]
 WorkerKind = Literal["thread", "process"]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .randomness import Draw, spectral_noise
+from gplws.data.randomness import Draw, spectral_noise
 
 _DISTANCES_AT_ONCE = 2**25  # of pixels to centres; what bounds memory
 

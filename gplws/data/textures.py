@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .randomness import Draw, filtered_noise, spectral_noise
-from .surfaces import Shape, along, check_drawing, pixel_grid, turned, unit_range, voronoi
+from gplws.data.randomness import Draw, filtered_noise, spectral_noise
+from gplws.data.surfaces import Shape, along, check_drawing, pixel_grid, turned, unit_range, voronoi
 
 
 def cloudy(shape: Shape, draw: Draw) -> Tensor:

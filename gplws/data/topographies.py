@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .randomness import Draw
-from .surfaces import Shape, Surface, unit_range
+from gplws.data.randomness import Draw
+from gplws.data.surfaces import Shape, Surface, unit_range
 
 TOPOGRAPHY_SUFFIXES = (".npz", ".npy", ".tif", ".tiff", ".png")
 TEXTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")

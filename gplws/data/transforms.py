@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .samples import DepthSample, collate
+from gplws.data.samples import DepthSample, collate
 
 
 def rotate(sample: DepthSample, quarter_turns: int) -> DepthSample:

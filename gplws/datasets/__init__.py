@@ -1,20 +1,20 @@
 """Published sets of focal stacks with depth, all of one sample type; sets made from other data."""
 
-from .aifdepthnet import FlyingThings3DStacks, MiddleburyStacks
-from .ddff12 import DDFF12
-from .defocusnet import FoD500
-from .files import DatasetError, DepthDataset, read_depth_map
-from .folder_stacks import FolderStacks
-from .light_field import LightField4D, refocus
-from .micro3d import Micro3D
-from .micro3d_pipeline import (
+from gplws.datasets.aifdepthnet import FlyingThings3DStacks, MiddleburyStacks
+from gplws.datasets.ddff12 import DDFF12
+from gplws.datasets.defocusnet import FoD500
+from gplws.datasets.files import DatasetError, DepthDataset, read_depth_map
+from gplws.datasets.folder_stacks import FolderStacks
+from gplws.datasets.light_field import LightField4D, refocus
+from gplws.datasets.micro3d import Micro3D
+from gplws.datasets.micro3d_pipeline import (
     FusedHeights,
     Micro3DScene,
     build_micro3d_scene,
     fuse_heights,
 )
-from .middlebury import MiddleburyPairs
-from .registration import (
+from gplws.datasets.middlebury import MiddleburyPairs
+from gplws.datasets.registration import (
     Registration,
     RegistrationError,
     align_height_map,

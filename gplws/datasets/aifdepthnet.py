@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data import DepthSample
-from .files import (
+from gplws.data import DepthSample
+from gplws.datasets.files import (
     DatasetError,
     DepthDataset,
     PathLike,

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data import DepthSample
-from ..io.packages import require_package
-from .files import DatasetError, DepthDataset, PathLike, depth_sample, frames_tensor
+from gplws.data import DepthSample
+from gplws.datasets.files import DatasetError, DepthDataset, PathLike, depth_sample, frames_tensor
+from gplws.io.packages import require_package
 
 # Calibration of the light field camera, and the distances of the first and last focal plane.
 _FOCAL_LENGTH_PX = 521.4052

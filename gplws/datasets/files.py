@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import DepthSample, FocalStack
-from ..io.names import natural_key
-from ..io.packages import require_package
-from ..io.readers import read_frame, read_stack
+from gplws.data import DepthSample, FocalStack
+from gplws.io.names import natural_key
+from gplws.io.packages import require_package
+from gplws.io.readers import read_frame, read_stack
+from gplws.positions import rise_or_fall
 
 PathLike = str | os.PathLike[str]
 
@@ -173,8 +174,7 @@ def depth_sample(
     if valid is not None:
         mask = mask & _tensor(valid).to(torch.bool)
     positions = _tensor(focus_positions).to(torch.float32)
-    steps = positions.diff()
-    if not bool((steps > 0).all() or (steps < 0).all()):
+    if not rise_or_fall(positions):
         raise DatasetError(f"{source}: focus positions do not rise or fall: {positions.tolist()}")
     try:
         return DepthSample(

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..data import DepthSample
-from ..io.readers import list_frames, read_stack
-from .files import (
+from gplws.data import DepthSample
+from gplws.datasets.files import (
     DatasetError,
     DepthDataset,
     PathLike,
@@ -24,6 +23,8 @@ from .files import (
     read_depth_map,
     subfolders,
 )
+from gplws.io.readers import list_frames, read_stack
+from gplws.positions import rise_or_fall
 
 _TRUTH, _SIMULATED_TRUTH = "gt.npz", "depth_index.tif"
 
@@ -144,8 +145,7 @@ def read_positions(description: dict[str, Any], key: str, frames: int, source: P
     if len(values) != frames:
         raise DatasetError(f"{source}: {key}: expected {frames} numbers, got {len(values)}")
     positions = np.array(values, np.float64)
-    steps = np.diff(positions)
-    if not ((steps > 0).all() or (steps < 0).all()):
+    if not rise_or_fall(positions):
         raise DatasetError(f"{source}: {key}: they do not rise or fall: {values}")
     return positions
 

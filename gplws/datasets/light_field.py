@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import DepthSample
-from ..io.names import natural_key
-from .files import (
+from gplws.data import DepthSample
+from gplws.datasets.files import (
     DatasetError,
     DepthDataset,
     PathLike,
@@ -23,6 +22,7 @@ from .files import (
     read_depth_map,
     require_file,
 )
+from gplws.io.names import natural_key
 
 # Pixels beyond the largest shift, for the ringing of the interpolation at the mirrored border.
 _MARGIN_PX = 8

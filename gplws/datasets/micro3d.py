@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import DepthSample
-from ..io.readers import list_frames
-from .files import (
+from gplws.data import DepthSample
+from gplws.datasets.files import (
     DEPTH_SUFFIXES,
     DatasetError,
     DepthDataset,
@@ -21,7 +20,8 @@ from .files import (
     require_file,
     subfolders,
 )
-from .folder_stacks import read_json, read_positions
+from gplws.datasets.folder_stacks import read_json, read_positions
+from gplws.io.readers import list_frames
 
 # Pictures in a scene folder that are no frames.
 _NOT_FRAMES = {"height.tif", "height.tiff", "valid.png", "source.png", "review.png"}

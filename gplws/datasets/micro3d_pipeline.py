@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..data import FocalStack
-from ..data.focal_stack import checked_length
-from ..files import new_folder_content, require_free_folder, write_bytes
-from ..io.pictures import display_uint8, robust_limits
-from ..io.readers import StackSource, read_stack
-from ..io.writers import encode_float_tiff, jsonable
-from ..reconstruct import Reconstruction, reconstruct
-from .files import read_depth_map
-from .registration import Registration, align_height_map, register_height_map
+from gplws.data import FocalStack
+from gplws.data.focal_stack import checked_length
+from gplws.datasets.files import read_depth_map
+from gplws.datasets.registration import Registration, align_height_map, register_height_map
+from gplws.files import new_folder_content, require_free_folder, write_bytes
+from gplws.io.pictures import display_uint8, robust_limits
+from gplws.io.readers import StackSource, read_stack
+from gplws.io.writers import encode_float_tiff, jsonable
+from gplws.reconstruct import Reconstruction, reconstruct
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data import DepthSample
-from ..data.simulator import render_focal_stack
-from .files import (
+from gplws.data import DepthSample
+from gplws.data.simulator import render_focal_stack
+from gplws.datasets.files import (
     DatasetError,
     DepthDataset,
     PathLike,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.focal_stack import checked_length
+from gplws.data.focal_stack import checked_length
 
 Map = NDArray[np.float64]
 Spectrum = NDArray[np.complex128]

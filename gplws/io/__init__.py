@@ -1,12 +1,12 @@
 """Reading focal stacks; writing height maps, pictures, meshes and surface files."""
 
-from .errors import StackReadError
-from .meshes import write_mesh
-from .pictures import preview_figure, write_preview
-from .readers import list_frames, read_frame, read_stack
-from .results import read_reconstruction
-from .surfaces import write_surface
-from .writers import Reconstructed, save_reconstruction, write_height_tiff
+from gplws.io.errors import StackReadError
+from gplws.io.meshes import write_mesh
+from gplws.io.pictures import preview_figure, write_preview
+from gplws.io.readers import list_frames, read_frame, read_stack
+from gplws.io.results import read_reconstruction
+from gplws.io.surfaces import write_surface
+from gplws.io.writers import Reconstructed, save_reconstruction, write_height_tiff
 
 __all__ = [
     "Reconstructed",

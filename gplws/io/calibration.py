@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-logger = logging.getLogger(__name__)
+from gplws.positions import rise_or_fall
+
+_logger = logging.getLogger(__name__)
 
 _UM_PER_UNIT = {
     "pm": 1e-6,
@@ -75,7 +77,7 @@ def usable_length(value: Any, scale: float, what: str, name: str) -> float | Non
         length = math.nan
     if math.isfinite(length) and length > 0:
         return length
-    logger.warning("%s: %s %r in the metadata is no length: ignored", name, what, value)
+    _logger.warning("%s: %s %r in the metadata is no length: ignored", name, what, value)
     return None
 
 
@@ -85,7 +87,7 @@ def square_pixel(x: float | None, y: float | None, name: str) -> float | None:
         return None
     if math.isclose(x, y, rel_tol=_SQUARE_TOLERANCE):
         return x
-    logger.warning(
+    _logger.warning(
         "%s: pixels are not square (%.6g x %.6g um): pixel size unknown; resample the frames or "
         "pass pixel_size_um",
         name,
@@ -123,7 +125,7 @@ def imagej_calibration(
         z_step = usable_length(spacing, axial, "z-step", name)
     pixel_size = None
     if str(unit).lower() in _INCHES:
-        logger.warning(
+        _logger.warning(
             "%s: lengths in inches are those of a print: calibration unknown; pass pixel_size_um "
             "and z_step_um",
             name,
@@ -132,7 +134,7 @@ def imagej_calibration(
         if (1, 1) in resolution and "pixel_size_um" in metadata:
             pixel_size = usable_length(metadata["pixel_size_um"], 1.0, "pixel size", name)
         elif (1, 1) in resolution:
-            logger.warning(
+            _logger.warning(
                 "%s: unit %s but no resolution beyond the default 1: pixel size unknown; "
                 "pass pixel_size_um",
                 name,
@@ -168,7 +170,7 @@ def ome_calibration(xml: str, n_frames: int, name: str, image: int = 0) -> Calib
     try:
         pixels = _ome_pixels(xml, image)
     except ElementTree.ParseError as error:
-        logger.warning("%s: OME metadata cannot be parsed (%s): calibration unknown", name, error)
+        _logger.warning("%s: OME metadata cannot be parsed (%s): calibration unknown", name, error)
         return Calibration()
     if pixels is None:
         return Calibration()
@@ -178,7 +180,7 @@ def ome_calibration(xml: str, n_frames: int, name: str, image: int = 0) -> Calib
         unit = pixels.get(f"PhysicalSize{axis}Unit", "um")
         scale = um_per_unit(unit)
         if value is not None and scale is None:
-            logger.warning("%s: PhysicalSize%s has the unknown unit %s", name, axis, unit)
+            _logger.warning("%s: PhysicalSize%s has the unknown unit %s", name, axis, unit)
         sizes[axis] = (
             None
             if value is None or scale is None
@@ -265,13 +267,13 @@ def _ome_positions(
         if z_step is None or not math.isclose(abs(float(steps.mean())), z_step, rel_tol=0.01):
             return None
         scale = 1.0
-    if not np.isfinite(values).all() or not ((steps > 0).all() or (steps < 0).all()):
-        logger.warning("%s: PositionZ of the planes is not strictly monotonic: ignored", name)
+    if not np.isfinite(values).all() or not rise_or_fall(values):
+        _logger.warning("%s: PositionZ of the planes is not strictly monotonic: ignored", name)
         return None
     positions = (values - values[0]) * scale
     mean_step = abs(float(positions[-1])) / (n_frames - 1)
     if z_step is not None and not math.isclose(mean_step, z_step, rel_tol=0.1):
-        logger.warning(
+        _logger.warning(
             "%s: PositionZ advances by %.6g um on average, PhysicalSizeZ says %.6g um; "
             "PositionZ is used",
             name,

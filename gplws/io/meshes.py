@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..data.focal_stack import checked_length
-from ..files import kind_of, new_file
-from .arrays import as_numpy
-from .pictures import display_uint8
+from gplws.data.focal_stack import checked_length
+from gplws.files import kind_of, new_file
+from gplws.io.arrays import as_numpy
+from gplws.io.pictures import display_uint8
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 MESH_FORMATS = ("ply", "stl", "glb")
 DEFAULT_MAX_FACES = 2_000_000
@@ -167,7 +167,7 @@ def triangulate(
     known = known_heights(height_um, valid)
     step = _stride(height_um.shape, max_faces)
     if step > 1:
-        logger.warning(
+        _logger.warning(
             "mesh: every %d. row and column of %d x %d pixels kept to stay below %d faces "
             "(max_faces)",
             step,

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .calibration import Calibration, square_pixel, um_per_unit, usable_length
-from .errors import DECODE_ERRORS, StackReadError
-from .packages import require_package
-from .stored import ImageChoice, Report, StoredImage, StoredStack, choose_image
+from gplws.io.calibration import Calibration, square_pixel, um_per_unit, usable_length
+from gplws.io.errors import DECODE_ERRORS, StackReadError
+from gplws.io.packages import require_package
+from gplws.io.stored import ImageChoice, Report, StoredImage, StoredStack, choose_image
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class _Content(NamedTuple):
@@ -71,7 +71,7 @@ def read_microscope_stack(path: Path, progress: Report, image: ImageChoice = Non
         try:
             calibration = content.lengths(number)
         except Exception as error:  # frames are worth more than what is said of them
-            logger.warning("%s: lengths cannot be read (%s): calibration unknown", path, error)
+            _logger.warning("%s: lengths cannot be read (%s): calibration unknown", path, error)
             calibration = Calibration()
     _warn_of_blank_frames(path, array, axes.upper())
     return StoredStack(array, axes, calibration)
@@ -96,7 +96,7 @@ def _warn_of_blank_frames(path: Path, array: np.ndarray, axes: str) -> None:
     frames = np.moveaxis(array, axes.index("Z"), 0)
     blank = [number for number, frame in enumerate(frames) if not frame.any()]
     if blank:
-        logger.warning(
+        _logger.warning(
             "%s: nothing but zeros in frame %s: not recorded, or the file is incomplete",
             path,
             ", ".join(map(str, blank[:8])) + (", ..." if len(blank) > 8 else ""),
@@ -188,7 +188,7 @@ def _lif_calibration(image: Any, name: str) -> Calibration:
     steps = {axis: _step(image.coords.get(axis), _lif_unit(image, axis), name) for axis in "XYZ"}
     z_step = steps["Z"]
     if z_step is not None and z_step < 0:
-        logger.warning(
+        _logger.warning(
             "%s: its z positions fall from frame to frame, and frames are taken to climb; pass "
             "z_direction='down' if the first one shows the top",
             name,
@@ -256,7 +256,7 @@ def _nd2_calibration(file: Any, loops: Mapping[str, Any], name: str) -> Calibrat
             x, y, _ = (usable_length(v, 1.0, "pixel size", name) for v in volume.axesCalibration)
             pixel_size = square_pixel(x, y, name)
     except Exception as error:  # the package fails on channels without a fluorescent probe
-        logger.warning("%s: pixel size unknown: %s", name, error)
+        _logger.warning("%s: pixel size unknown: %s", name, error)
     return Calibration(pixel_size, z_step, positions, source="ND2")
 
 

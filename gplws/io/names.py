@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .calibration import um_per_unit
+from gplws.io.calibration import um_per_unit
+from gplws.positions import rise_or_fall
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 # Frames of a folder whose names differ by numbers alone; with fewer, names say nothing.
 _SHARE_OF_USUAL_NAMES = 0.75
@@ -78,8 +79,8 @@ def ordered_by_name(root: Path, paths: Sequence[Path], *, even: bool) -> list[Pa
     if distinct:
         order = sorted(range(len(paths)), key=distinct[0].__getitem__)
         paths = [paths[index] for index in order]
-        if not all(_is_monotonic([values[index] for index in order]) for values in distinct):
-            logger.warning(
+        if not all(rise_or_fall([values[index] for index in order]) for values in distinct):
+            _logger.warning(
                 "%s: the numbers in the names (%s, %s, ...) give different orders; read by the "
                 "first of them; pass a list of the frames if that is wrong",
                 root,
@@ -112,7 +113,7 @@ def positions_of_names(names: Sequence[str], source: str) -> list[float]:
             "not differ in one number alone, or in one and a counter"
         )
     if places[0].dashed:
-        logger.warning(
+        _logger.warning(
             "%s: the dashes before the numbers of the names (%s, %s, ...) count as separators; "
             "pass focus_positions_um as numbers if they are signs",
             source,
@@ -171,16 +172,11 @@ def _varying(names: Sequence[str], pattern: str) -> list[Numbers]:
     return found
 
 
-def _is_monotonic(values: Sequence[float]) -> bool:
-    steps = [b - a for a, b in itertools.pairwise(values)]
-    return all(step > 0 for step in steps) or all(step < 0 for step in steps)
-
-
 def _warn_of_names(root: Path, names: Sequence[str]) -> None:
     """Say where images seem to be of several kinds."""
     grid = _grid_of_names([Path(name).stem.lower() for name in names])
     if grid:
-        logger.warning(
+        _logger.warning(
             "%s: the names count two things, %s: all are read as frames of one stack; move what is "
             "no frame away, or pass a list of the frames",
             root,
@@ -188,7 +184,7 @@ def _warn_of_names(root: Path, names: Sequence[str]) -> None:
         )
     strangers = _named_differently(names)
     if strangers:
-        logger.warning(
+        _logger.warning(
             "%s: all images are read as frames, also %s, named unlike the others; move it away, or "
             "pass a list of the frames, if it is none",
             root,
@@ -207,7 +203,7 @@ def _warn_of_gaps(root: Path, names: Sequence[str], values: Sequence[float]) -> 
     if usual <= 0 or not gaps or same < _SHARE_OF_USUAL_STEPS * len(steps):
         return
     places = [f"{names[k]} and {names[k + 1]}" for k in gaps[:3]]
-    logger.warning(
+    _logger.warning(
         "%s: no frame between %s, although the others follow each other by %g: if frames are "
         "missing, heights beyond are too small; pass focus_positions_um, 'names' if these numbers "
         "are um",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.focal_stack import checked_length
-from ..files import new_file
+from gplws.data.focal_stack import checked_length
+from gplws.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,17 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import FocalStack
-from ..data.axes import arrange_frames, drop_alpha, normalize_axes
-from ..data.focal_stack import resolve_positions
-from .calibration import Calibration
-from .errors import DECODE_ERRORS, StackReadError
-from .microscopes import MICROSCOPE_SUFFIXES, is_zarr, read_microscope_stack
-from .names import ordered_by_name, positions_of_names
-from .stored import ImageChoice, Report, StoredStack
-from .tiff import read_tiff_frame, read_tiff_stack
+from gplws.data import FocalStack
+from gplws.data.axes import arrange_frames, drop_alpha, normalize_axes
+from gplws.data.focal_stack import resolve_positions
+from gplws.io.calibration import Calibration
+from gplws.io.errors import DECODE_ERRORS, StackReadError
+from gplws.io.microscopes import MICROSCOPE_SUFFIXES, is_zarr, read_microscope_stack
+from gplws.io.names import ordered_by_name, positions_of_names
+from gplws.io.stored import ImageChoice, Report, StoredStack
+from gplws.io.tiff import read_tiff_frame, read_tiff_stack
+from gplws.positions import rise_or_fall
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 Frame: TypeAlias = np.ndarray | Tensor
 StackSource: TypeAlias = str | os.PathLike[str] | Frame | FocalStack | Sequence[Any]
@@ -176,7 +177,7 @@ def _frames_of(root: Path, leave_out: Collection[str], even: bool) -> list[Path]
         raise StackReadError(f"{root}: the folder holds no frames (BMP, PNG, JPEG or TIFF files)")
     kinds = sorted({path.suffix.lower() for path in paths})
     if len(kinds) > 1:
-        logger.warning("%s: the folder mixes %s; all are read as frames", root, ", ".join(kinds))
+        _logger.warning("%s: the folder mixes %s; all are read as frames", root, ", ".join(kinds))
     return ordered_by_name(root, paths, even=even)
 
 
@@ -233,7 +234,7 @@ class _Given:
             positions = found.focus_positions_um
             z_step = found.z_step_um if positions is None else None
         elif found.z_step_um is not None or found.focus_positions_um is not None:
-            logger.info(
+            _logger.info(
                 "%s: %s wins over the z-step of the %s metadata",
                 source,
                 "z_step_um" if z_step is not None else "focus_positions_um",
@@ -245,7 +246,7 @@ class _Given:
         if pixel_size is None:
             pixel_size = found.pixel_size_um
         elif found.pixel_size_um is not None and found.pixel_size_um != pixel_size:
-            logger.info(
+            _logger.info(
                 "%s: pixel_size_um=%s wins over %.6g um of the %s metadata",
                 source,
                 pixel_size,
@@ -276,7 +277,7 @@ class _Given:
 def _warn_of_direction(replaced: Sequence[float] | np.ndarray | None, source: str) -> None:
     """A z-step rises, whatever the focus positions did that it replaces."""
     if replaced is not None and len(replaced) > 1 and replaced[1] < replaced[0]:
-        logger.warning(
+        _logger.warning(
             "%s: its focus positions fall, with z_step_um they rise, which turns the surface over; "
             "pass z_direction='down' with it, or focus_positions_um",
             source,
@@ -496,9 +497,8 @@ def _with_positions(
     known = [position for position in positions if position is not None]
     if len(known) < len(positions):
         return calibration
-    steps = np.diff(known)
-    if not ((steps > 0).all() or (steps < 0).all()):
-        logger.warning(
+    if not rise_or_fall(known):
+        _logger.warning(
             "%s: PositionZ of the files does not rise or fall strictly in the order of their "
             "names: ignored",
             source,

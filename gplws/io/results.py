@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .readers import read_frame
+from gplws.io.readers import read_frame
 
 # What save_reconstruction computes anew from the arrays.
 _COMPUTED = ("units", "pixel_size_um", "shape", "statistics", "surface_texture", "files")

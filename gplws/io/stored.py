@@ -10,10 +10,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .calibration import Calibration
-from .errors import StackReadError
+from gplws.io.calibration import Calibration
+from gplws.io.errors import StackReadError
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 ImageChoice: TypeAlias = int | str | None
 # Called with what is read and with how much there is.
@@ -92,7 +92,7 @@ def choose_image(
             raise StackReadError(
                 f"{path}: {complaint}: {listed}; pass image=0 for the first of them"
             )
-        logger.info("%s: read is its only stack: %s", path, listed)
+        _logger.info("%s: read is its only stack: %s", path, listed)
         return stacks[0]
     if isinstance(wanted, str):
         found = [number for number, image in enumerate(images) if image.name == wanted]

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .._extension import __version__
-from ..files import kind_of, new_file
-from ..luminance import LUMINANCE
-from .arrays import as_numpy
-from .meshes import known_heights, require_calibration
-from .packages import require_package
+from gplws._extension import __version__
+from gplws.files import kind_of, new_file
+from gplws.io.arrays import as_numpy
+from gplws.io.meshes import known_heights, require_calibration
+from gplws.io.packages import require_package
+from gplws.luminance import LUMINANCE
 
 _PACKAGES = {"gwy": "gwyfile", "sdf": "sdfio", "x3p": "x3pio"}
 SURFACE_FORMATS = tuple(_PACKAGES)

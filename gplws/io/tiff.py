@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from .calibration import Calibration, imagej_calibration, ome_calibration, ome_plane_position
-from .errors import DECODE_ERRORS, StackReadError
-from .stored import ImageChoice, Report, StoredImage, StoredStack, choose_image
+from gplws.io.calibration import (
+    Calibration,
+    imagej_calibration,
+    ome_calibration,
+    ome_plane_position,
+)
+from gplws.io.errors import DECODE_ERRORS, StackReadError
+from gplws.io.stored import ImageChoice, Report, StoredImage, StoredStack, choose_image
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPageSeries

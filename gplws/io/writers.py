@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from ..data.focal_stack import checked_length
-from ..data.simulator import SimulatedStack
-from ..files import new_file, new_folder_content, write_bytes
-from ..surface_texture import surface_texture
-from .arrays import as_numpy
-from .meshes import DEFAULT_MAX_FACES, MESH_FORMATS, encode_mesh, require_calibration
-from .pictures import preview_png
-from .surfaces import SURFACE_FORMATS, encode_surface, require_surface_package
+from gplws.data.focal_stack import checked_length
+from gplws.data.simulator import SimulatedStack
+from gplws.files import new_file, new_folder_content, write_bytes
+from gplws.io.arrays import as_numpy
+from gplws.io.meshes import DEFAULT_MAX_FACES, MESH_FORMATS, encode_mesh, require_calibration
+from gplws.io.pictures import preview_png
+from gplws.io.surfaces import SURFACE_FORMATS, encode_surface, require_surface_package
+from gplws.surface_texture import surface_texture
 
 # Every file that save_reconstruction may write: overwriting removes these and no others.
 RESULT_FILES = frozenset(

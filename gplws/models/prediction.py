@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gplws.ops.focus_search import focus_search
-from gplws.ops.reference import frame_number
+from gplws.positions import frame_index
 
 
 def predicted(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> Any:
@@ -80,4 +80,4 @@ def index_of(depth: Tensor, focus_positions: Tensor) -> Tensor:
         (B, H, W) frames.
     """
     pairs = zip(depth, focus_positions, strict=True)
-    return torch.stack([frame_number(image, positions) for image, positions in pairs])
+    return torch.stack([frame_index(*pair, extrapolate=True) for pair in pairs])

@@ -565,9 +565,3 @@ def frame_at(places: Tensor, place: Tensor) -> Tensor:
     lower = torch.searchsorted(places, place.detach().contiguous()) - 1
     lower = lower.clamp(0, places.numel() - 2)
     return lower + (place - places[lower]) / (places[lower + 1] - places[lower])
-
-
-def frame_number(depth: Tensor, focus_positions: Tensor) -> Tensor:
-    """The same of any ``depth`` among positions (N,) that rise or fall; N >= 2."""
-    sign = -1.0 if bool(focus_positions[1] < focus_positions[0]) else 1.0
-    return frame_at(sign * focus_positions, sign * depth)

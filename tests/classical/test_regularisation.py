@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from regularisation import regularisation_energy
 
 from gplws.classical import regularise_depth
-from gplws.classical.regularisation import regularisation_energy
 from gplws.ops import regularise_surface
 from gplws.ops.reference import NEIGHBOURS, solve_by_conjugate_gradients
 

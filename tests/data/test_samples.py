@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from gplws.data import DepthSample, collate
-from gplws.data.samples import frame_index
 
 
 def sample(**changes):
@@ -14,14 +13,6 @@ def sample(**changes):
         "unit": "um",
     }
     return DepthSample(**{**values, **changes})
-
-
-def test_frame_index_interpolates_between_rising_or_falling_positions():
-    rising = torch.tensor([10.0, 20.0, 40.0])
-    depth = torch.tensor([9.0, 10.0, 15.0, 20.0, 30.0, 40.0, 41.0, torch.nan])
-    expected = torch.tensor([torch.nan, 0.0, 0.5, 1.0, 1.5, 2.0, torch.nan, torch.nan])
-    torch.testing.assert_close(frame_index(depth, rising), expected, equal_nan=True)
-    torch.testing.assert_close(frame_index(depth, rising.flip(0)), 2 - expected, equal_nan=True)
 
 
 def test_depth_index_of_a_batch_uses_each_samples_own_positions():

@@ -11,9 +11,9 @@ import math
 import pytest
 import torch
 from instruction_sets import printed_under_each
+from regularisation import regularisation_energy
 from torch import Tensor
 
-from gplws.classical.regularisation import regularisation_energy
 from gplws.ops import reference, regularise_surface
 
 SIZES = [(1, 1), (1, 2), (1, 40), (40, 1), (2, 2), (2, 3), (3, 15), (5, 16), (17, 33), (64, 130)]
