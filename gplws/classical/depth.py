@@ -568,7 +568,7 @@ def _search(
     rough, peak, confidence = found.depth[0].nan_to_num(0), found.peak[0], found.confidence[0]
     surface = smooth_surface(rough, limit=_SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
     if along_surface:
-        samples = sample_surface(search.response, surface, spacing=spacing, places=places)
+        samples = _samples(search.response, surface, spacing, places)
         values = _aggregate(samples.values, search.shares)
         vertex = _vertex(samples, values, search.shares, surface, spacing, places, n_frames)
     else:
@@ -605,7 +605,7 @@ def _refined(
     spacing, places = _spacing(statistics), _place(positions)
     for _ in range(_REFINING_PASSES):
         surface = smooth_surface(index, limit=_SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
-        samples = sample_surface(response, surface, spacing=spacing, places=places)
+        samples = _samples(response, surface, spacing, places)
         windows = _three_windows(samples.values)
         fine, medium, _ = (window.amax(0) - window.amin(0) for window in windows)
         fine = _share(fine / (measure.fine_deviation * noise + _TINY), _REFINE_PROMINENCE)
@@ -637,6 +637,31 @@ def _place(positions: Tensor) -> Tensor | None:
     return None if even else places
 
 
+def _samples(
+    response: Tensor, surface: Tensor, spacing: int, places: Tensor | None
+) -> SurfaceSamples:
+    """Samples whole frames before and behind a surface; where steps are uneven, their distances
+    are those of ``places``, and what lies much farther on one side than on the other does not count.
+    """
+    samples = sample_surface(response, surface, spacing=spacing)
+    if places is None:
+        return samples
+    here = position_at(places, surface)
+    there = position_at(places, surface + spacing * samples.distances)
+    distances = there - here
+    steps = distances.abs() / (spacing * _local_step(places, surface))
+    reach = torch.minimum(steps[0], steps[-1]).clamp(min=2)
+    near = (reach + 1 - steps).clamp(0, 1)
+    return SurfaceSamples(samples.values * near, distances, samples.weights * near)
+
+
+def _local_step(places: Tensor, surface: Tensor) -> Tensor:
+    """The smaller step between frames at each place of a surface (H, W)."""
+    steps = places.diff()
+    smaller = torch.minimum(torch.cat([steps[:1], steps]), torch.cat([steps, steps[-1:]]))
+    return position_at(smaller, surface)
+
+
 def _vertex(
     samples: SurfaceSamples,
     values: Tensor,
@@ -662,13 +687,12 @@ def _vertex(
         # Neighbours' samples differ in place, and near the ends in weight.
         middle = _aggregate(weights * responses[SURFACE_SAMPLES], shares)
         distances = _aggregate(distances * weights, shares)
-        shift, concave = fit_peak(values, middle, distances, _aggregate(weights, shares))
-    shift = spacing * shift
-    vertex = (
-        surface + shift
-        if places is None
-        else frame_at(places, position_at(places, surface) + shift)
-    )
+        step = 1.0 if places is None else spacing * _local_step(places, surface)
+        shift, concave = fit_peak(values, middle, distances / step, _aggregate(weights, shares))
+    if places is None:
+        vertex = surface + spacing * shift
+    else:
+        vertex = frame_at(places, position_at(places, surface) + step * shift)
     at_end = (surface < _AT_END) | (surface > n_frames - 1 - _AT_END)
     return torch.where(~concave & at_end & (n_frames >= 3), torch.nan, vertex)
 
