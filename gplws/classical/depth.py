@@ -560,19 +560,21 @@ def _search(
     along_surface = refinement == "surface"
     found = focus_search(
         search.volume[None],
-        None if along_surface else places,
+        places,
         refinement="gaussian" if refinement == "surface" else refinement,
         radius=radius,
     )
     # NaN pixels end up as invalid ones; a NaN frame number could not be looked up.
     rough, peak, confidence = found.depth[0].nan_to_num(0), found.peak[0], found.confidence[0]
+    if places is not None:
+        rough = frame_at(places, rough)
     surface = smooth_surface(rough, limit=_SURFACE_LIMIT * spacing).clamp(0, n_frames - 1)
     if along_surface:
         samples = _samples(search.response, surface, spacing, places)
         values = _aggregate(samples.values, search.shares)
         vertex = _vertex(samples, values, search.shares, surface, spacing, places, n_frames)
     else:
-        vertex = surface = rough if places is None else frame_at(places, rough)
+        vertex = surface = rough
     index = torch.where(vertex.isnan(), surface, vertex).nan_to_num(0).clamp(0, n_frames - 1)
     valid = focus_validity(search.prominence, search.contrast, vertex, n_frames)
     return DepthFromFocus(
