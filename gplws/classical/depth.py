@@ -642,8 +642,10 @@ def _place(positions: Tensor) -> Tensor | None:
 def _samples(
     response: Tensor, surface: Tensor, spacing: int, places: Tensor | None
 ) -> SurfaceSamples:
-    """Samples whole frames before and behind a surface; where steps are uneven, their distances
-    are those of ``places``, and what lies much farther on one side than on the other does not count.
+    """Samples whole frames before and behind a surface, at their distances in ``places``.
+
+    Where the steps are uneven, what lies farther on one side than the last sample on the other does
+    not count: the flanks of a peak are no parabola, and one side alone would pull at the vertex.
     """
     samples = sample_surface(response, surface, spacing=spacing)
     if places is None:
@@ -653,7 +655,7 @@ def _samples(
     distances = there - here
     steps = distances.abs() / (spacing * _local_step(places, surface))
     reach = torch.minimum(steps[0], steps[-1]).clamp(min=2)
-    near = (reach + 1 - steps).clamp(0, 1)
+    near = (2 * (reach + 0.5 - steps)).clamp(0, 1)
     return SurfaceSamples(samples.values * near, distances, samples.weights * near)
 
 
