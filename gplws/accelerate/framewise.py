@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Set
 from typing import cast
 
 import torch
@@ -41,46 +42,64 @@ _FRAME_FUNCTIONS = {
     *(F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d),
     in_place,
 }
+_SIZE_ARGUMENTS = ((1,), (2,), (3,), (-1,), (-2,), (-3,))  # all axes but that of the frames
+_SHAPE_INDICES = (1, 2, 3, -1, -2, -3, slice(-2, None, None))
 _FRAME_METHODS = {"relu", "relu_", "add", "add_", "sub", "mul", "div", "sigmoid", "tanh"}
 
 
-def is_framewise(graph: fx.Graph, module: nn.Module, leaves: set[int]) -> bool:
-    """Whether a graph maps 4-D tensors to 4-D tensors, image by image, with a conv in it."""
+def is_framewise(graph: fx.Graph, module: nn.Module, framewise: Set[int]) -> bool:
+    """Whether a graph maps 4-D tensors to 4-D tensors, image by image, with a conv in it.
+
+    Args:
+        graph: of the ``forward`` of ``module``.
+        framewise: ids of modules that are known to be so.
+    """
     sizes: set[fx.Node] = set()
-    convs = 0
+    convs = given = 0
     for node in graph.nodes:
-        if node.op == "call_module":
+        if _is_size(node, sizes):
+            sizes.add(node)
+        elif node.op == "call_module":
             layer = module.get_submodule(cast(str, node.target))
             convs += isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-            if id(layer) in leaves:
-                continue
-            if not is_stock(layer, _FRAME_LAYERS) or has_hooks(layer) or layer.training:
+            if id(layer) not in framewise and not _is_frame_layer(layer):
                 return False
-            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
-                return False  # it takes the statistics of all images
         elif node.op == "call_function":
-            if node.target is getattr and node.args[1] == "shape":
-                sizes.add(node)
-            elif node.target is operator.getitem and node.args[0] in sizes:
-                axes = (1, 2, 3, -1, -2, -3, slice(-2, None, None))
-                if node.args[0].target is getattr and node.args[1] not in axes:
-                    return False
-                sizes.add(node)
-            elif sizes.issuperset(node.all_input_nodes):
-                sizes.add(node)  # of sizes alone
-            elif node.target is torch.cat:
-                axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-                if axis not in (1, -3):
-                    return False
-            elif node.target not in _FRAME_FUNCTIONS:
+            if not _is_frame_function(node):
                 return False
         elif node.op == "call_method":
-            if node.target == "size" and node.args[1:] in ((1,), (2,), (3,), (-1,), (-2,), (-3,)):
-                sizes.add(node)
-            elif node.target not in _FRAME_METHODS:
+            if node.target not in _FRAME_METHODS:
                 return False
         elif node.op == "get_attr":
             return False
-    given = [node for node in graph.nodes if node.op == "placeholder"]
+        given += node.op == "placeholder"
     output = next(node for node in graph.nodes if node.op == "output")
-    return convs > 0 and len(given) == 1 and not sizes.intersection(output.all_input_nodes)
+    return convs > 0 and given == 1 and not sizes.intersection(output.all_input_nodes)
+
+
+def _is_size(node: fx.Node, sizes: Set[fx.Node]) -> bool:
+    """Whether a node gives sizes other than the number of frames, or computes with ``sizes``."""
+    if node.op == "call_method":
+        return node.target == "size" and node.args[1:] in _SIZE_ARGUMENTS
+    if node.op != "call_function":
+        return False
+    if node.target is getattr and node.args[1] == "shape":
+        return True
+    if node.target is operator.getitem and node.args[0] in sizes:
+        whole_shape = cast(fx.Node, node.args[0]).target is getattr
+        return not whole_shape or node.args[1] in _SHAPE_INDICES
+    return sizes.issuperset(node.all_input_nodes)
+
+
+def _is_frame_layer(layer: nn.Module) -> bool:
+    if not is_stock(layer, _FRAME_LAYERS) or has_hooks(layer) or layer.training:
+        return False
+    # Batch norm without fixed statistics takes those of all images.
+    return not isinstance(layer, nn.BatchNorm2d) or layer.running_mean is not None
+
+
+def _is_frame_function(node: fx.Node) -> bool:
+    if node.target is torch.cat:
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return axis in (1, -3)
+    return node.target in _FRAME_FUNCTIONS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from gplws.nn.inference import (
 from gplws.nn.layer_report import ModelReport
 from gplws.nn.stock import has_hooks, is_stock
 
+_Answer = TypeVar("_Answer")
 _MOST_MIDDLE = 96  # channels between two convs of one kernel call: more leave its cache
 
 
@@ -106,6 +107,7 @@ class Passes:
             self._fold_conv(node)
 
     def _fold_conv(self, node: fx.Node) -> None:
+        """One layer for a conv, its norm, an activation, a residual and one more activation."""
         of, conv = self._of, cast(Any, self._of.layer(node))
         why = why_not_conv(conv)
         if not why and (len(node.args) != 1 or node.kwargs):
@@ -115,56 +117,54 @@ class Passes:
             return
         weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
         chain, folded = [node], []
-
-        follower = of.user(node)
-        norm = of.layer(follower)
-        if follower is not None and folds_norm(norm, conv) and tuple(follower.args) == (node,):
-            weight, bias = with_norm(conv, weight, bias, cast(nn.BatchNorm3d, norm))
-            chain.append(follower)
+        norm_node = of.user(node)
+        norm = of.layer(norm_node)
+        if folds_norm(norm, conv) and tuple(norm_node.args) == (node,):
+            if not of.may_join([node, norm_node]):
+                why = "something changes in place before its norm"
+                self._note(node.target, conv, why, swapped=False)
+                return
+            weight, bias = with_norm(conv, weight, bias, norm)
+            chain.append(norm_node)
             folded.append("batch norm")
-        slopes = [1.0, 1.0]
-        residual: fx.Node | None = None
-        keeps_dtype = False
-        follower = of.user(chain[-1])
-        slope = of.slope(follower, chain[-1])
-        if follower is not None and slope is not None and of.may_join([*chain, follower]):
-            chain.append(follower)
-            slopes[0] = slope
-            folded.append(_name(slope))
-        follower = of.user(chain[-1])
-        addend = of.addend(follower, chain[-1])
-        if follower is not None and addend is not None and of.may_join([*chain, follower]):
-            chain.append(follower)
-            residual = addend
-            keeps_dtype = follower.target in ADDITIONS_IN_PLACE
-            folded.append("residual")
-            follower = of.user(chain[-1])
-            slope = of.slope(follower, chain[-1])
-            if follower is not None and slope is not None and of.may_join([*chain, follower]):
-                chain.append(follower)
-                slopes[1] = slope
-                folded.append(_name(slope))
-        if not of.may_join(chain):
-            self._note(
-                node.target, conv, "something changes in place before its norm", swapped=False
-            )
-            return
-        if conv.weight.device.type != "cpu" and "batch norm" not in folded:
+        elif conv.weight.device.type != "cpu":
             self._note(node.target, conv, f"on {conv.weight.device.type}", swapped=False)
             return
+
+        def take(question: Callable[[fx.Node | None, fx.Node], _Answer | None]) -> _Answer | None:
+            """What is found about the node behind the chain, which then joins it; None: nothing."""
+            follower = of.user(chain[-1])
+            answer = question(follower, chain[-1])
+            if answer is None or not of.may_join([*chain, follower]):
+                return None
+            chain.append(follower)
+            return answer
+
+        def take_activation() -> float:
+            """Slope below zero of the activation behind the chain; 1: there is none."""
+            slope = take(of.slope)
+            if slope is None:
+                return 1.0
+            folded.append("relu" if slope == 0 else "leaky relu")
+            return slope
+
+        slope, residual_slope, keeps_dtype = take_activation(), 1.0, False
+        residual = take(of.addend)
+        if residual is not None:
+            folded.append("residual")
+            keeps_dtype = chain[-1].target in ADDITIONS_IN_PLACE
+            residual_slope = take_activation()
         layer = FoldedConv(
             conv,
             weight,
             bias,
-            slope=slopes[0],
-            residual_slope=slopes[1],
+            slope=slope,
+            residual_slope=residual_slope,
             keeps_dtype=keeps_dtype,
         )
         args = (node.args[0],) if residual is None else (node.args[0], residual)
         self._note(node.target, conv, describe(layer, folded), swapped=True)
-        target = node.target
-        new = self._insert(chain, layer, args)
-        new.meta["source"] = target
+        self._insert(chain, layer, args).meta["source"] = node.target
 
     def _pairs_of_convs(self) -> Iterator[tuple[fx.Node, FoldedConv, fx.Node, FoldedConv]]:
         """Convs on the CPU whose result goes to one other conv only, both with their nodes.
@@ -357,10 +357,6 @@ def _is_constant(value: object) -> bool:
 
 
 _MAX_POOLS = {F.max_pool3d, cast(Any, F)._max_pool3d, torch.max_pool3d}
-
-
-def _name(slope: float) -> str:
-    return "relu" if slope == 0 else "leaky relu"
 
 
 def _fits(conv: nn.Module) -> bool:
