@@ -7,7 +7,7 @@ import inspect
 import io
 import pickle
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
@@ -36,7 +36,9 @@ class Accelerated(nn.Module):
             raise RuntimeError(
                 "a part of an accelerated network is for inference: call train() of the whole"
             )
-        (stock,) = self.__dict__["_stock"] or _refuse(_NOT_WRITTEN)
+        if not self.__dict__["_stock"]:
+            raise RuntimeError(_NOT_WRITTEN)
+        (stock,) = self.__dict__["_stock"]
         self.__class__ = type(stock)
         self.__dict__.clear()
         self.__dict__.update(stock.__dict__)
@@ -86,7 +88,9 @@ class _AcceleratedSequential(Accelerated):
 
     def _one_by_one(self) -> nn.Sequential:
         kept = self.__dict__.get("_stock") or self.__dict__.get("_layers")
-        (layers,) = kept or _refuse(_NOT_WRITTEN)
+        if not kept:
+            raise RuntimeError(_NOT_WRITTEN)
+        (layers,) = kept
         return layers
 
     def __getitem__(self, index: slice | int) -> nn.Module:
@@ -103,10 +107,6 @@ _NOT_WRITTEN = (
     "the network that this accelerated one was made from could not be pickled, and is not in its "
     "file: call accelerate() anew"
 )
-
-
-def _refuse(why: str) -> NoReturn:
-    raise RuntimeError(why)
 
 
 class _WithoutTensors(pickle.Pickler):
