@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Set
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import fx, nn
 from gplws.accelerate.framewise import is_framewise
 from gplws.accelerate.layers import BLOCKS, fast_layer, is_of, is_stock_layer, why_not_block
 from gplws.accelerate.passes import Passes
-from gplws.accelerate.tracing import trace
+from gplws.accelerate.tracing import Untraced, trace
 from gplws.accelerate.wrapped import Accelerated, class_of, with_method
 from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d
 from gplws.nn.inference import Framewise
@@ -39,10 +39,10 @@ class Builder:
         # Tracing may leave something behind in the modules: it sees a copy.
         self._probe = copy.deepcopy(self._model)
         self._given = given or None
-        self._closed: dict[int, str] = {}  # never looked into
-        self._leaves: dict[int, str] = {}  # not traced as part of something larger
+        self._closed: set[int] = set()  # never looked into
+        self._leaves: dict[int, str] = {}  # why not traced as part of something larger
         self._graphs: dict[int, fx.Graph] = {}
-        self._framewise: dict[int, str] = {}
+        self._framewise: set[int] = set()
         self._surveyed: set[int] = set()
         self._built: dict[int, nn.Module] = {}
 
@@ -78,50 +78,50 @@ class Builder:
         if key in self._surveyed:
             return
         self._surveyed.add(key)
-        if isinstance(module, torch.jit.ScriptModule):
-            self._closed[key] = self._leaves[key] = "it is scripted"
-            return
-        if isinstance(module, Accelerated):
-            self._closed[key] = self._leaves[key] = "is accelerated already"
-            return
-        if module.training:
-            self._closed[key] = self._leaves[key] = "it is in training mode"
+        if why := _why_closed(module):
+            self._closed.add(key)
+            self._leaves[key] = why
             return
         if is_stock(module, BLOCKS):
             self._leaves[key] = why_not_block(module)
             return
         for child in module.children():
             self._survey(child)
-        method = _method_of(module)
-        if is_of(module, "torch.nn") and not isinstance(module, nn.Sequential):
-            if isinstance(module, nn.ModuleList | nn.ModuleDict):
-                self._leaves[key] = ""
-            return
-        if has_hooks(module) and module is not self._probe:
+        if not is_of(module, "torch.nn") or isinstance(module, nn.Sequential):
+            self._record(module)
+        elif isinstance(module, nn.ModuleList | nn.ModuleDict):
+            self._leaves[key] = ""
+
+    def _record(self, module: nn.Module) -> None:
+        """Keep the graph of a module, or the reason why it is to be no part of another one's."""
+        key, method, whole = id(module), _method_of(module), module is self._probe
+        if has_hooks(module) and not whole:
             self._leaves[key] = "a hook is attached"
             return
-        root = module is self._probe
-        found = trace(module, self._leaves, method, given=self._given if root else None)
-        if isinstance(found, str) and found.endswith("is optional"):
-            defaults = trace(module, self._leaves, method, given=0)
-            if isinstance(defaults, str):
-                self._leaves[key] = defaults
-            elif root:
-                self._leaves[key] = f"{found}; give an example"
+        given = self._given if whole else None
+        found = trace(module, self._leaves.keys(), method, given=given)
+        if isinstance(found, Untraced):
+            why = found.why
+            if found.optional:
+                by_default = trace(module, self._leaves.keys(), method, given=0)
+                if isinstance(by_default, Untraced):
+                    why = by_default.why
+                elif whole:
+                    why = f"{why}; give an example"
+                else:
+                    return  # it is traced with the module that calls it, which knows what it gives
+            self._leaves[key] = why
             return
-        if isinstance(found, str):
-            self._leaves[key] = found
-            return
-        if _calls_into(found, module, self._leaves):
+        if _calls_into(found, module, self._leaves.keys()):
             self._leaves[key] = "it calls a part of a module that is not traced"
             return
         if method != "forward":
             self._leaves[key] = f"only {method} is traced"
-        elif self._on_cpu and is_framewise(found, module, set(self._framewise)):
-            self._framewise[key] = ""
+        elif self._on_cpu and is_framewise(found, module, self._framewise):
+            self._framewise.add(key)
         if key not in self._framewise and self._framewise:
-            leaves = {**self._leaves, **self._framewise}
-            apart = trace(module, leaves, method, given=self._given if root else None)
+            leaves = self._leaves.keys() | self._framewise
+            apart = trace(module, leaves, method, given=given)
             if isinstance(apart, fx.Graph) and not _calls_into(apart, module, leaves):
                 found = apart
         self._graphs[key] = found
@@ -191,6 +191,15 @@ class Builder:
         return module
 
 
+def _why_closed(module: nn.Module) -> str:
+    """Why a module is not even looked into; empty: it is."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted"
+    if isinstance(module, Accelerated):
+        return "is accelerated already"
+    return "it is in training mode" if module.training else ""
+
+
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """What a module holds, under every name: ``named_children`` gives each part one name only."""
     return [(name, child) for name, child in module._modules.items() if child is not None]
@@ -202,7 +211,7 @@ def _method_of(module: nn.Module) -> str:
     return core if isinstance(core, str) else "forward"
 
 
-def _calls_into(graph: fx.Graph, module: nn.Module, leaves: Mapping[int, str]) -> bool:
+def _calls_into(graph: fx.Graph, module: nn.Module, leaves: Set[int]) -> bool:
     """Whether a graph names parts of leaves, which are no more once the leaves are replaced."""
     for node in graph.nodes:
         if node.op in _TAKES_PARTS:

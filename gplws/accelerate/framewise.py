@@ -77,7 +77,7 @@ def is_framewise(graph: fx.Graph, module: nn.Module, framewise: Set[int]) -> boo
     return convs > 0 and given == 1 and not sizes.intersection(output.all_input_nodes)
 
 
-def _is_size(node: fx.Node, sizes: Set[fx.Node]) -> bool:
+def _is_size(node: fx.Node, sizes: set[fx.Node]) -> bool:
     """Whether a node gives sizes other than the number of frames, or computes with ``sizes``."""
     if node.op == "call_method":
         return node.target == "size" and node.args[1:] in _SIZE_ARGUMENTS

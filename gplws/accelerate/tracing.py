@@ -8,7 +8,8 @@ import operator
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -90,7 +91,7 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: Mapping[int, str]) -> None:
+    def __init__(self, leaves: Set[int]) -> None:
         super().__init__()
         self._leaves = leaves
         self._modes = self._current_modes()
@@ -143,28 +144,38 @@ class _Tracer(fx.Tracer):
 _RECORDING = threading.RLock()  # two recordings at once would leave torch.nn as torch.fx has it
 
 
+@dataclass(frozen=True)
+class Untraced:
+    """A method of which there is no graph."""
+
+    why: str
+    optional: bool = False
+    """Whether it is for arguments that may be left out: with a known number of them it may work."""
+
+
 def trace(
-    module: nn.Module, leaves: Mapping[int, str], method: str, *, given: int | None
-) -> fx.Graph | str:
+    module: nn.Module, leaves: Set[int], method: str, *, given: int | None
+) -> fx.Graph | Untraced:
     """The graph of a method, or why there is none.
 
     Args:
+        leaves: ids of modules that become one node each, as the layers of torch.nn do.
         given: how many arguments will be given; the others get their defaults. None: a method with
             defaults is not traced, as branches may hang on what is given.
     """
     function = getattr(module, method)
     signature = list(inspect.signature(function).parameters.values())
     if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in signature):
-        return "its arguments are of any number"
+        return Untraced("its arguments are of any number")
     if why := _why_not_recorded(function):
-        return why
+        return Untraced(why)
     optional = {p.name: p.default for p in signature if p.default is not p.empty}
     if optional and given is None:
-        return f"its argument {next(iter(optional))} is optional"
+        return Untraced(f"its argument {next(iter(optional))} is optional", optional=True)
     fixed = {p.name: p.default for p in signature[given or 0 :] if p.name in optional}
     for name, default in fixed.items():
         if isinstance(default, tuple | list | dict):  # torch.fx takes them apart
-            return f"its argument {name} is optional, of several values"
+            return Untraced(f"its argument {name} is optional, of several values")
     before = torch.get_rng_state()
     state = [list(_contents(vars(m))) for m in module.modules()]
     tracer = _Tracer(leaves)
@@ -175,16 +186,16 @@ def trace(
         if tracer.refused is not None:
             raise tracer.refused
     except Exception as error:  # tracing runs foreign code on values that are none
-        return f"its Python depends on values: {first_line(error)}"
+        return Untraced(f"its Python depends on values: {first_line(error)}")
     if not torch.equal(before, torch.get_rng_state()):
         torch.set_rng_state(before)
-        return "it draws random numbers"
+        return Untraced("it draws random numbers")
     if any(key.startswith("_tensor_constant") for key in vars(module)):  # torch.fx keeps them there
-        return "it makes tensors of its own"
+        return Untraced("it makes tensors of its own")
     for m, before_it in zip(module.modules(), state, strict=True):
         after_it = list(_contents(vars(m)))
         if len(after_it) != len(before_it) or any(map(operator.is_not, after_it, before_it)):
-            return "it keeps results in attributes"
+            return Untraced("it keeps results in attributes")
     for node in graph.nodes:
         node.type = None  # annotations that are strings could not be written to a file
     graph._tracer_cls = None  # reading one back asks for no tracer of ours
