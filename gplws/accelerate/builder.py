@@ -94,37 +94,42 @@ class Builder:
 
     def _record(self, module: nn.Module) -> None:
         """Keep the graph of a module, or the reason why it is to be no part of another one's."""
-        key, method, whole = id(module), _method_of(module), module is self._probe
-        if has_hooks(module) and not whole:
+        key, method = id(module), _method_of(module)
+        if has_hooks(module) and module is not self._probe:
             self._leaves[key] = "a hook is attached"
             return
-        given = self._given if whole else None
-        found = trace(module, self._leaves.keys(), method, given=given)
+        found = self._traced(module, self._leaves.keys())
         if isinstance(found, Untraced):
-            why = found.why
-            if found.optional:
-                by_default = trace(module, self._leaves.keys(), method, given=0)
-                if isinstance(by_default, Untraced):
-                    why = by_default.why
-                elif whole:
-                    why = f"{why}; give an example"
-                else:
-                    return  # it is traced with the module that calls it, which knows what it gives
-            self._leaves[key] = why
-            return
-        if _calls_into(found, module, self._leaves.keys()):
-            self._leaves[key] = "it calls a part of a module that is not traced"
+            if why := self._why_leaf(module, found):
+                self._leaves[key] = why
             return
         if method != "forward":
             self._leaves[key] = f"only {method} is traced"
         elif self._on_cpu and is_framewise(found, module, self._framewise):
             self._framewise.add(key)
-        if key not in self._framewise and self._framewise:
-            leaves = self._leaves.keys() | self._framewise
-            apart = trace(module, leaves, method, given=given)
-            if isinstance(apart, fx.Graph) and not _calls_into(apart, module, leaves):
-                found = apart
+        if self._framewise and key not in self._framewise:  # its parts may be
+            apart = self._traced(module, self._leaves.keys() | self._framewise)
+            found = found if isinstance(apart, Untraced) else apart
         self._graphs[key] = found
+
+    def _traced(self, module: nn.Module, leaves: Set[int]) -> fx.Graph | Untraced:
+        given = self._given if module is self._probe else None
+        found = trace(module, leaves, _method_of(module), given=given)
+        if isinstance(found, fx.Graph) and _calls_into(found, module, leaves):
+            return Untraced("it calls a part of a module that is not traced")
+        return found
+
+    def _why_leaf(self, module: nn.Module, found: Untraced) -> str:
+        """Why a module that has no graph of its own is to be no part of another one's.
+
+        Empty: it may be, as the module that calls it knows which arguments it gives.
+        """
+        if not found.optional:
+            return found.why
+        by_default = trace(module, self._leaves.keys(), _method_of(module), given=0)
+        if isinstance(by_default, Untraced):
+            return by_default.why
+        return f"{found.why}; give an example" if module is self._probe else ""
 
     def _fast(
         self, module: nn.Module, probe: nn.Module, path: str, *, seen: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,8 +30,14 @@ from gplws.nn.inference import (
 from gplws.nn.layer_report import ModelReport
 from gplws.nn.stock import has_hooks, is_stock
 
-_Answer = TypeVar("_Answer")
+_IDENTITIES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
+_MAX_POOLS = {F.max_pool3d, cast(Any, F)._max_pool3d, torch.max_pool3d}
+_POOL_WINDOW = ("kernel_size", "stride", "padding")
+_POOL_OPTIONS = (*_POOL_WINDOW, "dilation", "ceil_mode", "return_indices")
+_NO_EXPECTATION = "there is no kernel for it; it takes little time beside the convs"
 _MOST_MIDDLE = 96  # channels between two convs of one kernel call: more leave its cache
+
+_Answer = TypeVar("_Answer")
 
 
 class Passes:
@@ -84,18 +90,21 @@ class Passes:
         return new
 
     def _drop_identities(self) -> None:
-        dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
         for node in list(self._of.graph.nodes):
-            layer = self._of.layer(node)
-            nothing = layer is not None and is_stock(layer, dropouts) and not layer.training
-            nothing = nothing and layer is not None and not has_hooks(layer)
-            if node.op == "call_function" and node.target is F.dropout:
-                training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-                nothing = training is False
-            if nothing and node.args and isinstance(node.args[0], fx.Node):
+            if self._is_identity(node) and node.args and isinstance(node.args[0], fx.Node):
                 node.replace_all_uses_with(node.args[0])
                 self._of.graph.erase_node(node)
         self._of.number()
+
+    def _is_identity(self, node: fx.Node) -> bool:
+        """Whether a node gives back what it is given, as dropout does for inference."""
+        layer = self._of.layer(node)
+        if layer is not None:
+            return is_stock(layer, _IDENTITIES) and not layer.training and not has_hooks(layer)
+        if node.op != "call_function" or node.target is not F.dropout:
+            return False
+        training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+        return training is False
 
     def _fold_convs(self) -> None:
         nodes = [n for n in self._of.graph.nodes if isinstance(self._of.layer(n), CONVS)]
@@ -250,37 +259,29 @@ class Passes:
         return mode in ("nearest", "nearest-exact") and size is None and scale in (2, 2.0, (2, 2))
 
     def _pools(self) -> None:
-        of = self._of
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        for node in list(of.graph.nodes):
-            layer = of.layer(node)
-            if isinstance(layer, nn.MaxPool3d) and is_stock(layer, (nn.MaxPool3d,)):
-                if has_hooks(layer):
-                    continue
-                found = {name: getattr(layer, name) for name in names}
-            elif node.op == "call_function" and node.target in _MAX_POOLS:
-                found = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-                found.pop("input", None)
-            else:
+        for node in list(self._of.graph.nodes):
+            options = self._pool_options(node)
+            if options is None:
                 continue
             name = node.target if node.op == "call_module" else node.name
-            if not self._on_cpu:
-                self._note(name, "MaxPool3d", "not on the CPU", swapped=False)
+            why = _why_not_pool(node, options) if self._on_cpu else "not on the CPU"
+            if why:
+                self._note(name, "MaxPool3d", why, swapped=False)
                 continue
-            if found.pop("dilation", 1) not in (1, (1, 1, 1)) or found.pop("ceil_mode", False):
-                self._note(name, "MaxPool3d", "dilation or ceil_mode", swapped=False)
-                continue
-            if found.pop("return_indices", False) or not isinstance(
-                node.args[0] if node.args else None, fx.Node
-            ):
-                self._note(name, "MaxPool3d", "its indices are used", swapped=False)
-                continue
-            if not all(_is_constant(value) for value in found.values()):
-                self._note(name, "MaxPool3d", "its window depends on shapes", swapped=False)
-                continue
-            source = node.args[0]
-            self._insert([node], FoldedMaxPool3d(**found), (source,))
+            window = {key: options[key] for key in _POOL_WINDOW if key in options}
+            self._insert([node], FoldedMaxPool3d(**window), (node.args[0],))
             self._note(name, "MaxPool3d", "one axis after the other", swapped=True)
+
+    def _pool_options(self, node: fx.Node) -> dict[str, Any] | None:
+        """What a 3-D max-pool is told beside its input; None: the node is something else."""
+        layer = self._of.layer(node)
+        if isinstance(layer, nn.MaxPool3d) and is_stock(layer, (nn.MaxPool3d,)):
+            if has_hooks(layer):
+                return None
+            return {name: getattr(layer, name) for name in _POOL_OPTIONS}
+        if node.op == "call_function" and node.target in _MAX_POOLS:
+            return dict(zip(_POOL_OPTIONS, node.args[1:], strict=False)) | dict(node.kwargs)
+        return None
 
     def _note_expectations(self) -> None:
         """Say of softmax, product and sum that they stay."""
@@ -341,9 +342,6 @@ def _is_dtype(value: object) -> bool:
     return isinstance(value, torch.dtype)
 
 
-_NO_EXPECTATION = "there is no kernel for it; it takes little time beside the convs"
-
-
 def _names(node: fx.Node) -> set[str]:
     """What a node calls."""
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -356,7 +354,16 @@ def _is_constant(value: object) -> bool:
     return value is None or isinstance(value, int)
 
 
-_MAX_POOLS = {F.max_pool3d, cast(Any, F)._max_pool3d, torch.max_pool3d}
+def _why_not_pool(node: fx.Node, options: Mapping[str, Any]) -> str:
+    """Why a 3-D max-pool has to stay; empty: it need not."""
+    if options.get("dilation", 1) not in (1, (1, 1, 1)) or options.get("ceil_mode", False):
+        return "dilation or ceil_mode"
+    by_position = bool(node.args) and isinstance(node.args[0], fx.Node)
+    if options.get("return_indices", False) or not by_position:
+        return "its indices are used"
+    if not all(_is_constant(options.get(key)) for key in _POOL_WINDOW):
+        return "its window depends on shapes"
+    return ""
 
 
 def _fits(conv: nn.Module) -> bool:
