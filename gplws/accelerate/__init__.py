@@ -3,7 +3,8 @@
 A network is traced symbolically where that is possible, layer after layer from the inside: what
 depends on values or shapes in Python stays the Python that it is, and the parts in it are replaced.
 
-``gplws.accelerate`` is the function; other names are imported ``from gplws.accelerate``.
+``gplws.accelerate`` is the function, not this package: what else is in it is imported by
+``from gplws.accelerate import ...``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from gplws.accelerate.builder import Builder
 from gplws.accelerate.layers import BLOCKS, why_not_block
 from gplws.accelerate.trial import BFLOAT16_TOLERANCE, TOLERANCE, tried
-from gplws.accelerate.wrapped import Accelerated, class_of
+from gplws.accelerate.wrapped import Accelerated, class_of, keep_stock
 from gplws.models.gplws_net import GPLWSNet
 from gplws.nn.layer_report import ModelReport
 from gplws.nn.stock import has_hooks
@@ -77,8 +78,7 @@ def accelerate(
     else:
         fast = Builder(copy.deepcopy(model), report, given=len(inputs)).build()
     if isinstance(fast, Accelerated) and not isinstance(model, Accelerated):
-        fast.__dict__["_stock"] = (copy.deepcopy(model),)  # in a tuple: its weights are not listed
-        fast.__dict__.pop("_layers", None)  # they are in there
+        keep_stock(fast, model)
     places = {name: index for index, (name, _) in enumerate(model.named_modules())}
     report.layers.sort(key=lambda layer: places.get(layer.name, len(places)))
     if not inputs:

@@ -1,4 +1,4 @@
-"""The class of networks whose ``forward`` a graph computes: copies, files and the way back."""
+"""The classes of accelerated networks: copies, files, and the way back to training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from typing import Any, cast
 from torch import Tensor, fx, nn
 
 from gplws.nn.inference import stock_layout
+
+_NOT_WRITTEN = (
+    "the network that this accelerated one was made from could not be pickled, and is not in its "
+    "file: call accelerate() anew"
+)
 
 
 class _MergedError(AttributeError):
@@ -103,10 +108,10 @@ class _AcceleratedSequential(Accelerated):
         return len(self._one_by_one())
 
 
-_NOT_WRITTEN = (
-    "the network that this accelerated one was made from could not be pickled, and is not in its "
-    "file: call accelerate() anew"
-)
+def keep_stock(fast: Accelerated, stock: nn.Module) -> None:
+    """Keep a copy of the network that an accelerated one was made from, for its ``train()``."""
+    fast.__dict__["_stock"] = (copy.deepcopy(stock),)  # in a tuple: its weights are not listed
+    fast.__dict__.pop("_layers", None)  # they are in there
 
 
 class _WithoutTensors(pickle.Pickler):
@@ -123,7 +128,7 @@ def _is_picklable(value: object, protocol: Any) -> bool:
 
 
 def _empty(original: type[nn.Module], method: str | None) -> nn.Module:
-    """An instance without contents, for copying and unpickling."""
+    """An instance without contents, for copying and unpickling: files name this function."""
     found = class_of(original, method)
     return object.__new__(found)
 
