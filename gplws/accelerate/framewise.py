@@ -64,13 +64,7 @@ def is_framewise(graph: fx.Graph, module: nn.Module, framewise: Set[int]) -> boo
             convs += isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
             if id(layer) not in framewise and not _is_frame_layer(layer):
                 return False
-        elif node.op == "call_function":
-            if not _is_frame_function(node):
-                return False
-        elif node.op == "call_method":
-            if node.target not in _FRAME_METHODS:
-                return False
-        elif node.op == "get_attr":
+        elif not _is_frame_operation(node):
             return False
         given += node.op == "placeholder"
     output = next(node for node in graph.nodes if node.op == "output")
@@ -98,8 +92,12 @@ def _is_frame_layer(layer: nn.Module) -> bool:
     return not isinstance(layer, nn.BatchNorm2d) or layer.running_mean is not None
 
 
-def _is_frame_function(node: fx.Node) -> bool:
-    if node.target is torch.cat:
+def _is_frame_operation(node: fx.Node) -> bool:
+    if node.op == "call_function" and node.target is torch.cat:
         axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         return axis in (1, -3)
-    return node.target in _FRAME_FUNCTIONS
+    if node.op == "call_function":
+        return node.target in _FRAME_FUNCTIONS
+    if node.op == "call_method":
+        return node.target in _FRAME_METHODS
+    return node.op != "get_attr"  # a buffer may have values of its own for each image
