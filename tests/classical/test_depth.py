@@ -20,6 +20,7 @@ from gplws.classical import (
 )
 from gplws.data.simulator import render_focal_stack
 from gplws.io import read_stack
+from gplws.positions import frame_index
 
 # Mean absolute errors, frames.
 CLEAN_ERROR = 0.02
@@ -265,6 +266,34 @@ def test_uneven_and_falling_positions_give_depth_in_their_unit(falling):
     rising, frame = (positions.flip(0), 15 - np.arange(16)) if falling else (positions, range(16))
     index = np.interp(found.depth.numpy(), rising.numpy(), frame)
     assert np.abs(index - found.depth_index.numpy()).max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["rdf", "mdml", "tft", "rr"])
+def test_frames_far_away_change_nothing(method):
+    fine = torch.arange(0, 10, 0.5)
+    depth = tilted((64, 80), 1.5, 8)
+    expected = depth_from_focus(
+        textured_stack(depth, width=2.0, positions=fine, noise=0.002), fine, method=method
+    )
+    error = (expected.depth - depth).abs().mean()
+    for far in ([100.0], [20.0, 40.0, 80.0]):
+        positions = torch.cat([fine, torch.tensor(far)])
+        frames = textured_stack(depth, width=2.0, positions=positions, noise=0.002)
+        found = depth_from_focus(frames, positions, method=method)
+        assert found.valid.float().mean() > 0.99
+        assert (found.depth - depth).abs().mean() < 1.2 * error + 0.003
+
+
+@pytest.mark.parametrize("ratio", [1.1, 1.25])
+def test_steps_that_grow_are_measured_to_parts_of_the_step(ratio):
+    positions = torch.tensor([sum(ratio**k for k in range(n)) for n in range(16)])
+    positions = positions * (15 / positions[-1])
+    depth = tilted((64, 80), 2, 13)
+    frames = textured_stack(depth, width=3.0, positions=positions, noise=0.002)
+    noisy = frame_index(depth + 0.2 * torch.randn(depth.shape), positions, extrapolate=True)
+    refined = refine_depth(frames, noisy.clamp(0, 15), positions)
+    for index in (depth_from_focus(frames, positions).depth_index, refined):
+        assert (index - frame_index(depth, positions)).abs().mean() < 0.06
 
 
 def test_positions_far_from_zero_lose_nothing_but_the_digits_of_the_result():
