@@ -642,21 +642,24 @@ def _place(positions: Tensor) -> Tensor | None:
 def _samples(
     response: Tensor, surface: Tensor, spacing: int, places: Tensor | None
 ) -> SurfaceSamples:
-    """Samples whole frames before and behind a surface, at their distances in ``places``.
+    """Samples whole frames before and behind a surface; uneven ``places`` give their distances.
 
-    Where the steps are uneven, what lies farther on one side than the last sample on the other does
-    not count: the flanks of a peak are no parabola, and one side alone would pull at the vertex.
+    Flanks of a peak are no parabola. So each side has its say up to where the other ends, however
+    close the frames of either are: samples weigh as the distance that they stand for.
     """
     samples = sample_surface(response, surface, spacing=spacing)
     if places is None:
         return samples
-    here = position_at(places, surface)
-    there = position_at(places, surface + spacing * samples.distances)
-    distances = there - here
-    steps = distances.abs() / (spacing * _local_step(places, surface))
-    reach = torch.minimum(steps[0], steps[-1]).clamp(min=2)
-    near = (2 * (reach + 0.5 - steps)).clamp(0, 1)
-    return SurfaceSamples(samples.values * near, distances, samples.weights * near)
+    distances = position_at(places, surface + spacing * samples.distances)
+    distances = distances - position_at(places, surface)
+    step = spacing * _local_step(places, surface)
+    far = distances.abs() / step
+    reach = torch.minimum(far[0], far[-1]).clamp(min=2)
+    apart = torch.cat([distances[:1], distances, distances[-1:]])
+    apart = apart[2:] - apart[:-2]
+    apart[1:-1] /= 2
+    weights = (2 * (reach + 0.5 - far)).clamp(0, 1) * (apart / step).clamp(max=1)
+    return SurfaceSamples(samples.values * weights, distances, samples.weights * weights)
 
 
 def _local_step(places: Tensor, surface: Tensor) -> Tensor:
