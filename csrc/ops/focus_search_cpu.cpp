@@ -43,9 +43,9 @@ void search(const Tensor& volume, const Tensor& focus_positions, const FocusSear
 
   // A piece of work worth a thread: some 64 Ki values.
   const int64_t grain = (1 << 16) / s.frames + 1;
-  const cpu::FocusSearchKernel kernel = cpu::focus_search_kernel();
+  const cpu::FocusSearchKernel& kernel = cpu::focus_search_kernel();
   torch::stable::parallel_for(0, depth.numel(), grain,
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+                              [&](int64_t begin, int64_t end) { kernel.run(p, begin, end); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume,
