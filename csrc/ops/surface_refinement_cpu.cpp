@@ -41,7 +41,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_surface_cpu(const Tensor& responses,
                                                       const Tensor& surface, int64_t spacing) {
   constexpr const char* kOp = "sample_surface";
   check(responses.scalar_type() == ScalarType::Float, kOp, ": responses must be float32");
-  check(responses.dim() == 3 && responses.size(0) > 0, kOp, ": responses must be (N, H, W)");
+  check(responses.dim() == 3, kOp, ": responses must be (N, H, W)");
+  check_frames(kOp, "responses", responses.size(0));
   const int64_t height = responses.size(1), width = responses.size(2);
   check_operand(kOp, surface, "surface", responses, {height, width}, "responses");
   check(spacing >= 1, kOp, ": spacing must be positive");

@@ -19,6 +19,14 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// The most frames whose numbers float32 can tell apart; gplws/ops/_arguments.py has it too.
+constexpr int64_t kMostFrames = int64_t{1} << 24;
+
+inline void check_frames(const char* op, const char* name, int64_t frames) {
+  check(frames >= 1 && frames <= kMostFrames, op, ": ", name, " must have 1 to ", kMostFrames,
+        " frames, got ", frames);
+}
+
 // Dense in the order `axes` (innermost first); axes of size 1 may have any stride, and so may all
 // of a tensor without elements.
 template <size_t D>
