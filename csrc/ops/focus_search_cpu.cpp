@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "focus_search.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace gplws {
@@ -41,11 +42,9 @@ void search(const Tensor& volume, const Tensor& focus_positions, const FocusSear
     p.regular &= cpu::fill_focus_tables(positions, s.frames, tables.data() + i * table_floats);
   }
 
-  // A piece of work worth a thread: some 64 Ki values.
-  const int64_t grain = (1 << 16) / s.frames + 1;
   const cpu::FocusSearchKernel& kernel = cpu::focus_search_kernel();
-  torch::stable::parallel_for(0, depth.numel(), grain,
-                              [&](int64_t begin, int64_t end) { kernel.run(p, begin, end); });
+  parallel_for(depth.numel(), grain_of(kValuesWorthAThread, s.frames),
+               [&](int64_t begin, int64_t end) { kernel.run(p, begin, end); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume,

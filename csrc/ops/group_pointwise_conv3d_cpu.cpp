@@ -3,6 +3,7 @@
 #include "../cpu/group_pointwise_conv3d.h"
 #include "float_values.h"
 #include "group_pointwise_conv3d.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace gplws {
@@ -48,10 +49,10 @@ void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
   p.packed = packed.data();
 
   const cpu::GroupPointwiseConv3dPlan plan = kernel.plan(p, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, plan.tasks, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(plan.scratch_floats);
-    kernel.run(p, plan, begin, end, scratch.data());
-  });
+  parallel_for_with_scratch(plan.tasks, 1, plan.scratch_floats,
+                            [&](int64_t begin, int64_t end, float* scratch) {
+                              kernel.run(p, plan, begin, end, scratch);
+                            });
 }
 
 Tensor group_pointwise_conv3d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,

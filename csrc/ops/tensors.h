@@ -62,12 +62,6 @@ inline void check_float_dtype(const char* op, const Tensor& x) {
         op, ": x must be float32, bfloat16 or, on CUDA, float16");
 }
 
-// A batch of float32 images.
-inline void check_images(const char* op, const Tensor& images) {
-  check(images.scalar_type() == ScalarType::Float, op, ": images must be float32");
-  check(images.dim() == 3, op, ": images must be (C, H, W)");
-}
-
 // An operand of the dtype and device of the first argument, `x`, and of this shape.
 inline void check_operand(const char* op, const Tensor& t, const char* name, const Tensor& x,
                           const std::vector<int64_t>& shape, const char* x_name = "x") {

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "float_values.h"
+#include "parallel.h"
 #include "up_conv3d.h"
 
 namespace gplws {
@@ -30,8 +31,8 @@ void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
   const int64_t strips = (s.height + cpu::kUpConv3dTaskRows - 1) / cpu::kUpConv3dTaskRows;
   const cpu::UpConv3dKernel& kernel =
       cpu::up_conv3d_kernel(x.scalar_type() == ScalarType::BFloat16);
-  torch::stable::parallel_for(0, s.batch * s.channels_out * strips, 1,
-                              [&](int64_t begin, int64_t end) { kernel.run(p, begin, end); });
+  parallel_for(s.batch * s.channels_out * strips, 1,
+               [&](int64_t begin, int64_t end) { kernel.run(p, begin, end); });
 }
 
 Tensor up_conv3d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,

@@ -14,6 +14,9 @@ from torch.autograd import forward_ad
 MOST_FRAMES = 2**24
 """Frames whose numbers the kernels can tell apart in float32; csrc/ops/tensors.h has it too."""
 
+MOST_REACH = 2**12
+"""Largest reach of a filter and spacing of its taps, px; csrc/ops/image_filter.h has it too."""
+
 _HALF = (torch.bfloat16, torch.float16)
 # Asked once: Dynamo of torch 2.10 does not trace the question.
 _AUTOCAST_DEVICES = frozenset(
