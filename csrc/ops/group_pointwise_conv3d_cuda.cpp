@@ -174,10 +174,8 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bia
                 MakeResult make_result) {
   const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
       x, weight, bias, pointwise_weight, pointwise_bias, residual, options.groups, options.stride);
-  for (const int64_t size :
-       {s.batch, s.channels, s.middle, s.channels_out, s.frames, s.height, s.width, options.groups})
-    check(size <= cuda::kMaxAxis, "group_pointwise_conv3d: no axis may be longer than ",
-          cuda::kMaxAxis, " on CUDA, got ", size);
+  check_axes("group_pointwise_conv3d", {s.batch, s.channels, s.middle, s.channels_out, s.frames,
+                                        s.height, s.width, options.groups});
   const CudaStream stream(x);
   Tensor y = make_result(s);
   if (y.numel() == 0) return y;
