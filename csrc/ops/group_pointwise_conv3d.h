@@ -64,4 +64,17 @@ inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
   return s;
 }
 
+inline void check_group_pointwise_conv3d_apart(const Tensor& out,
+                                               const GroupPointwiseConv3dOperands& operands) {
+  const Tensor* const same = tensor_or_null(operands.residual);
+  check_apart("group_pointwise_conv3d", {"out", &out},
+              {{"x", &operands.x},
+               {"weight", &operands.weight},
+               {"bias", tensor_or_null(operands.bias)},
+               {"pointwise_weight", tensor_or_null(operands.pointwise_weight)},
+               {"pointwise_bias", tensor_or_null(operands.pointwise_bias)},
+               {"residual", same}},
+              same);
+}
+
 }  // namespace gplws

@@ -84,6 +84,7 @@ void group_pointwise_conv3d_out_cpu(const Tensor& x, const Tensor& weight,
   convolve(operands, {groups, stride, relu, pointwise_relu, residual_relu},
            [&](const GroupPointwiseConv3dSizes& s) {
              check_out("group_pointwise_conv3d", out, x, s.output());
+             check_group_pointwise_conv3d_apart(out, operands);
              return out;
            });
 }

@@ -221,6 +221,7 @@ void group_pointwise_conv3d_out_cuda(const Tensor& x, const Tensor& weight,
   convolve(operands, {groups, stride, relu, pointwise_relu, residual_relu}, nullptr,
            [&](const GroupPointwiseConv3dSizes& s) {
              check_out_in_any_format("group_pointwise_conv3d", out, x, s.output());
+             check_group_pointwise_conv3d_apart(out, operands);
              return out;
            });
 }
@@ -239,6 +240,8 @@ void group_pointwise_conv3d_packed_cuda(const Tensor& x, const Tensor& weight,
   convolve(operands, {groups, stride, relu, pointwise_relu, false}, &packed,
            [&](const GroupPointwiseConv3dSizes& s) {
              check_out_in_any_format("group_pointwise_conv3d", out, x, s.output());
+             check_group_pointwise_conv3d_apart(out, operands);
+             check_apart("group_pointwise_conv3d", {"out", &out}, {{"packed", &packed}});
              return out;
            });
 }

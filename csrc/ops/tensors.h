@@ -87,6 +87,41 @@ inline void check_out_in_any_format(const char* op, const Tensor& out, const Ten
         ": out must be contiguous or channels_last_3d");
 }
 
+// An operand of a call; null where it is absent.
+struct NamedTensor {
+  const char* name;
+  const Tensor* tensor;
+};
+
+inline const Tensor* tensor_or_null(const OptionalTensor& t) { return t ? &*t : nullptr; }
+
+// What a tensor with elements occupies: from its first byte to the one behind its last.
+struct Memory {
+  uintptr_t begin, end;
+
+  explicit Memory(const Tensor& t) : begin(reinterpret_cast<uintptr_t>(t.const_data_ptr())) {
+    const auto sizes = t.sizes(), strides = t.strides();
+    int64_t last = 0;
+    for (size_t axis = 0; axis < sizes.size(); ++axis) last += (sizes[axis] - 1) * strides[axis];
+    end = begin + static_cast<uintptr_t>(last + 1) * t.element_size();
+  }
+};
+
+// A tensor to write a result into lies apart from what other threads still read; `same` among that,
+// which is read element by element, may begin where it begins.
+inline void check_apart(const char* op, const NamedTensor& out,
+                        const std::vector<NamedTensor>& operands, const Tensor* same = nullptr) {
+  if (out.tensor->numel() == 0) return;
+  const Memory written(*out.tensor);
+  for (const NamedTensor& operand : operands) {
+    if (operand.tensor == nullptr || operand.tensor->numel() == 0) continue;
+    const Memory read(*operand.tensor);
+    if (operand.tensor == same && read.begin == written.begin) continue;
+    check(read.end <= written.begin || written.end <= read.begin, op, ": ", out.name,
+          " must be apart from ", operand.name);
+  }
+}
+
 inline const float* floats_or_null(const OptionalTensor& t) {
   return t ? t->const_data_ptr<float>() : nullptr;
 }

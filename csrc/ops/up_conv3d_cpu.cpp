@@ -48,6 +48,7 @@ void up_conv3d_out_cpu(const Tensor& x, const Tensor& weight, const OptionalTens
                        const OptionalTensor& residual, int64_t groups, Tensor out) {
   const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
   check_out("up_conv3d", out, x, s.output());
+  check_up_conv3d_apart(out, x, weight, bias, residual);
   compute(x, weight, bias, residual, s, out);
 }
 

@@ -53,6 +53,7 @@ void up_conv3d_out_cuda(const Tensor& x, const Tensor& weight, const OptionalTen
                         const OptionalTensor& residual, int64_t groups, Tensor out) {
   const UpConv3dSizes s = check_on_cuda(x, weight, bias, residual, groups);
   check_out_in_any_format("up_conv3d", out, x, s.output());
+  check_up_conv3d_apart(out, x, weight, bias, residual);
   compute(x, weight, bias, residual, s, out);
 }
 
