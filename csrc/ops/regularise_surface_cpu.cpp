@@ -54,10 +54,11 @@ void regularise(cpu::RegulariseSurfaceParams p, int64_t iterations) {
   int side = 0;
   for (int64_t i = 0; i < iterations; ++i) {
     p.result = i + 1 < iterations ? nullptr : result;
-    each_band([&](int64_t band) {
-      Scratch scratch(kernel.scratch_floats(p));
-      kernel.renew(p, band, side, scratch.data());
-    });
+    parallel_for_with_scratch(p.bands, 1, kernel.scratch_floats(p),
+                              [&](int64_t begin, int64_t end, float* scratch) {
+                                for (int64_t band = begin; band < end; ++band)
+                                  kernel.renew(p, band, side, scratch);
+                              });
     const double least = kRounding * kRounding * total(rows).magnitude;
     float length = 0, bend = 0;
     for (int k = 0; k < kSteps; ++k) {
