@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MACOS = sys.platform == "darwin"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [
     *_AVX2,
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"),
@@ -47,7 +47,6 @@ ISA_FLAGS = {
     "avx2": _AVX2,
     "avx512": _AVX512,
     "avx512bf16": [*_AVX512, "-mavx512bf16"],
-    "avx512vnni": [*_AVX512, "-mavx512vnni"],
 }
 """Flags by the suffix of a file's name; all but the baseline exist on x86-64 only."""
 

@@ -114,7 +114,7 @@ def build_info() -> dict[str, Any]:
           ``torch_headers`` (compiled against), ``torch_target`` (oldest that the binary runs on);
         - ``cpu_isa`` (in use), ``cpu_isa_requested`` (the environment variable ``GPLWS_CPU_ISA``,
           or None; a CPU that lacks it uses the best that it has), ``cpu_isas`` (compiled),
-          ``avx512_bf16`` and ``avx512_vnni`` (in use);
+          ``avx512_bf16`` (in use);
         - ``threads``: of torch's CPU ops, and so of the kernels, at the time of the call;
         - ``cuda`` (whether the CUDA kernels are loaded), ``cuda_status`` ("loaded", or why not),
           ``cuda_archs`` (compiled; ``+PTX`` marks code that later GPUs can translate), ``nvcc``
@@ -137,7 +137,6 @@ def build_info() -> dict[str, Any]:
         "cpu_isa_requested": _isa_requested,
         "cpu_isas": _facts["cpu_isas"].split(),
         "avx512_bf16": _facts["avx512_bf16"],
-        "avx512_vnni": _facts["avx512_vnni"],
         "threads": torch.get_num_threads(),
         "cuda": not _cuda_problem,
         "cuda_status": _cuda_problem or "loaded",

@@ -6,7 +6,7 @@
 
 namespace gplws::cpu {
 
-GPLWS_DECLARE_VARIANTS(FocusSearchTable, kFocusSearch)
+GPLWS_DECLARE_VARIANTS(FocusSearchKernel, kFocusSearch)
 
 namespace {
 
@@ -33,6 +33,6 @@ bool fill_focus_tables(const float* positions, int64_t frames, float* tables) {
   return regular;
 }
 
-FocusSearchKernel focus_search_kernel() { return GPLWS_SELECT_VARIANT(kFocusSearch).run; }
+const FocusSearchKernel& focus_search_kernel() { return GPLWS_SELECT_VARIANT(kFocusSearch); }
 
 }  // namespace gplws::cpu

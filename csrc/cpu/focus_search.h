@@ -34,14 +34,12 @@ constexpr int kFocusTables = 3;
 // parabola through three frames may be flat by its rounding.
 bool fill_focus_tables(const float* positions, int64_t frames, float* tables);
 
-// Searches pixels [begin, end) of the flattened (batch, pixels).
-using FocusSearchKernel = void (*)(const FocusSearchParams&, int64_t begin, int64_t end);
-
-struct FocusSearchTable {
-  FocusSearchKernel run;
+struct FocusSearchKernel {
+  // Searches pixels [begin, end) of the flattened (batch, pixels).
+  void (*run)(const FocusSearchParams&, int64_t begin, int64_t end);
 };
 
 // The kernel of the ISA in use.
-FocusSearchKernel focus_search_kernel();
+const FocusSearchKernel& focus_search_kernel();
 
 }  // namespace gplws::cpu

@@ -326,7 +326,7 @@ void run(const FocusSearchParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-extern const FocusSearchTable kFocusSearch;
-const FocusSearchTable kFocusSearch{run};
+extern const FocusSearchKernel kFocusSearch;
+const FocusSearchKernel kFocusSearch{run};
 
 }  // namespace gplws::cpu::GPLWS_ISA

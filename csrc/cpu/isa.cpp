@@ -59,12 +59,4 @@ bool cpu_has_avx512bf16() {
 #endif
 }
 
-bool cpu_has_avx512vnni() {
-#if defined(__x86_64__)
-  return cpu_isa() == Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
-}
-
 }  // namespace gplws::cpu

@@ -13,8 +13,7 @@ Isa cpu_isa();
 
 const char* isa_name(Isa isa);
 
-// True only where cpu_isa() is kAvx512 as well, so that the cap covers these extensions too.
+// True only where cpu_isa() is kAvx512 as well, so that the cap covers this extension too.
 bool cpu_has_avx512bf16();
-bool cpu_has_avx512vnni();
 
 }  // namespace gplws::cpu

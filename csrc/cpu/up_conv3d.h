@@ -19,8 +19,10 @@ struct UpConv3dParams {
 // Rows of the input that one task turns into twice as many rows, over all frames of one channel.
 constexpr int64_t kUpConv3dTaskRows = 8;
 
-// Computes tasks [begin, end) of batch x channels_out x ceil(height / kUpConv3dTaskRows).
-using UpConv3dKernel = void (*)(const UpConv3dParams&, int64_t begin, int64_t end);
+struct UpConv3dKernel {
+  // Computes tasks [begin, end) of batch x channels_out x ceil(height / kUpConv3dTaskRows).
+  void (*run)(const UpConv3dParams&, int64_t begin, int64_t end);
+};
 
 // By the dtype of x, residual and y; weight and bias are float32 for both.
 struct UpConv3dTable {
@@ -28,6 +30,6 @@ struct UpConv3dTable {
 };
 
 // The kernel of the ISA in use.
-UpConv3dKernel up_conv3d_kernel(bool bfloat16);
+const UpConv3dKernel& up_conv3d_kernel(bool bfloat16);
 
 }  // namespace gplws::cpu

@@ -104,6 +104,6 @@ void run(const UpConv3dParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 extern const UpConv3dTable kUpConv3d;
-const UpConv3dTable kUpConv3d{run<float>, run<BFloat16>};
+const UpConv3dTable kUpConv3d{{run<float>}, {run<BFloat16>}};
 
 }  // namespace gplws::cpu::GPLWS_ISA

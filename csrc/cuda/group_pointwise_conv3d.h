@@ -9,10 +9,7 @@
 
 namespace gplws::cuda {
 
-// The longest axis, and the most groups: coordinates have 32 bits with room for the border and for
-// the last, partly empty tile. Offsets have 64 bits: only memory limits the number of elements.
-constexpr int64_t kMaxAxis = int64_t{1} << 30;
-
+// No axis is longer than kMaxAxis, nor are there more groups.
 struct GroupPointwiseConv3dParams {
   const float* x;                 // (batch, channels, frames, height, width)
   const float* weight;            // (middle, channels / groups, 3, 3, 3), contiguous

@@ -1,4 +1,4 @@
-// Where the elements of a 5-D tensor lie.
+// Where the elements of a 5-D tensor lie, and how long its axes may be.
 #pragma once
 
 #include <cstdint>
@@ -9,5 +9,9 @@ namespace gplws::cuda {
 struct Strides5 {
   int64_t batch, channel, frame, row, column;
 };
+
+// The longest axis where coordinates have 32 bits, with room for the border and for the last,
+// partly empty tile. Offsets have 64 bits: only memory limits the number of elements.
+constexpr int64_t kMaxAxis = int64_t{1} << 30;
 
 }  // namespace gplws::cuda

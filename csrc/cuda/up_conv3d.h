@@ -18,8 +18,8 @@ struct UpConv3dParams {
   void* y;               // (batch, channels_out, frames, 2 height, 2 width)
   Strides5 x_strides, residual_strides, y_strides;
   int64_t batch, channels, channels_out;
-  int64_t frames, height, width;
-  FloatType type;  // of all tensors
+  int64_t frames, height, width;  // up to kMaxAxis frames
+  FloatType type;                 // of all tensors
 };
 
 // Queues the kernel on `stream` of the current device and returns its launch error. An empty result

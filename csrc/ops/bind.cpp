@@ -26,7 +26,6 @@ pybind11::dict build_facts() {
   facts["cpu_isas"] = GPLWS_CPU_ISAS;
   facts["cpu_isa"] = cpu::isa_name(cpu::cpu_isa());
   facts["avx512_bf16"] = cpu::cpu_has_avx512bf16();
-  facts["avx512_vnni"] = cpu::cpu_has_avx512vnni();
   facts["cuda_absent"] = GPLWS_CUDA_ABSENT;
   facts["cuda_archs"] = GPLWS_CUDA_ARCHS;
   facts["nvcc"] = GPLWS_NVCC;

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../cpu/conv3d_input_gradient.h"
+#include "parallel.h"
 #include "scratch.h"
 #include "tensors.h"
 
@@ -50,10 +51,10 @@ Tensor conv3d_input_gradient_cpu(const Tensor& grad, const Tensor& weight, int64
   kernel.pack(p, dense_weight.const_data_ptr<float>(), packed.data());
   p.packed = packed.data();
   const cpu::Conv3dInputGradientPlan plan = kernel.plan(p, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, plan.tasks, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(plan.scratch_floats);
-    kernel.run(p, plan, begin, end, scratch.data());
-  });
+  parallel_for_with_scratch(plan.tasks, 1, plan.scratch_floats,
+                            [&](int64_t begin, int64_t end, float* scratch) {
+                              kernel.run(p, plan, begin, end, scratch);
+                            });
   return result;
 }
 

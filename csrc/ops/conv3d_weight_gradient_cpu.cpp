@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../cpu/conv3d_weight_gradient.h"
+#include "parallel.h"
 #include "scratch.h"
 #include "tensors.h"
 
@@ -52,12 +53,12 @@ Tensor conv3d_weight_gradient_cpu(const Tensor& x, const Tensor& grad, int64_t g
   const int64_t tasks = plan.blocks * plan.slices;
   Scratch partial(tasks * plan.partial_floats);
   p.partial = partial.data();
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(plan.scratch_floats);
-    kernel.accumulate(p, plan, begin, end, scratch.data());
-  });
-  torch::stable::parallel_for(
-      0, plan.blocks, 1, [&](int64_t begin, int64_t end) { kernel.finish(p, plan, begin, end); });
+  parallel_for_with_scratch(tasks, 1, plan.scratch_floats,
+                            [&](int64_t begin, int64_t end, float* scratch) {
+                              kernel.accumulate(p, plan, begin, end, scratch);
+                            });
+  parallel_for(plan.blocks, 1,
+               [&](int64_t begin, int64_t end) { kernel.finish(p, plan, begin, end); });
   return result;
 }
 

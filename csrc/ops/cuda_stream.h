@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/macros.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "cuda/float_type.h"
@@ -83,6 +84,13 @@ inline cuda::FloatType float_type_of(const Tensor& t) {
 
 inline cuda::Strides5 strides_of(const Tensor& t) {
   return {t.stride(0), t.stride(1), t.stride(2), t.stride(3), t.stride(4)};
+}
+
+// Of sizes that kernels count in 32 bits.
+inline void check_axes(const char* op, std::initializer_list<int64_t> sizes) {
+  for (const int64_t size : sizes)
+    check(size <= cuda::kMaxAxis, op, ": no axis may be longer than ", cuda::kMaxAxis,
+          " on CUDA, got ", size);
 }
 
 inline const void* data_or_null(const OptionalTensor& t) {

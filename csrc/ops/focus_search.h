@@ -29,8 +29,7 @@ inline FocusSearchSizes check_focus_search(const Tensor& volume, const Tensor& f
   s.frames = volume.size(1);
   s.height = volume.size(2);
   s.width = volume.size(3);
-  check(s.frames >= 1 && s.frames <= (1 << 24),
-        "focus_search: volume must have 1 to 2^24 frames, got ", s.frames);
+  check_frames("focus_search", "volume", s.frames);
   const int64_t dim = focus_positions.dim();
   check((dim == 1 && focus_positions.size(0) == s.frames) ||
             (dim == 2 && focus_positions.size(0) == s.batch && focus_positions.size(1) == s.frames),

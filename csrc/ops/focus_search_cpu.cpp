@@ -3,8 +3,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
+#include <vector>
 
 #include "focus_search.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace gplws {
@@ -41,11 +43,9 @@ void search(const Tensor& volume, const Tensor& focus_positions, const FocusSear
     p.regular &= cpu::fill_focus_tables(positions, s.frames, tables.data() + i * table_floats);
   }
 
-  // A piece of work worth a thread: some 64 Ki values.
-  const int64_t grain = (1 << 16) / s.frames + 1;
-  const cpu::FocusSearchKernel kernel = cpu::focus_search_kernel();
-  torch::stable::parallel_for(0, depth.numel(), grain,
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  const cpu::FocusSearchKernel& kernel = cpu::focus_search_kernel();
+  parallel_for(depth.numel(), grain_of(kValuesWorthAThread, s.frames),
+               [&](int64_t begin, int64_t end) { kernel.run(p, begin, end); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume,
@@ -62,12 +62,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> focus_search_cpu(const Tensor& volume
   return {depth, index, peak, confidence};
 }
 
+// A result to write into, which joins the others that the next one must be apart from.
 void check_result(const char* name, const Tensor& out, ScalarType dtype, const Tensor& volume,
-                  const FocusSearchSizes& s) {
+                  const FocusSearchSizes& s, std::vector<NamedTensor>& others) {
   check_device("focus_search", out, name, volume, "volume");
   check(out.scalar_type() == dtype && out.dim() == 3 && out.size(0) == s.batch &&
             out.size(1) == s.height && out.size(2) == s.width && is_dense(out, {2, 1, 0}),
         "focus_search: ", name, " must be a contiguous (B, H, W) of its dtype");
+  check_apart("focus_search", {name, &out}, others);
+  others.push_back({name, &out});
 }
 
 void focus_search_out_cpu(const Tensor& volume, const Tensor& focus_positions, int64_t groups,
@@ -75,10 +78,11 @@ void focus_search_out_cpu(const Tensor& volume, const Tensor& focus_positions, i
                           Tensor index, Tensor peak, Tensor confidence) {
   const FocusSearchSizes s =
       check_focus_search(volume, focus_positions, groups, refinement, radius);
-  check_result("out.depth", depth, ScalarType::Float, volume, s);
-  check_result("out.index", index, ScalarType::Long, volume, s);
-  check_result("out.peak", peak, ScalarType::Float, volume, s);
-  check_result("out.confidence", confidence, ScalarType::Float, volume, s);
+  std::vector<NamedTensor> others{{"volume", &volume}, {"focus_positions", &focus_positions}};
+  check_result("out.depth", depth, ScalarType::Float, volume, s, others);
+  check_result("out.index", index, ScalarType::Long, volume, s, others);
+  check_result("out.peak", peak, ScalarType::Float, volume, s, others);
+  check_result("out.confidence", confidence, ScalarType::Float, volume, s, others);
   search(volume, focus_positions, s, refinement, log_scale, depth, index, peak, confidence);
 }
 

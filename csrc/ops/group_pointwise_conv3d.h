@@ -6,6 +6,18 @@
 
 namespace gplws {
 
+// The operands of a call; those that may be absent as optional tensors.
+struct GroupPointwiseConv3dOperands {
+  const Tensor& x;
+  const Tensor weight;
+  const OptionalTensor bias, pointwise_weight, pointwise_bias, residual;
+};
+
+struct GroupPointwiseConv3dOptions {
+  int64_t groups, stride;
+  bool relu, pointwise_relu, residual_relu;
+};
+
 struct GroupPointwiseConv3dSizes {
   int64_t batch, channels, middle, channels_out;
   int64_t frames, height, width, height_out, width_out;
@@ -16,10 +28,10 @@ struct GroupPointwiseConv3dSizes {
 };
 
 inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
-    const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& pointwise_weight, const OptionalTensor& pointwise_bias,
-    const OptionalTensor& residual, int64_t groups, int64_t stride) {
+    const GroupPointwiseConv3dOperands& operands, const GroupPointwiseConv3dOptions& options) {
   const char* kOp = "group_pointwise_conv3d";
+  const auto& [x, weight, bias, pointwise_weight, pointwise_bias, residual] = operands;
+  const int64_t groups = options.groups, stride = options.stride;
   check_float_dtype(kOp, x);
   check(x.dim() == 5, "group_pointwise_conv3d: x must be (B, C, N, H, W)");
   check(weight.dim() == 5, "group_pointwise_conv3d: weight must be 5-D");
@@ -50,6 +62,19 @@ inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
   }
   if (residual) check_operand(kOp, *residual, "residual", x, s.output());
   return s;
+}
+
+inline void check_group_pointwise_conv3d_apart(const Tensor& out,
+                                               const GroupPointwiseConv3dOperands& operands) {
+  const Tensor* const same = tensor_or_null(operands.residual);
+  check_apart("group_pointwise_conv3d", {"out", &out},
+              {{"x", &operands.x},
+               {"weight", &operands.weight},
+               {"bias", tensor_or_null(operands.bias)},
+               {"pointwise_weight", tensor_or_null(operands.pointwise_weight)},
+               {"pointwise_bias", tensor_or_null(operands.pointwise_bias)},
+               {"residual", same}},
+              same);
 }
 
 }  // namespace gplws

@@ -11,17 +11,8 @@
 namespace gplws {
 namespace {
 
-// The operands of a call; those that may be absent as optional tensors.
-struct Operands {
-  const Tensor& x;
-  const Tensor weight;
-  const OptionalTensor bias, pointwise_weight, pointwise_bias, residual;
-};
-
-struct Options {
-  int64_t groups, stride;
-  bool relu, pointwise_relu, residual_relu;
-};
+using Operands = GroupPointwiseConv3dOperands;
+using Options = GroupPointwiseConv3dOptions;
 
 // Weights that were packed for the tensor cores before; null: none.
 using Packed = const Tensor*;
@@ -168,16 +159,12 @@ OptionalTensor floats_where_they_lie(const OptionalTensor& t) {
 
 // Checks the operands, lets `make_result` check or make the result, and computes it.
 template <class MakeResult>
-Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                const OptionalTensor& pointwise_weight, const OptionalTensor& pointwise_bias,
-                const OptionalTensor& residual, Packed packed, const Options& options,
+Tensor convolve(const Operands& given, const Options& options, Packed packed,
                 MakeResult make_result) {
-  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
-      x, weight, bias, pointwise_weight, pointwise_bias, residual, options.groups, options.stride);
-  for (const int64_t size :
-       {s.batch, s.channels, s.middle, s.channels_out, s.frames, s.height, s.width, options.groups})
-    check(size <= cuda::kMaxAxis, "group_pointwise_conv3d: no axis may be longer than ",
-          cuda::kMaxAxis, " on CUDA, got ", size);
+  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(given, options);
+  check_axes("group_pointwise_conv3d", {s.batch, s.channels, s.middle, s.channels_out, s.frames,
+                                        s.height, s.width, options.groups});
+  const auto& [x, weight, bias, pointwise_weight, pointwise_bias, residual] = given;
   const CudaStream stream(x);
   Tensor y = make_result(s);
   if (y.numel() == 0) return y;
@@ -216,8 +203,8 @@ Tensor group_pointwise_conv3d_cuda(const Tensor& x, const Tensor& weight,
                                    const OptionalTensor& pointwise_bias,
                                    const OptionalTensor& residual, int64_t groups, int64_t stride,
                                    bool relu, bool pointwise_relu, bool residual_relu) {
-  return convolve(x, weight, bias, pointwise_weight, pointwise_bias, residual, nullptr,
-                  {groups, stride, relu, pointwise_relu, residual_relu},
+  return convolve({x, weight, bias, pointwise_weight, pointwise_bias, residual},
+                  {groups, stride, relu, pointwise_relu, residual_relu}, nullptr,
                   [&](const GroupPointwiseConv3dSizes& s) {
                     return empty_on_device_of(x, s.output(), x.scalar_type(), followed_format(x));
                   });
@@ -230,10 +217,11 @@ void group_pointwise_conv3d_out_cuda(const Tensor& x, const Tensor& weight,
                                      const OptionalTensor& residual, int64_t groups, int64_t stride,
                                      bool relu, bool pointwise_relu, bool residual_relu,
                                      Tensor out) {
-  convolve(x, weight, bias, pointwise_weight, pointwise_bias, residual, nullptr,
-           {groups, stride, relu, pointwise_relu, residual_relu},
+  const Operands operands{x, weight, bias, pointwise_weight, pointwise_bias, residual};
+  convolve(operands, {groups, stride, relu, pointwise_relu, residual_relu}, nullptr,
            [&](const GroupPointwiseConv3dSizes& s) {
              check_out_in_any_format("group_pointwise_conv3d", out, x, s.output());
+             check_group_pointwise_conv3d_apart(out, operands);
              return out;
            });
 }
@@ -248,9 +236,12 @@ void group_pointwise_conv3d_packed_cuda(const Tensor& x, const Tensor& weight,
   check(packed.scalar_type() == ScalarType::Byte && is_dense(packed, {0}) &&
             reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0,
         "group_pointwise_conv3d: packed must be what pack_group_pointwise_conv3d made");
-  convolve(x, weight, bias, pointwise_weight, pointwise_bias, std::nullopt, &packed,
-           {groups, stride, relu, pointwise_relu, false}, [&](const GroupPointwiseConv3dSizes& s) {
+  const Operands operands{x, weight, bias, pointwise_weight, pointwise_bias, std::nullopt};
+  convolve(operands, {groups, stride, relu, pointwise_relu, false}, &packed,
+           [&](const GroupPointwiseConv3dSizes& s) {
              check_out_in_any_format("group_pointwise_conv3d", out, x, s.output());
+             check_group_pointwise_conv3d_apart(out, operands);
+             check_apart("group_pointwise_conv3d", {"out", &out}, {{"packed", &packed}});
              return out;
            });
 }
@@ -266,15 +257,15 @@ Tensor pack_group_pointwise_conv3d_cuda(const Tensor& weight, const OptionalTens
   // One voxel of these channels: only the sizes of the layer matter.
   Tensor x =
       empty_on_device_of(weight, {1, weight.size(1) * groups, 1, 1, 1}, weight.scalar_type());
-  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(
-      x, weight, bias, pointwise_weight, pointwise_bias, std::nullopt, groups, stride);
   const Operands operands{x,
                           torch::stable::contiguous(weight),
                           contiguous_or_none(bias),
                           contiguous_or_none(pointwise_weight),
                           contiguous_or_none(pointwise_bias),
                           std::nullopt};
-  const auto p = half_params_of(s, operands, {groups, stride, false, false, false}, x);
+  const Options options{groups, stride, false, false, false};
+  const GroupPointwiseConv3dSizes s = check_group_pointwise_conv3d(operands, options);
+  const auto p = half_params_of(s, operands, options, x);
   cuda::DeviceLimits limits;
   STD_CUDA_CHECK(cuda::device_limits(&limits));
   const cuda::ResidentLayer layer =

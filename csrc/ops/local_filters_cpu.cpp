@@ -4,36 +4,10 @@
 
 #include <cstdlib>
 
-#include "scratch.h"
-#include "tensors.h"
+#include "image_filter.h"
 
 namespace gplws {
 namespace {
-
-// Far beyond it sizes of scratch memory would overflow.
-constexpr int64_t kMostReach = 1 << 12;
-
-using Rows = void (*)(const cpu::LocalFilterParams&, int64_t, int64_t, float*);
-
-Tensor filtered(const Tensor& images, cpu::LocalFilterParams p,
-                int64_t (*scratch_floats)(const cpu::LocalFilterParams&), Rows rows) {
-  Tensor result =
-      torch::stable::new_empty(images, {images.size(0), images.size(1), images.size(2)});
-  if (result.numel() == 0) return result;
-  const Tensor dense = torch::stable::contiguous(images);
-  p.images = dense.const_data_ptr<float>();
-  p.result = result.mutable_data_ptr<float>();
-  p.count = images.size(0);
-  p.height = images.size(1);
-  p.width = images.size(2);
-  // A piece of work worth a thread: some 64 Ki values.
-  const int64_t grain = (1 << 16) / p.width + 1;
-  torch::stable::parallel_for(0, p.count * p.height, grain, [&](int64_t begin, int64_t end) {
-    Scratch scratch(scratch_floats(p));
-    rows(p, begin, end, scratch.data());
-  });
-  return result;
-}
 
 Tensor symmetric_filter_cpu(const Tensor& images, const Tensor& weights) {
   constexpr const char* kOp = "symmetric_filter";
@@ -47,7 +21,9 @@ Tensor symmetric_filter_cpu(const Tensor& images, const Tensor& weights) {
   p.reach = size - 1;
   p.weights = dense.const_data_ptr<float>();
   const cpu::LocalFilterKernel& kernel = cpu::local_filter_kernel();
-  return filtered(images, p, kernel.symmetric_scratch, kernel.symmetric_rows);
+  Tensor result = torch::stable::new_empty(images, sizes_of_images(images));
+  filter_images(images, p, kernel.symmetric_scratch, kernel.symmetric_rows, result);
+  return result;
 }
 
 Tensor second_differences_cpu(const Tensor& images, const Tensor& shifts) {
@@ -68,7 +44,9 @@ Tensor second_differences_cpu(const Tensor& images, const Tensor& shifts) {
     if (std::abs(shift) > p.reach) p.reach = std::abs(shift);
   }
   const cpu::LocalFilterKernel& kernel = cpu::local_filter_kernel();
-  return filtered(images, p, kernel.differences_scratch, kernel.differences_rows);
+  Tensor result = torch::stable::new_empty(images, sizes_of_images(images));
+  filter_images(images, p, kernel.differences_scratch, kernel.differences_rows, result);
+  return result;
 }
 
 }  // namespace

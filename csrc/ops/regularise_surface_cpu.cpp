@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "parallel.h"
 #include "scratch.h"
 #include "tensors.h"
 
@@ -14,28 +15,11 @@ namespace {
 constexpr const char* kOp = "regularise_surface";
 // Conjugate gradients for each quadratic function.
 constexpr int kSteps = 12;
-// A piece of work worth a thread, pixels.
-constexpr int64_t kGrain = 1 << 12;
 // What a quotient is divided by is at least this.
 constexpr double kTiny = 1e-30;
 // A residual below this share of the terms that it sums is rounding: steps that follow it may run
 // away where little holds the surface.
 constexpr double kRounding = 1.2e-7;
-
-class Bands {
- public:
-  explicit Bands(int64_t count) : count_(count) {}
-
-  template <class Function>
-  void each(const Function& call) const {
-    torch::stable::parallel_for(0, count_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t band = begin; band < end; ++band) call(band);
-    });
-  }
-
- private:
-  int64_t count_;
-};
 
 cpu::RegulariseSurfaceSums total(const std::vector<cpu::RegulariseSurfaceSums>& rows) {
   cpu::RegulariseSurfaceSums sums{};
@@ -53,26 +37,32 @@ cpu::RegulariseSurfaceSums total(const std::vector<cpu::RegulariseSurfaceSums>& 
 void regularise(cpu::RegulariseSurfaceParams p, int64_t iterations) {
   const cpu::RegulariseSurfaceKernel& kernel = cpu::regularise_surface_kernel();
   const int64_t threads = torch::stable::get_num_threads();
-  p.bands = std::clamp<int64_t>(p.height * p.width / kGrain, 1, std::min(threads, p.height));
+  p.bands =
+      std::clamp<int64_t>(p.height * p.width / kPixelsWorthAThread, 1, std::min(threads, p.height));
   Scratch memory(kernel.memory_floats(p));
   std::vector<cpu::RegulariseSurfaceSums> rows(static_cast<size_t>(p.height));
   float* const result = p.result;
   p.memory = memory.data();
   p.sums = rows.data();
-  const Bands bands(p.bands);
+  const auto each_band = [&](const auto& call) {
+    parallel_for(p.bands, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t band = begin; band < end; ++band) call(band);
+    });
+  };
   kernel.prepare(p);
-  bands.each([&](int64_t band) { kernel.start(p, band); });
+  each_band([&](int64_t band) { kernel.start(p, band); });
   int side = 0;
   for (int64_t i = 0; i < iterations; ++i) {
     p.result = i + 1 < iterations ? nullptr : result;
-    bands.each([&](int64_t band) {
-      Scratch scratch(kernel.scratch_floats(p));
-      kernel.renew(p, band, side, scratch.data());
-    });
+    parallel_for_with_scratch(p.bands, 1, kernel.scratch_floats(p),
+                              [&](int64_t begin, int64_t end, float* scratch) {
+                                for (int64_t band = begin; band < end; ++band)
+                                  kernel.renew(p, band, side, scratch);
+                              });
     const double least = kRounding * kRounding * total(rows).magnitude;
     float length = 0, bend = 0;
     for (int k = 0; k < kSteps; ++k) {
-      bands.each([&](int64_t band) { kernel.step(p, band, side, length, bend); });
+      each_band([&](int64_t band) { kernel.step(p, band, side, length, bend); });
       side = 1 - side;
       const cpu::RegulariseSurfaceSums sums = total(rows);
       if (sums.product <= least) {
@@ -85,7 +75,7 @@ void regularise(cpu::RegulariseSurfaceParams p, int64_t iterations) {
       const double renewed = sums.product - 2 * moved * sums.crossing + moved * moved * sums.square;
       bend = renewed > 0 ? static_cast<float>(renewed / std::max(sums.product, kTiny)) : 0.0f;
     }
-    bands.each([&](int64_t band) { kernel.finish(p, band, length); });
+    each_band([&](int64_t band) { kernel.finish(p, band, length); });
   }
 }
 

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 
 #include <cstdint>
-#include <new>
+
+#include "check.h"
 
 namespace gplws {
 
@@ -15,7 +16,8 @@ class Scratch {
     // should, AddressSanitizer sees every access beyond.
     void* memory = nullptr;
     const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-    if (posix_memalign(&memory, kAlignment, bytes) != 0) throw std::bad_alloc();
+    check(posix_memalign(&memory, kAlignment, bytes) == 0, "out of memory: no room for ", bytes,
+          " bytes of scratch");
     data_ = static_cast<float*>(memory);
   }
   ~Scratch() { free(data_); }

@@ -2,18 +2,16 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
 #include <tuple>
+#include <vector>
 
-#include "scratch.h"
+#include "parallel.h"
 #include "tensors.h"
 
 namespace gplws {
 namespace {
 
 constexpr int64_t kCount = cpu::kSurfaceSampleCount;
-// A piece of work worth a thread, pixels.
-constexpr int64_t kGrain = 1 << 12;
 
 Tensor smooth_surface_cpu(const Tensor& depth, double limit) {
   constexpr const char* kOp = "smooth_surface";
@@ -30,10 +28,11 @@ Tensor smooth_surface_cpu(const Tensor& depth, double limit) {
   p.width = depth.size(1);
   p.limit = static_cast<float>(limit);
   const cpu::SurfaceRefinementKernel& kernel = cpu::surface_refinement_kernel();
-  torch::stable::parallel_for(0, p.height, kGrain / p.width + 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(kernel.smooth_scratch(p));
-    kernel.smooth_rows(p, begin, end, scratch.data());
-  });
+  parallel_for_with_scratch(p.height, grain_of(kPixelsWorthAThread, p.width),
+                            kernel.smooth_scratch(p),
+                            [&](int64_t begin, int64_t end, float* scratch) {
+                              kernel.smooth_rows(p, begin, end, scratch);
+                            });
   return result;
 }
 
@@ -41,7 +40,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_surface_cpu(const Tensor& responses,
                                                       const Tensor& surface, int64_t spacing) {
   constexpr const char* kOp = "sample_surface";
   check(responses.scalar_type() == ScalarType::Float, kOp, ": responses must be float32");
-  check(responses.dim() == 3 && responses.size(0) > 0, kOp, ": responses must be (N, H, W)");
+  check(responses.dim() == 3, kOp, ": responses must be (N, H, W)");
+  check_frames(kOp, "responses", responses.size(0));
   const int64_t height = responses.size(1), width = responses.size(2);
   check_operand(kOp, surface, "surface", responses, {height, width}, "responses");
   check(spacing >= 1, kOp, ": spacing must be positive");
@@ -61,9 +61,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_surface_cpu(const Tensor& responses,
   p.pixels = height * width;
   p.spacing = static_cast<float>(spacing);
   const cpu::SurfaceRefinementKernel& kernel = cpu::surface_refinement_kernel();
-  torch::stable::parallel_for(0, p.pixels, kGrain, [&](int64_t begin, int64_t end) {
-    kernel.sample_pixels(p, begin, end);
-  });
+  parallel_for(p.pixels, kPixelsWorthAThread,
+               [&](int64_t begin, int64_t end) { kernel.sample_pixels(p, begin, end); });
   return {values, distances, weights};
 }
 
@@ -100,8 +99,8 @@ std::tuple<Tensor, Tensor> fit_peak_cpu(const Tensor& values, const OptionalTens
   p.concave = concave.mutable_data_ptr<bool>();
   p.pixels = height * width;
   const cpu::SurfaceRefinementKernel& kernel = cpu::surface_refinement_kernel();
-  torch::stable::parallel_for(
-      0, p.pixels, kGrain, [&](int64_t begin, int64_t end) { kernel.fit_pixels(p, begin, end); });
+  parallel_for(p.pixels, kPixelsWorthAThread,
+               [&](int64_t begin, int64_t end) { kernel.fit_pixels(p, begin, end); });
   return {vertex, concave};
 }
 

@@ -19,6 +19,14 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// The most frames whose numbers float32 can tell apart; gplws/ops/_arguments.py has it too.
+constexpr int64_t kMostFrames = int64_t{1} << 24;
+
+inline void check_frames(const char* op, const char* name, int64_t frames) {
+  check(frames >= 1 && frames <= kMostFrames, op, ": ", name, " must have 1 to ", kMostFrames,
+        " frames, got ", frames);
+}
+
 // Dense in the order `axes` (innermost first); axes of size 1 may have any stride, and so may all
 // of a tensor without elements.
 template <size_t D>
@@ -54,12 +62,6 @@ inline void check_float_dtype(const char* op, const Tensor& x) {
         op, ": x must be float32, bfloat16 or, on CUDA, float16");
 }
 
-// A batch of float32 images.
-inline void check_images(const char* op, const Tensor& images) {
-  check(images.scalar_type() == ScalarType::Float, op, ": images must be float32");
-  check(images.dim() == 3, op, ": images must be (C, H, W)");
-}
-
 // An operand of the dtype and device of the first argument, `x`, and of this shape.
 inline void check_operand(const char* op, const Tensor& t, const char* name, const Tensor& x,
                           const std::vector<int64_t>& shape, const char* x_name = "x") {
@@ -83,6 +85,41 @@ inline void check_out_in_any_format(const char* op, const Tensor& out, const Ten
   check_operand(op, out, "out", x, shape);
   check(is_dense(out, {4, 3, 2, 1, 0}) || is_dense(out, {1, 4, 3, 2, 0}), op,
         ": out must be contiguous or channels_last_3d");
+}
+
+// An operand of a call; null where it is absent.
+struct NamedTensor {
+  const char* name;
+  const Tensor* tensor;
+};
+
+inline const Tensor* tensor_or_null(const OptionalTensor& t) { return t ? &*t : nullptr; }
+
+// What a tensor with elements occupies: from its first byte to the one behind its last.
+struct Memory {
+  uintptr_t begin, end;
+
+  explicit Memory(const Tensor& t) : begin(reinterpret_cast<uintptr_t>(t.const_data_ptr())) {
+    const auto sizes = t.sizes(), strides = t.strides();
+    int64_t last = 0;
+    for (size_t axis = 0; axis < sizes.size(); ++axis) last += (sizes[axis] - 1) * strides[axis];
+    end = begin + static_cast<uintptr_t>(last + 1) * t.element_size();
+  }
+};
+
+// A tensor to write a result into lies apart from what other threads still read; `same` among that,
+// which is read element by element, may begin where it begins.
+inline void check_apart(const char* op, const NamedTensor& out,
+                        const std::vector<NamedTensor>& operands, const Tensor* same = nullptr) {
+  if (out.tensor->numel() == 0) return;
+  const Memory written(*out.tensor);
+  for (const NamedTensor& operand : operands) {
+    if (operand.tensor == nullptr || operand.tensor->numel() == 0) continue;
+    const Memory read(*operand.tensor);
+    if (operand.tensor == same && read.begin == written.begin) continue;
+    check(read.end <= written.begin || written.end <= read.begin, op, ": ", out.name,
+          " must be apart from ", operand.name);
+  }
 }
 
 inline const float* floats_or_null(const OptionalTensor& t) {

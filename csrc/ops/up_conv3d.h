@@ -28,4 +28,12 @@ inline UpConv3dSizes check_up_conv3d(const Tensor& x, const Tensor& weight,
   return s;
 }
 
+inline void check_up_conv3d_apart(const Tensor& out, const Tensor& x, const Tensor& weight,
+                                  const OptionalTensor& bias, const OptionalTensor& residual) {
+  const Tensor* const same = tensor_or_null(residual);
+  check_apart("up_conv3d", {"out", &out},
+              {{"x", &x}, {"weight", &weight}, {"bias", tensor_or_null(bias)}, {"residual", same}},
+              same);
+}
+
 }  // namespace gplws

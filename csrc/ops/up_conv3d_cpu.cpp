@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "float_values.h"
+#include "parallel.h"
 #include "up_conv3d.h"
 
 namespace gplws {
@@ -28,9 +29,10 @@ void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
   p.width = s.width;
 
   const int64_t strips = (s.height + cpu::kUpConv3dTaskRows - 1) / cpu::kUpConv3dTaskRows;
-  const cpu::UpConv3dKernel kernel = cpu::up_conv3d_kernel(x.scalar_type() == ScalarType::BFloat16);
-  torch::stable::parallel_for(0, s.batch * s.channels_out * strips, 1,
-                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+  const cpu::UpConv3dKernel& kernel =
+      cpu::up_conv3d_kernel(x.scalar_type() == ScalarType::BFloat16);
+  parallel_for(s.batch * s.channels_out * strips, 1,
+               [&](int64_t begin, int64_t end) { kernel.run(p, begin, end); });
 }
 
 Tensor up_conv3d_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
@@ -46,6 +48,7 @@ void up_conv3d_out_cpu(const Tensor& x, const Tensor& weight, const OptionalTens
                        const OptionalTensor& residual, int64_t groups, Tensor out) {
   const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
   check_out("up_conv3d", out, x, s.output());
+  check_up_conv3d_apart(out, x, weight, bias, residual);
   compute(x, weight, bias, residual, s, out);
 }
 

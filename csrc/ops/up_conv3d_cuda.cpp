@@ -8,6 +8,13 @@
 namespace gplws {
 namespace {
 
+UpConv3dSizes check_on_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& residual, int64_t groups) {
+  const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
+  check_axes("up_conv3d", {s.frames});  // all else has 64 bits wherever it can be as long
+  return s;
+}
+
 void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
              const OptionalTensor& residual, const UpConv3dSizes& s, Tensor& y) {
   if (y.numel() == 0) return;
@@ -36,7 +43,7 @@ void compute(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
 
 Tensor up_conv3d_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                       const OptionalTensor& residual, int64_t groups) {
-  const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
+  const UpConv3dSizes s = check_on_cuda(x, weight, bias, residual, groups);
   Tensor y = empty_on_device_of(x, s.output(), x.scalar_type(), followed_format(x));
   compute(x, weight, bias, residual, s, y);
   return y;
@@ -44,8 +51,9 @@ Tensor up_conv3d_cuda(const Tensor& x, const Tensor& weight, const OptionalTenso
 
 void up_conv3d_out_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                         const OptionalTensor& residual, int64_t groups, Tensor out) {
-  const UpConv3dSizes s = check_up_conv3d(x, weight, bias, residual, groups);
+  const UpConv3dSizes s = check_on_cuda(x, weight, bias, residual, groups);
   check_out_in_any_format("up_conv3d", out, x, s.output());
+  check_up_conv3d_apart(out, x, weight, bias, residual);
   compute(x, weight, bias, residual, s, out);
 }
 

@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+MOST_FRAMES = 2**24
+"""Frames whose numbers the kernels can tell apart in float32; csrc/ops/tensors.h has it too."""
+
+MOST_REACH = 2**12
+"""Largest reach of a filter and spacing of its taps, px; csrc/ops/image_filter.h has it too."""
+
 _HALF = (torch.bfloat16, torch.float16)
 # Asked once: Dynamo of torch 2.10 does not trace the question.
 _AUTOCAST_DEVICES = frozenset(
@@ -34,6 +40,12 @@ def require_positive(op: str, **numbers: int) -> None:
             raise TypeError(f"{op}: {name} must be an integer, got {type(number).__name__}")
         if number < 1:
             raise ValueError(f"{op}: {name} must be at least 1, got {number}")
+
+
+def require_frames(op: str, name: str, frames: int) -> None:
+    """Raise ValueError unless the number of frames of ``name`` is 1 to ``MOST_FRAMES``."""
+    if not 1 <= frames <= MOST_FRAMES:
+        raise ValueError(f"{op}: {name} must have 1 to {MOST_FRAMES} frames, got {frames}")
 
 
 def require_float32(

@@ -13,6 +13,7 @@ from gplws.ops._arguments import (
     goes_to_reference,
     note_change,
     require_float32,
+    require_frames,
     require_one_device,
     require_out,
     require_positive,
@@ -44,7 +45,7 @@ def focus_search(
 
     Args:
         volume: (B, N, H, W) focus responses, float32, on CUDA also bfloat16 or float16 (computed
-            with in float32); N >= 1 frames in focus order.
+            with in float32); 1 to 2^24 frames in focus order.
         focus_positions: (N,) or (B, N), strictly monotonic, in any unit, not necessarily evenly
             spaced. Default: the frame numbers 0 .. N-1.
         groups: number of groups, each of ceil(N / groups) consecutive frames.
@@ -91,8 +92,7 @@ def focus_search(
     if volume.dim() != 4:
         raise ValueError(f"{op}: volume must be (B, N, H, W), got shape {tuple(volume.shape)}")
     batch, frames = volume.shape[:2]
-    if frames < 1:
-        raise ValueError(f"{op}: volume must have at least one frame, got {tuple(volume.shape)}")
+    require_frames(op, "volume", frames)
     require_positive(op, groups=groups, radius=radius)
     if refinement not in _REFINEMENTS:
         raise ValueError(f"{op}: refinement must be one of {_REFINEMENTS}, got {refinement!r}")

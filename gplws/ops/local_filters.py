@@ -13,9 +13,12 @@ from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
-from gplws.ops._arguments import has_plain_kernel, require_floats, require_one_device
-
-_MOST_REACH = 2**12
+from gplws.ops._arguments import (
+    MOST_REACH,
+    has_plain_kernel,
+    require_floats,
+    require_one_device,
+)
 
 
 def symmetric_filter(images: Tensor, weights: Sequence[Sequence[float]]) -> Tensor:
@@ -43,8 +46,8 @@ def symmetric_filter(images: Tensor, weights: Sequence[Sequence[float]]) -> Tens
     op = "symmetric_filter"
     _require_images(op, images)
     size = len(weights)
-    if not 1 <= size <= _MOST_REACH + 1 or any(len(row) != size for row in weights):
-        raise ValueError(f"{op}: weights must be R + 1 rows of R + 1 numbers, R <= {_MOST_REACH}")
+    if not 1 <= size <= MOST_REACH + 1 or any(len(row) != size for row in weights):
+        raise ValueError(f"{op}: weights must be R + 1 rows of R + 1 numbers, R <= {MOST_REACH}")
     if not has_plain_kernel(images):
         return reference.symmetric_filter(images, weights)
     return torch.ops.gplws.symmetric_filter.default(
@@ -77,9 +80,9 @@ def second_differences(images: Tensor, shifts: Sequence[tuple[int, int]]) -> Ten
     if not shifts:
         raise ValueError(f"{op}: shifts must hold at least one")
     for shift in shifts:
-        if len(shift) != 2 or max(map(abs, shift)) > _MOST_REACH:
+        if len(shift) != 2 or max(map(abs, shift)) > MOST_REACH:
             raise ValueError(
-                f"{op}: shifts must be rows and columns within {_MOST_REACH} px, got {shift}"
+                f"{op}: shifts must be rows and columns within {MOST_REACH} px, got {shift}"
             )
     if not has_plain_kernel(images):
         return reference.second_differences(images, shifts)

@@ -11,6 +11,7 @@ from torch import Tensor
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
 from gplws.ops._arguments import (
+    MOST_REACH,
     goes_to_reference,
     note_change,
     require_float32,
@@ -22,7 +23,6 @@ from gplws.ops._arguments import (
 
 _NAME = "gplws::spline_smooth"
 _OP = torch.ops.gplws.spline_smooth
-_MOST_SPACING = 2**30
 
 
 def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None) -> Tensor:
@@ -35,7 +35,7 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
     Args:
         images: (C, H, W) float32. Beyond the borders they are mirrored, without repeating the edge.
             Contiguous is fastest.
-        spacing: distance of neighbouring taps, px, 1 to 2^30.
+        spacing: distance of neighbouring taps, px, 1 to 4096.
         out: contiguous tensor of the result's shape to write into, apart from ``images``; not
             differentiable.
 
@@ -57,8 +57,8 @@ def spline_smooth(images: Tensor, *, spacing: int = 1, out: Tensor | None = None
     require_one_device(op, images=images, out=out)
     if images.dim() != 3:
         raise ValueError(f"{op}: images must be (C, H, W), got shape {tuple(images.shape)}")
-    if not 1 <= spacing <= _MOST_SPACING:
-        raise ValueError(f"{op}: spacing must be 1 to {_MOST_SPACING}, got {spacing}")
+    if not 1 <= spacing <= MOST_REACH:
+        raise ValueError(f"{op}: spacing must be 1 to {MOST_REACH}, got {spacing}")
     if goes_to_reference(op, images, into=out):
         return reference.spline_smooth(images, spacing=spacing)
     if out is None:

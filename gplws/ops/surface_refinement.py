@@ -14,6 +14,7 @@ from gplws.ops import reference
 from gplws.ops._arguments import (
     has_plain_kernel,
     require_floats,
+    require_frames,
     require_one_device,
     require_positive,
     require_shape,
@@ -66,7 +67,7 @@ def sample_surface(
     so that neighbouring pixels have much the same samples.
 
     Args:
-        responses: (N, H, W) float, N >= 1 frames.
+        responses: (N, H, W) float, 1 to 2^24 frames.
         surface: (H, W), dtype of ``responses``, frame numbers 0 .. N - 1.
         spacing: distance of neighbouring samples, frames, >= 1.
         places: (N,) rising focus positions of the frames in mean steps where the steps are uneven,
@@ -82,8 +83,9 @@ def sample_surface(
     op = "sample_surface"
     require_floats(op, responses=responses, surface=surface)
     require_one_device(op, responses=responses, surface=surface)
-    if responses.dim() != 3 or responses.shape[0] == 0:
+    if responses.dim() != 3:
         raise ValueError(f"{op}: responses must be (N, H, W), got shape {tuple(responses.shape)}")
+    require_frames(op, "responses", responses.shape[0])
     require_shape(op, "surface", surface, tuple(responses.shape[1:]), "(H, W) of responses")
     require_positive(op, spacing=spacing)
     if places is not None or not has_plain_kernel(responses, surface):

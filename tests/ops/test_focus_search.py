@@ -344,7 +344,8 @@ def test_vmap_equals_a_loop(in_dims):
     ("change", "message"),
     [
         ({"volume": torch.rand(6, 4, 5)}, "volume must be"),
-        ({"volume": torch.rand(1, 0, 4, 5)}, "at least one frame"),
+        ({"volume": torch.rand(1, 0, 4, 5)}, "1 to 16777216 frames, got 0"),
+        ({"volume": torch.rand(1, 1, 1, 1).expand(1, 2**24 + 1, 1, 1)}, "frames, got 16777217"),
         ({"focus_positions": torch.rand(5)}, "focus_positions must be"),
         ({"focus_positions": torch.rand(3, 6)}, "focus_positions must be"),
         ({"groups": 0}, "groups must be"),
@@ -365,3 +366,6 @@ def test_another_dtype_is_refused_by_name():
 def test_a_direct_call_of_the_op_guards_memory():
     with pytest.raises(RuntimeError, match="focus_positions must be"):
         torch.ops.gplws.focus_search(torch.rand(1, 3, 4, 5), torch.arange(2.0), 4, 1, 1, False)
+    many = torch.rand(1).expand(2**24 + 1)
+    with pytest.raises(RuntimeError, match="volume must have 1 to 16777216 frames, got 16777217"):
+        torch.ops.gplws.focus_search(many.view(1, -1, 1, 1), many, 4, 1, 1, False)

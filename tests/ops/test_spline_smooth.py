@@ -111,8 +111,9 @@ def test_every_instruction_set_gives_the_same_bits():
     [
         ({"images": torch.ones(4, 4)}, ValueError, r"images must be \(C, H, W\)"),
         ({"images": torch.ones(1, 4, 4).double()}, TypeError, "images must be float32"),
-        ({"spacing": 0}, ValueError, "spacing must be 1 to 1073741824, got 0"),
-        ({"spacing": 2**61}, ValueError, "spacing must be 1 to 1073741824, got 230584"),
+        ({"spacing": 0}, ValueError, "spacing must be 1 to 4096, got 0"),
+        ({"spacing": 4097}, ValueError, "spacing must be 1 to 4096, got 4097"),
+        ({"spacing": 2**61}, ValueError, "spacing must be 1 to 4096, got 230584"),
         ({"out": torch.ones(1, 4, 5)}, ValueError, "out must be"),
         ({"out": torch.ones(1, 4, 4).double()}, TypeError, "out must be"),
     ],
@@ -122,9 +123,16 @@ def test_wrong_arguments_are_named(arguments, error, message):
         spline_smooth(**{"images": torch.ones(1, 4, 4), **arguments})
 
 
+def test_the_largest_spacing_agrees_with_stock_ops():
+    x = images((1, 9, 7))
+    expected = reference.spline_smooth(x.double(), spacing=4096)
+    found = spline_smooth(x, spacing=4096)
+    torch.testing.assert_close(found.double(), expected, rtol=3e-7, atol=0)
+    with pytest.raises(RuntimeError, match="spacing must be 1 to 4096, got 4097"):
+        torch.ops.gplws.spline_smooth(x, 4097)
+
+
 def test_the_result_must_not_be_the_input():
     x = torch.ones(1, 4, 4)
     with pytest.raises(ValueError, match="apart"):
         spline_smooth(x, out=x)
-    with pytest.raises(RuntimeError, match="must not be images"):
-        torch.ops.gplws.spline_smooth.out(x, 1, x)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gplws.ops import fit_peak, reference, sample_surface, smooth_surface
 
+TOO_MANY = torch.zeros(1).expand(2**24 + 1, 1, 1)  # frames for float32 to number
 SIZES = [(1, 1), (1, 40), (40, 1), (2, 3), (17, 33), (64, 130)]
 
 
@@ -227,6 +228,12 @@ def test_instruction_sets_and_numbers_of_threads_agree():
         (lambda: smooth_surface(drawn(4, 4), limit=math.nan), ValueError, "limit must be positive"),
         (lambda: smooth_surface(drawn(4, 4).int(), limit=1), TypeError, "depth must be of a float"),
         (lambda: sample_surface(drawn(4, 4), drawn(4, 4)), ValueError, "responses must be"),
+        (
+            lambda: sample_surface(drawn(0, 4, 4), drawn(4, 4)),
+            ValueError,
+            "responses must have 1 to 16777216 frames, got 0",
+        ),
+        (lambda: sample_surface(TOO_MANY, drawn(1, 1)), ValueError, "frames, got 16777217"),
         (lambda: sample_surface(drawn(3, 4, 4), drawn(4, 5)), ValueError, "surface must be"),
         (
             lambda: sample_surface(drawn(3, 4, 4), drawn(4, 4), spacing=0),
@@ -259,6 +266,8 @@ def test_the_kernels_check_their_own_arguments():
         (lambda: ops.smooth_surface(drawn(4), 1.0), r"depth must be \(H, W\)"),
         (lambda: ops.smooth_surface(map_.double(), 1.0), "depth must be float32"),
         (lambda: ops.sample_surface(map_, map_, 1), "responses must be"),
+        (lambda: ops.sample_surface(drawn(0, 4, 4), map_, 1), "must have 1 to 16777216 frames"),
+        (lambda: ops.sample_surface(TOO_MANY, drawn(1, 1), 1), "frames, got 16777217"),
         (lambda: ops.sample_surface(drawn(3, 4, 4), map_, 0), "spacing must be positive"),
         (lambda: ops.sample_surface(drawn(3, 4, 5), map_, 1), "surface has the wrong shape"),
         (lambda: ops.fit_peak(drawn(6, 4, 4), None, None, None), "values must be"),

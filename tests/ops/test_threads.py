@@ -1,6 +1,8 @@
-"""The ops use the threads that torch was told to use, and no more."""
+"""The ops use the threads that torch was told to use, no more, and say what went wrong in them."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -62,3 +64,34 @@ def test_no_more_threads_are_started_than_torch_was_told_to_use():
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == [[0] * 12, 2]
+
+
+# Rows for two threads, of one pixel, and a filter so large that scratch memory is much of it.
+OUT_OF_MEMORY = """
+import resource
+import torch
+from gplws.ops import second_differences
+
+torch.set_num_threads({threads})
+images = torch.rand(1, 2**18, 1)
+expected = second_differences(images, [(1, 0)])  # the threads have their stacks
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.RLIM_INFINITY))
+try:
+    second_differences(images, [(4096, 0)])
+except RuntimeError as error:
+    print(error)
+assert torch.equal(second_differences(images, [(1, 0)]), expected)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is bounded on Linux")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_without_memory_say_so(threads):
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("AddressSanitizer ends the process where memory ends")
+    command = [sys.executable, "-c", OUT_OF_MEMORY.format(threads=threads)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert re.match(r"out of memory: no room for \d{9} bytes of scratch\b", ended.stdout)

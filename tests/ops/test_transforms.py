@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -356,6 +357,56 @@ def test_a_result_over_an_operand_is_refused() -> None:
     positions = both[:5].copy_(torch.arange(5.0))
     with pytest.raises(ValueError, match=r"out\.peak must be apart from focus_positions"):
         focus_search(volume, positions, out=results._replace(peak=overlapping[0]))
+
+
+def test_direct_calls_refuse_a_result_over_an_operand_as_well() -> None:
+    ops, memory = torch.ops.gplws, torch.rand(1200)
+
+    def part(start: int, *shape: int) -> Tensor:
+        return memory[start : start + math.prod(shape)].view(shape)
+
+    size, options = (1, 4, 3, 5, 6), (2, 1, True, True, False)
+    x = part(0, *size)  # 360 elements
+    for bias, residual, out, name in (
+        (None, None, part(359, *size), "x"),
+        (part(719, 4), None, part(360, *size), "bias"),
+        (None, part(361, *size), part(360, *size), "residual"),
+    ):
+        with pytest.raises(RuntimeError, match=f"conv3d: out must be apart from {name}"):
+            ops.group_pointwise_conv3d.out(x, WEIGHT, bias, None, None, residual, *options, out)
+    expected = ops.group_pointwise_conv3d(x, WEIGHT, None, None, None, part(360, *size), *options)
+    out = part(360, *size)
+    ops.group_pointwise_conv3d.out(x, WEIGHT, part(720, 4) * 0, None, None, out, *options, out)
+    assert torch.equal(out, expected)
+
+    x = part(0, 1, 4, 2, 3, 4)  # 96 elements
+    for residual, out, name in (
+        (None, part(95, 1, 2, 2, 6, 8), "x"),
+        (part(97, 1, 2, 2, 6, 8), part(96, 1, 2, 2, 6, 8), "residual"),
+    ):
+        with pytest.raises(RuntimeError, match=f"up_conv3d: out must be apart from {name}"):
+            ops.up_conv3d.out(x, UP_WEIGHT, None, residual, 2, out)
+    expected, out = ops.up_conv3d(x, UP_WEIGHT, None, None, 2), part(96, 1, 2, 2, 6, 8)
+    ops.up_conv3d.out(x, UP_WEIGHT, None, None, 2, out)
+    assert torch.equal(out, expected)
+
+    images = part(0, 2, 8, 8)
+    with pytest.raises(RuntimeError, match="spline_smooth: out must be apart from images"):
+        ops.spline_smooth.out(images, 1, part(127, 2, 8, 8))
+    ops.spline_smooth.out(images, 1, part(128, 2, 8, 8))
+    assert torch.equal(part(128, 2, 8, 8), spline_smooth(images))
+
+    volume, positions = part(0, 1, 5, 4, 4), part(80, 5).copy_(torch.arange(5.0))
+    index = torch.empty(1, 4, 4, dtype=torch.int64)
+    for depth, peak, message in (
+        (part(70, 1, 4, 4), part(200, 1, 4, 4), "out.depth must be apart from volume"),
+        (part(200, 1, 4, 4), part(84, 1, 4, 4), "out.peak must be apart from focus_positions"),
+        (part(200, 1, 4, 4), part(215, 1, 4, 4), "out.peak must be apart from out.depth"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.focus_search.out(
+                volume, positions, 4, 1, 1, False, depth, index, peak, part(300, 1, 4, 4)
+            )
 
 
 def test_a_residual_may_be_changed_before_the_backward_pass() -> None:
