@@ -9,7 +9,13 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 
 def luminance(stack: Tensor) -> Tensor:
-    """(..., 1 or 3, N, H, W) -> (..., 1, N, H, W); a gray stack is returned as it is."""
+    """(..., 1 or 3, N, H, W) -> (..., 1, N, H, W); a gray stack is returned as it is.
+
+    Raises:
+        ValueError: another number of channels, or of dimensions.
+    """
+    if stack.dim() < 4 or stack.shape[-4] not in (1, 3):
+        raise ValueError(f"stack: expected (..., 1 or 3, N, H, W), got {tuple(stack.shape)}")
     if stack.shape[-4] == 1:
         return stack
     red, green, blue = (

@@ -404,7 +404,7 @@ def _arguments(
     _check_shape("truth", true, guess)
     known = true.isfinite()
     if valid is not None:
-        mask = torch.as_tensor(valid).cpu()
+        mask = _tensor(valid, "valid").cpu()
         if mask.dtype != torch.bool:
             raise TypeError(f"valid: expected bool, got {mask.dtype}")
         _check_shape("valid", mask, guess)
@@ -413,10 +413,18 @@ def _arguments(
 
 
 def _float64(values: ArrayLike, name: str) -> Tensor:
-    tensor = torch.as_tensor(values).detach()
+    tensor = _tensor(values, name).detach()
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
     return tensor.to("cpu", torch.float64)
+
+
+def _tensor(values: ArrayLike, name: str) -> Tensor:
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected no masked array; pass valid= for what counts")
+    if isinstance(values, np.ndarray):  # torch takes neither negative strides nor foreign bytes
+        return torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
+    return torch.as_tensor(values)
 
 
 def _check_shape(name: str, tensor: Tensor, like: Tensor) -> None:

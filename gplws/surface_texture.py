@@ -59,13 +59,16 @@ def surface_texture(
     is_known = np.isfinite(values)
     if is_known.sum() < (degree + 1) * (degree + 2) // 2:
         return result
+    # What is left of a flat surface.
+    digits = np.finfo(np.result_type(np.asarray(height).dtype, np.float32)).eps
+    rounding = digits * float(np.abs(values[is_known]).max())
     values = level_heights(values, is_known, degree)
     known = values[is_known]
     deviation = math.sqrt(float(np.mean(known**2)))
     highest, lowest = float(known.max()), float(known.min())
     result |= {"Sa": float(np.abs(known).mean()), "Sq": deviation}
     result |= {"Sp": highest, "Sv": -lowest, "Sz": highest - lowest}
-    if deviation > 0:
+    if deviation > rounding:
         normal = known / deviation
         result |= {"Ssk": float(np.mean(normal**3)), "Sku": float(np.mean(normal**4))}
     if pixel_size is not None and min(values.shape) > 2:

@@ -21,5 +21,6 @@ def test_a_gray_stack_stays_as_it_is():
 
 
 def test_two_channels_are_no_colour():
-    with pytest.raises(ValueError, match="argument"):
-        luminance(torch.rand(2, 2, 5, 7))
+    for shape in ((2, 2, 5, 7), (5, 7)):
+        with pytest.raises(ValueError, match=r"stack: expected .* 1 or 3, N, H, W"):
+            luminance(torch.rand(shape))

@@ -230,3 +230,18 @@ def test_what_does_not_fit_is_named(arguments, error, name):
 def test_focus_positions_that_turn_back_are_refused():
     with pytest.raises(ValueError, match="focus_positions"):
         frame_metrics(torch.zeros(2, 2), torch.zeros(2, 2), torch.tensor([0.0, 2.0, 1.0]))
+
+
+def test_arrays_of_any_strides_and_byte_order_are_read():
+    truth = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    valid = truth > 3
+    expected = depth_metrics(truth[::-1].copy(), truth, valid[::-1].copy())
+    for order in ("<f4", ">f4", ">f8"):
+        found = depth_metrics(truth.astype(order)[::-1], truth, valid[::-1])
+        assert repr(found) == repr(expected)
+
+
+def test_masked_arrays_are_refused_as_their_hidden_values_would_count():
+    values = np.ma.masked_greater(np.ones((3, 4)), 0)
+    with pytest.raises(TypeError, match="prediction: expected no masked array; pass valid="):
+        depth_metrics(values, np.ones((3, 4)))

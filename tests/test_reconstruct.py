@@ -585,13 +585,12 @@ def test_an_empty_path_is_not_the_current_folder() -> None:
         gplws.reconstruct("")
 
 
-def test_frames_on_the_last_axis_are_suspected(caplog: pytest.LogCaptureFixture) -> None:
-    gplws.reconstruct(np.zeros((50, 60, 10), np.uint8))
-    assert "pass axes='YXZ' if its last axis counts the frames" in caplog.text
-    caplog.clear()
-    gplws.reconstruct(np.zeros((10, 50, 60), np.uint8))
-    gplws.reconstruct(np.zeros((50, 60, 10), np.uint8), axes="ZYX")
-    assert not caplog.records
+def test_frames_on_the_last_axis_are_not_taken_for_pixels() -> None:
+    with pytest.raises(ValueError, match="pass axes='YXZ' for the former, axes='ZYX' for the"):
+        gplws.reconstruct(np.zeros((50, 60, 10), np.uint8))
+    for axes, shape in (("ZYX", (60, 10)), ("YXZ", (50, 60))):
+        assert gplws.reconstruct(np.zeros((50, 60, 10), np.uint8), axes=axes).height.shape == shape
+    assert gplws.reconstruct(np.zeros((10, 50, 60), np.uint8)).height.shape == (50, 60)
 
 
 def test_results_and_stacks_are_shown_in_a_line() -> None:

@@ -100,3 +100,20 @@ def test_results_say_their_surface_texture(tmp_path):
     info = json.loads((result.save(tmp_path / "a") / "info.json").read_text())
     assert info["surface_texture"] == {"form_removed": "plane", **texture}
     assert reconstruct(frames).surface_texture()["Sdq"] is None  # heights in frames
+
+
+@pytest.mark.parametrize("size", [10, 40])
+def test_the_form_of_a_small_patch_of_a_large_map_is_removed(size):
+    y, x = np.mgrid[:size, :size]
+    height = np.full((1500, 1500), np.nan)
+    height[:size, -size:] = 0.01 * x**2 - 0.02 * y**2 + 0.3 * x + 5
+    assert surface_texture(height, form="quadratic")["Sq"] < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_flat_tilted_surface_has_no_shape_but_that_of_rounding(dtype):
+    y, x = np.mgrid[:50, :60]
+    found = surface_texture((0.1 * x + 0.03 * y + 7).astype(dtype))
+    assert found["Sq"] < 1e-6 and found["Ssk"] is None and found["Sku"] is None
+    rough = 0.1 * x + 0.03 * y + 7 + 1e-5 * np.sin(7 * x * y)
+    assert surface_texture(rough.astype(dtype))["Sku"] > 1

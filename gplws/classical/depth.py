@@ -217,8 +217,8 @@ def depth_from_focus(
     Returns:
         Maps (H, W), or (B, H, W) for a batch. Depth is finite everywhere, but means something only
         where ``valid``. Within a frame of the ends, where the peak is cut off, it is biased
-        outwards by up to 0.2 frames. With fewer than three frames it is the sharper frame's
-        position.
+        outwards by up to 0.25 frames. With two frames it is the sharper frame's position, but for
+        a smooth passage from one to the other.
 
     Raises:
         ValueError: a shape does not fit, positions are not monotonic, or the method or refinement
@@ -272,7 +272,7 @@ def regularised(found: DepthFromFocus, guide: Tensor, focus_positions: Tensor) -
         found.depth_index,
         found.confidence**2,
         guide,
-        guide_scale=max(_EDGE * float(guide.std(correction=0)), _TINY),
+        guide_scale=max(_EDGE * float(guide.detach().std(correction=0)), _TINY),
     )
     index = index.clamp(0, focus_positions.numel() - 1)
     return found._replace(
@@ -354,8 +354,7 @@ def focus_validity(prominence: Tensor, contrast: Tensor, vertex: Tensor, n_frame
         n_frames: N.
 
     Returns:
-        (...) bool. A single frame has nothing to compare with: all of it is valid. Two frames
-        need no contrast, as the focus may lie halfway.
+        (...) bool. A single frame has nothing to compare with: all of it is valid.
     """
     if n_frames == 1:
         return torch.ones_like(prominence, dtype=torch.bool)

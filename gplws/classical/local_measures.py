@@ -1,8 +1,9 @@
 """Focus measures from the differences of neighbouring pixels, and their local statistics.
 
-All of them are magnitudes: in the unit of the frames, 0 for a constant image, twice as large for
-twice the contrast. Borders are mirrored without repeating the edge pixel; NaN spreads over the
-reach of the filter; results are differentiable, but for kinks at 0.
+All of them are magnitudes: in the unit of the frames, 0 for a constant image (1e-10 where a root is
+taken, which then has a derivative), twice as large for twice the contrast. Borders are mirrored
+without repeating the edge pixel; NaN spreads over the reach of the filter; results are
+differentiable, but for kinks at 0.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def octave(frames: Tensor, number: int) -> Tensor:
     Returns:
         (C, H, W) signed details, zero for a constant image.
     """
-    result = torch.empty_like(frames)
+    result = torch.empty_like(frames, memory_format=torch.contiguous_format)
     for part in chunks(frames):
         before = smooth(frames[part], 0, number)
         result[part] = before - smooth(before, number, number + 1)
@@ -147,7 +147,7 @@ def _average_frames(details: Tensor, weights: list[float]) -> Tensor:
     n_frames = details.shape[0]
     if len(weights) == 1 or n_frames == 1:
         return details
-    result = torch.empty_like(details)
+    result = torch.empty_like(details, memory_format=torch.contiguous_format)
     for here in range(n_frames):
         total = details[here] * weights[0]
         for k, weight in enumerate(weights[1:], 1):

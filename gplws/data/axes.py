@@ -83,12 +83,9 @@ def guess_axes(shape: Sequence[int]) -> str:
                 f"frames that are {size[-1]} pixels wide; pass axes='ZYX' for the latter"
             )
         if _MUCH_LESS * size[-1] < min(size[:2]):
-            _logger.warning(
-                "an array of shape %s is read as %d frames that are %d pixels wide; pass "
-                "axes='YXZ' if its last axis counts the frames, axes='ZYX' if not",
-                size,
-                size[0],
-                size[-1],
+            raise ValueError(
+                f"frames of shape {size} may be {size[-1]} frames or {size[0]} frames that are "
+                f"{size[-1]} pixels wide; pass axes='YXZ' for the former, axes='ZYX' for the latter"
             )
         return "ZYX"
     if len(size) == 4:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gplws.data.axes import arrange_frames
 from gplws.luminance import LUMINANCE
+from gplws.positions import rise_or_fall
 
 _TENSOR_DTYPES = frozenset(
     {
@@ -381,6 +382,12 @@ def _checked_positions(
         raise ValueError(
             "focus_positions_um must rise or fall strictly from frame to frame, got "
             f"{checked[index]} at {index} followed by {checked[index + 1]}"
+        )
+    # What is searched counts in float32 from the first.
+    if not rise_or_fall((checked - checked[0]).astype(np.float32)):
+        raise ValueError(
+            "focus_positions_um must have steps that float32 tells apart within their range, got "
+            f"{np.abs(steps).min():g} within {abs(checked[-1] - checked[0]):g}"
         )
     checked.setflags(write=False)
     return checked

@@ -126,8 +126,9 @@ def level_heights(heights: np.ndarray, valid: np.ndarray, degree: int) -> np.nda
     if degree not in (0, 1, 2):
         raise ValueError(f"level: expected 0, 1 or 2, got {degree}")
     powers = [(i, j) for i in range(degree + 1) for j in range(degree + 1 - i)]
-    y = np.linspace(-1, 1, heights.shape[0])[:, None]
-    x = np.linspace(-1, 1, heights.shape[1])[None]
+    # From -1 to 1 where heights are known: over the whole map the terms of a patch were all alike.
+    y = _from_minus_1_to_1(np.any(valid, 1))[:, None]
+    x = _from_minus_1_to_1(np.any(valid, 0))[None]
     bands = [slice(first, first + _BAND) for first in range(0, len(heights), _BAND)]
 
     def terms(rows: slice) -> np.ndarray:
@@ -144,6 +145,15 @@ def level_heights(heights: np.ndarray, valid: np.ndarray, degree: int) -> np.nda
     solution = np.linalg.lstsq(moments, projections, rcond=1e-12)[0]
     surfaces = [np.tensordot(solution, terms(rows), 1) for rows in bands]
     return heights - (offset + np.concatenate(surfaces))
+
+
+def _from_minus_1_to_1(known: np.ndarray) -> np.ndarray:
+    """Coordinates of an axis (n,) that are -1 and 1 at the first and the last place known."""
+    places = np.flatnonzero(known)
+    if not places.size:
+        return np.zeros(known.size)
+    middle, half = (places[0] + places[-1]) / 2, max((places[-1] - places[0]) / 2, 0.5)
+    return (np.arange(known.size) - middle) / half
 
 
 def fill_holes(heights: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -46,8 +46,8 @@ def focus_search(
     Args:
         volume: (B, N, H, W) focus responses, float32, on CUDA also bfloat16 or float16 (computed
             with in float32); 1 to 2^24 frames in focus order.
-        focus_positions: (N,) or (B, N), strictly monotonic, in any unit, not necessarily evenly
-            spaced. Default: the frame numbers 0 .. N-1.
+        focus_positions: (N,) or (B, N), strictly monotonic, which is not checked, in any unit, not
+            necessarily evenly spaced; taken as float32. Default: the frame numbers 0 .. N-1.
         groups: number of groups, each of ceil(N / groups) consecutive frames.
         refinement: "parabola", "gaussian" (a parabola through the logarithms; for responses > 0
             with a Gaussian peak it is exact) or "none".

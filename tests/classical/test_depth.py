@@ -244,6 +244,16 @@ def test_the_reach_is_not_exceeded():
     assert not torch.equal(after.depth[:, 20:50], before.depth[:, 20:50])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_frames_may_lie_in_memory_in_any_order(method):
+    frames = textured_stack(tilted((40, 48), 2, 9), noise=0.01)
+    expected = depth_from_focus(frames, method=method)
+    other = frames.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    found = depth_from_focus(other.requires_grad_(method == "rr"), method=method)
+    for one, values in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.detach(), values)
+
+
 def test_a_batch_equals_its_members():
     stacks = torch.stack([textured_stack(d, noise=0.01, seed=i) for i, d in enumerate((3.0, 8.2))])
     batch = depth_from_focus(stacks)

@@ -432,3 +432,10 @@ class TestGray:
         stack = FocalStack(frames.cuda())
         assert stack.gray().device.type == "cuda"
         torch.testing.assert_close(stack.gray().cpu(), FocalStack(frames).gray())
+
+
+def test_positions_that_float32_cannot_tell_apart_are_refused():
+    positions = np.r_[np.arange(3) * 1e-5, np.arange(3) * 1e-5 + 2000]
+    with pytest.raises(ValueError, match="focus_positions_um must have steps that float32 tells"):
+        FocalStack(np.zeros((6, 8, 9), np.uint8), positions)
+    FocalStack(np.zeros((6, 8, 9), np.uint8), 1e6 + 0.01 * np.arange(6))
