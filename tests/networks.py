@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from gplws.models import GPLWSNet
+
 
 def randomise_bn(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random statistics and weights for each BN, so that a fold that forgets one shows."""
@@ -19,6 +21,14 @@ def randomise_bn(model: nn.Module, seed: int = 0) -> nn.Module:
             ):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
     return model.eval()
+
+
+def small_gplws() -> GPLWSNet:
+    """Few layers of every kind that the network has, in eval mode; the same weights each time."""
+    torch.manual_seed(0)
+    model = GPLWSNet(widths=(4, 8), depths=(1, 1), middle=1, decoder_depths=(1,))
+    randomise_bn(model)
+    return model
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
