@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def latencies(
     torch.manual_seed(1)
     stack = torch.rand(1, 3, *size)
     last = stack.contiguous(memory_format=torch.channels_last_3d)
-    candidates = {}
+    runs: dict[str, Callable[[], object]] = {}
     for variant in variants:
         trained = network(variant)
         for engine in engines:
@@ -140,11 +141,10 @@ def latencies(
                 model, given = trained.reparameterise(), stack
             else:
                 model, given = in_channels_last(trained.reparameterise()), last
-            candidates[variant.name, engine] = (model, given)
-    runs = {key: lambda pair=pair: pair[0](pair[1]) for key, pair in candidates.items()}
+            runs[f"{variant.name}: {engine}"] = partial(model, given)
     with torch.inference_mode():
         times = take_turns(runs, seconds=seconds)
-    return {v.name: {e: times[v.name, e] for e in engines} for v in variants}
+    return {v.name: {e: times[f"{v.name}: {e}"] for e in engines} for v in variants}
 
 
 def measure_training(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,7 +99,7 @@ def main() -> None:
             for method in options.methods:
                 of_case = errors.setdefault((movement, align, method), [])
                 of_case.append(error(frames, depth, method, align))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (movement, align, method), values in errors.items():
         ratios = np.array(values) / errors["still", "none", method]
         rows.append(

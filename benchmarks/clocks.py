@@ -120,33 +120,6 @@ class CudaClock:
         }
 
 
-class HostClock:
-    """The host's own clock: what is measured can be rehearsed where there is no GPU."""
-
-    def __init__(self, cache_bytes: int = 2**16) -> None:
-        self.device, self.cache_bytes = torch.device("cpu"), cache_bytes
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        begin = time.perf_counter()
-        work()
-        return time.perf_counter() - begin
-
-    def graph(self, works: Sequence[Callable[[], Tensor]]) -> Run:
-        return lambda number: works[number]()
-
-    def wait(self) -> None:
-        pass
-
-    def lost(self) -> bool:
-        return False
-
-    def forget(self) -> None:
-        pass
-
-    def facts(self) -> dict[str, Any]:
-        return {"gpu": "none, rehearsed on the CPU", "driver": "none", "cuda": torch.version.cuda}
-
-
 def driver() -> str:
     """Version of the NVIDIA driver; "unknown" where nothing says it."""
     tool = shutil.which("nvidia-smi")

@@ -646,17 +646,19 @@ def main() -> None:
         "goals": [],
     }
 
-    def write(row: Row | None = None) -> Path:
-        if row is not None:
-            content["rows"].append(row)
+    def write() -> Path:
         content["goals"] = goals(content["rows"], content["shape"])
         return save("gpu", content, options.out)
+
+    def take(row: Row) -> None:
+        content["rows"].append(row)
+        write()
 
     units = units_of(options)
     runner = in_this_process(clock) if workers is None else workers
     try:
         minutes = options.minutes - ENDS / 60
-        content["failed"] = measure(units, runner, minutes, lambda row: write(row) and None)
+        content["failed"] = measure(units, runner, minutes, take)
     finally:
         if workers is not None:
             workers.close()

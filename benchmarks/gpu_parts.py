@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -262,11 +263,6 @@ def _weights(clock: Clock, settings: Settings, *shapes: tuple[int, ...]) -> list
     return made
 
 
-def _like(x: Tensor, weights: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """In the precision of ``x``."""
-    return [None if weight is None else weight.to(x.dtype) for weight in weights]
-
-
 def _conv_case(
     clock: Clock,
     settings: Settings,
@@ -290,6 +286,12 @@ def _conv_case(
     if clock.device.type == "cuda" and settings.dtype != torch.float32:
         # As fused layers do, once for all calls.
         packed = pack_weights(*arguments, groups=groups, stride=options["stride"])
+
+    def stock(x: Tensor) -> Tensor:
+        kernel, *others = (None if given is None else given.to(x.dtype) for given in arguments)
+        assert kernel is not None
+        return reference.group_pointwise_conv3d(x, kernel, *others, **options)
+
     frames, height, width = size
     out = size if pair else (frames, -(-height // 2), -(-width // 2))
     per_voxel = weight.numel() + (pointwise.numel() if pair else 0)
@@ -299,7 +301,7 @@ def _conv_case(
         f"{name}, {shape_name(size)}",
         [(1, channels, *size)],
         lambda x: group_pointwise_conv3d(x, *arguments, **options, packed=packed),
-        lambda x: reference.group_pointwise_conv3d(x, *_like(x, arguments), **options),
+        stock,
         2.0 * per_voxel * math.prod(out),
         channels * math.prod(size) + results * math.prod(out),
     )
@@ -315,7 +317,9 @@ def _up_case(clock: Clock, settings: Settings, channels: int, size: tuple[int, i
         f"{channels} -> {groups} + skip, {shape_name(out)}",
         [(1, channels, *size), (1, groups, *out)],
         lambda x, skip: up_conv3d(x, weight, bias, skip, groups=groups),
-        lambda x, skip: reference.up_conv3d(x, *_like(x, (weight, bias)), skip, groups=groups),
+        lambda x, skip: reference.up_conv3d(
+            x, weight.to(x.dtype), bias.to(x.dtype), skip, groups=groups
+        ),
         2.0 * 27 * channels * math.prod(size),
         channels * math.prod(size) + 2 * groups * math.prod(out),
     )
@@ -387,7 +391,7 @@ def _op_row(clock: Clock, settings: Settings, case: OpCase, limit: Row) -> Row:
     else:
         for who, op in (("gplws", case.ours), ("stock", case.stock)):
             for name, layout in layouts.items():
-                compared.add(f"{who}{name}", lambda op=op, la=layout: recorded(op, la))
+                compared.add(f"{who}{name}", partial(recorded, op, layout))
     row = compared.row(settings.row("ops", case.op), settings.seconds)
     row["seconds"] = {
         name: [value / sets for value in values] for name, values in row["seconds"].items()
@@ -454,19 +458,19 @@ def _network_row(clock: Clock, settings: Settings, *, compiled: bool) -> Row:
         if not settings.brief:
             stock.append((contiguous, inputs, "eager"))
         for model, given, name in stock:
-            compared.add(name, lambda m=model, g=given: _eager(m, g))
-            compared.add(f"{name} graph", lambda m=model, g=given: _graph(clock, m, g))
+            compared.add(name, partial(_eager, model, given))
+            compared.add(f"{name} graph", partial(_graph, clock, model, given))
             if settings.precision != "float32":
                 continue
             compared.add(
                 f"{name} graph tf32",
-                lambda m=model, g=given: _recorded_with_tf32(clock, m, g),
+                partial(_recorded_with_tf32, clock, model, given),
                 TOLERANCE_TF32,
             )
             if not settings.brief:
                 compared.add(
                     f"{name} tf32",
-                    lambda m=model, g=given: _with_tf32(_eager(m, g)),
+                    partial(_eager_with_tf32, model, given),
                     TOLERANCE_TF32,
                 )
     if compiled and settings.precision == "float32":
@@ -484,7 +488,7 @@ def _eager(model: nn.Module, inputs: list[Tensor]) -> Run:
 
 
 def _graph(clock: Clock, model: nn.Module, inputs: list[Tensor]) -> Run:
-    return clock.graph([lambda x=x: model(x) for x in inputs])
+    return clock.graph([partial(model, x) for x in inputs])
 
 
 def _compiled(model: nn.Module, inputs: list[Tensor]) -> Run:
@@ -511,6 +515,10 @@ def _with_tf32(run: Run) -> Run:
             _set_tf32(False)
 
     return allowed
+
+
+def _eager_with_tf32(model: nn.Module, inputs: list[Tensor]) -> Run:
+    return _with_tf32(_eager(model, inputs))
 
 
 def _recorded_with_tf32(clock: Clock, model: nn.Module, inputs: list[Tensor]) -> Run:
@@ -549,17 +557,17 @@ def peer(clock: Clock, settings: Settings, name: str, *, compile_: bool = False)
             call = _Autocast(model, settings.dtype) if autocast else model
             title = "autocast" if autocast else "eager"
             title += " channels_last" if in_last else ""
-            compared.add(f"{title} graph", lambda m=call, g=given: _graph(clock, m, g))
+            compared.add(f"{title} graph", partial(_graph, clock, call, given))
             if not settings.brief or f"{title} graph" not in compared.runs:
-                compared.add(title, lambda m=call, g=given: _eager(m, g))
+                compared.add(title, partial(_eager, call, given))
             if not half:
                 compared.add(
                     f"{title} graph tf32",
-                    lambda m=call, g=given: _recorded_with_tf32(clock, m, g),
+                    partial(_recorded_with_tf32, clock, call, given),
                     math.inf,
                 )
             if compile_ and in_last:
-                compared.add(f"compile {COMPILE_MODE}", lambda m=call, g=given: _compiled(m, g))
+                compared.add(f"compile {COMPILE_MODE}", partial(_compiled, call, given))
     with torch.inference_mode(False):  # as users make it; so it may keep its weights packed
         fused = random_gplws().fuse().to(clock.device, settings.dtype)
     ours = ToDepth(fused)  # what it gives is another depth: nothing to compare
@@ -635,7 +643,7 @@ def _one_by_one(stacks: list[Tensor], options: Row) -> Iterator[gplws.Reconstruc
     for frames in itertools.cycle(stacks):
         begin = time.perf_counter()
         result = gplws.reconstruct(frames.to(options["device"]), **options)
-        result.height.cpu()
+        torch.as_tensor(result.height).cpu()
         result.metadata["seconds"]["latency"] = time.perf_counter() - begin
         yield result
 
@@ -651,7 +659,7 @@ def _rate(
         raise ValueError(f"heights differ by {float(error.mean()):.2g} frames from reconstruct")
     for _ in range(8):
         next(results)
-    latencies = []
+    latencies: list[float] = []
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds or len(latencies) < 10:
         latencies.append(next(results).metadata["seconds"]["latency"])

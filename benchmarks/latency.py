@@ -248,7 +248,7 @@ def measure(
         if candidates:
             times = take_turns(candidates, seconds=seconds, fewest=rounds, once=warm)
     beside = times.pop(BESIDE, None)
-    row = {
+    row: dict[str, Any] = {
         "network": network,
         "precision": precision,
         "shape": shape_name(size),

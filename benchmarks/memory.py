@@ -25,6 +25,7 @@ from benchmarks import plots
 from benchmarks.networks import in_channels_last
 from benchmarks.summary import shape_name
 from benchmarks.timing import introduce, save, show
+from gplws.models import GPLWSNet
 
 BUDGETS_MB = (2048, 1024, 640, 256)
 STOCK = ("stock eager", "stock eager channels_last")
@@ -56,7 +57,9 @@ def measure(
     elif candidate == "gplws":
         method = gplws.load_model("gplws").to(dtype)
     else:
-        model = gplws.load_model("gplws", fused=False).reparameterise().to(dtype)
+        trained = gplws.load_model("gplws", fused=False)
+        assert isinstance(trained, GPLWSNet)
+        model = trained.reparameterise().to(dtype)
         model = in_channels_last(model) if candidate == STOCK[1] else model
     before = _resident_mib()
     exact = _forget_peak()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from benchmarks.summary import medians, shape_name
 from benchmarks.timing import introduce, save, show
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the results; benchmarks/results")
     options = parser.parse_args()
     introduce()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for frames, height, width in SHAPES:
         stack = rendered_stack(frames, height, width, progress=True)
         times = time_methods(

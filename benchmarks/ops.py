@@ -157,6 +157,9 @@ def compare(results: dict[str, Any]) -> None:
             raise RuntimeError(f"{name}: the result differs by up to {float(difference):.3g}")
 
 
+Op = Callable[..., Any]
+
+
 @torch.inference_mode()
 def conv_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
     """The layers of the network at ``frames`` x ``side`` x ``side``."""
@@ -207,6 +210,10 @@ def _conv_case(
     )
 
 
+def _smoothed_by_image(images: torch.Tensor, spacing: int) -> list[torch.Tensor]:
+    return [reference.spline_smooth(image[None], spacing=spacing) for image in images]
+
+
 @torch.inference_mode()
 def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
     """The way up, the focus search and the smoothing."""
@@ -224,9 +231,9 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
             2 * 27 * x.numel(),
             (x.numel() + 2 * skip.numel()) * x.element_size(),
             {
-                "gplws": lambda a=arguments, g=groups, o=out: up_conv3d(*a, groups=g, out=o),
-                FRESH: lambda a=arguments, g=groups: up_conv3d(*a, groups=g),
-                "stock": lambda a=arguments, g=groups: reference.up_conv3d(*a, groups=g),
+                "gplws": partial(up_conv3d, *arguments, groups=groups, out=out),
+                FRESH: partial(up_conv3d, *arguments, groups=groups),
+                "stock": partial(reference.up_conv3d, *arguments, groups=groups),
             },
         )
     if dtype != torch.float32:
@@ -242,11 +249,9 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
                 0,
                 volume.numel() * 4 + 20 * side * side,
                 {
-                    "gplws": lambda v=volume, r=refinement, o=found: focus_search(
-                        v, refinement=r, out=o
-                    ),
-                    FRESH: lambda v=volume, r=refinement: focus_search(v, refinement=r),
-                    "torch.max alone": lambda v=volume: v.max(1),
+                    "gplws": partial(focus_search, volume, refinement=refinement, out=found),
+                    FRESH: partial(focus_search, volume, refinement=refinement),
+                    "torch.max alone": partial(torch.max, volume, 1),
                     COPY: copy,
                     READ: read,
                 },
@@ -260,13 +265,11 @@ def other_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]:
             16 * images.numel(),
             8 * images.numel(),
             {
-                "gplws": lambda s=spacing: spline_smooth(images, spacing=s, out=smoothed),
-                FRESH: lambda s=spacing: spline_smooth(images, spacing=s),
-                "stock": lambda s=spacing: reference.spline_smooth(images, spacing=s),
+                "gplws": partial(spline_smooth, images, spacing=spacing, out=smoothed),
+                FRESH: partial(spline_smooth, images, spacing=spacing),
+                "stock": partial(reference.spline_smooth, images, spacing=spacing),
                 # What fits into the caches better: one image at a time.
-                "stock, by image": lambda s=spacing: [
-                    reference.spline_smooth(image[None], spacing=s) for image in images
-                ],
+                "stock, by image": partial(_smoothed_by_image, images, spacing),
                 COPY: copy,
                 READ: read,
             },
@@ -289,7 +292,7 @@ def classical_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case
     values, distances, weighted = sample_surface(responses, surface)
     samples = (values, weighted * values[3], distances * weighted, weighted)
     count = len(values)
-    for ours, stock, what, arguments, options, flop, floats in (
+    cases: list[tuple[Op, Op, str, tuple[Any, ...], dict[str, Any], float, float]] = [
         (
             symmetric_filter,
             reference.symmetric_filter,
@@ -342,7 +345,8 @@ def classical_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case
             12 * (5 * 20 + 60 + 12 * 45),  # the majorant, and steps of conjugate gradients
             4,
         ),
-    ):
+    ]
+    for ours, stock, what, arguments, options, flop, floats in cases:
         yield Case(
             ours.__name__,
             what,
@@ -375,7 +379,9 @@ def gradient_cases(dtype: torch.dtype, frames: int, side: int) -> Iterator[Case]
             stock = {"padding": 1, "groups": groups, "stride": (1, stride, stride)}
             gradients: dict[str, Candidates] = {
                 "conv3d_input_gradient": {
-                    "gplws": partial(conv3d_input_gradient, grad, weight, size=x.shape[3:], **conv),
+                    "gplws": partial(
+                        conv3d_input_gradient, grad, weight, size=(size, size), **conv
+                    ),
                     "stock": partial(conv3d_input, x.shape, weight, grad, **stock),
                     "stock channels_last": partial(
                         conv3d_input, x.shape, last_weight, last_grad, **stock

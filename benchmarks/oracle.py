@@ -86,7 +86,7 @@ def differences(scene: Scene) -> tuple[Tensor, Tensor]:
     below = candidates.long().clamp(max=frames - 2)
     depth_um = torch.lerp(focus_um[below], focus_um[below + 1], candidates - below)
     widest_um = float(focus_um.max() - focus_um.min())
-    frequency = radial_frequency((sharp.shape[0], sharp.shape[1]), "cpu")
+    frequency = radial_frequency((sharp.shape[0], sharp.shape[1]), torch.device("cpu"))
     spectrum = torch.fft.rfft2(sharp)
     inner = slice(_PADDING_PX, -_PADDING_PX)
     total = torch.zeros(len(candidates), *stack.shape[1:])

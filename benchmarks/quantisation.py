@@ -26,6 +26,7 @@ from benchmarks.timing import introduce, save, show
 from gplws.data import DepthSample
 from gplws.data.transforms import split
 from gplws.datasets import FolderStacks
+from gplws.models import GPLWSNet
 
 LEVELS_OF_INT8 = 127
 
@@ -73,6 +74,7 @@ def with_rounded_weights(model: nn.Module, kept: tuple[str, ...] = ()) -> nn.Mod
 
 def depth_of(model: nn.Module, sample: DepthSample) -> Tensor:
     """(H, W) float32, frames."""
+    assert isinstance(model, GPLWSNet)
     return model.predict(sample.stack.float()[None], refine=False).depth[0].float()
 
 
@@ -90,6 +92,7 @@ def main() -> None:
 
     def plain() -> nn.Module:
         model = gplws.load_model("gplws", weights=options.weights, fused=False)
+        assert isinstance(model, GPLWSNet)
         return model.eval().reparameterise()
 
     exact = plain()

@@ -182,7 +182,7 @@ def _gpu(found: dict[str, Any]) -> list[str]:
         columns = [c for c in GPU_COLUMNS if any(c in mine for mine in measured.values())]
         lines = [["", *(GPU_COLUMNS[column] for column in columns)]]
         for precision, mine in measured.items():
-            cells = [_milliseconds(*mine.get(c, ("", None)), mine["gplws"][1]) for c in columns]
+            cells = [_milliseconds(mine.get(c), mine["gplws"][1]) for c in columns]
             lines.append([precision, *cells])
         parts.append(
             f"The same network at {shape.replace('x', ' x ')} on one {where}; milliseconds, and "
@@ -260,10 +260,11 @@ def _peers_on_gpu(
     return sorted(found, key=lambda peer: peer[0])
 
 
-def _milliseconds(name: str, seconds: float | None, ours: float) -> str:
-    """A cell: the setting, milliseconds, times gplws."""
-    if seconds is None:
+def _milliseconds(measured: tuple[str, float] | None, ours: float) -> str:
+    """A cell: the setting, milliseconds, times gplws; empty where nothing was measured."""
+    if measured is None:
         return ""
+    name, seconds = measured
     text = f"{1e3 * seconds:.2f}"
     if seconds == ours:
         return f"**{text}**"

@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             started = time.perf_counter()
             found[method] = gplws.reconstruct(stack, method=method, device=given.device)
             seconds = time.perf_counter() - started
-            figures = counted(found[method].depth_index, found[given.methods[0]].depth_index)
+            index, reference = (found[m].depth_index for m in (method, given.methods[0]))
+            figures = counted(np.asarray(index), np.asarray(reference))
             rows.append({"stack": name, "method": method} | figures | {"seconds": seconds})
         save_picture(given.out / f"{name}.png", name, found)
     table = [

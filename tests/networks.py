@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gplws.data import DepthSample
+from gplws.models import GPLWSNet
 from gplws.models.prediction import predicted_index
 
 
@@ -34,6 +35,14 @@ def mean_error(model: nn.Module, samples: Sequence[DepthSample]) -> float:
         found = predicted_index(model, sample.stack, sample.focus_positions)
         errors.append((found - sample.depth_index())[sample.valid].abs())
     return float(torch.cat(errors).nanmean())
+
+
+def small_gplws() -> GPLWSNet:
+    """Few layers of every kind that the network has, in eval mode; the same weights each time."""
+    torch.manual_seed(0)
+    model = GPLWSNet(widths=(4, 8), depths=(1, 1), middle=1, decoder_depths=(1,))
+    randomise_bn(model)
+    return model
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:

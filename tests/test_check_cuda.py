@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository_runs import run
 
 pytestmark = pytest.mark.no_cpu_kernels
 
@@ -80,23 +82,41 @@ def test_a_selection_that_fails_under_the_sanitizer_is_not_hidden_by_the_others(
     assert "1 of 4 selections failed" in summary
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+# Collects tests/test_cuda.py for each selection, in one process; prints what each of them selects.
+COLLECT = """
+import contextlib, io, json, sys
+import pytest
+
+found = {}
+for selection in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = pytest.main(["--collect-only", "-q", "tests/test_cuda.py", "-k", selection])
+    assert code == 0, said.getvalue()
+    found[selection] = [line for line in said.getvalue().splitlines() if "::" in line]
+print(json.dumps(found))
+"""
+
+
 def test_what_runs_under_the_sanitizer_is_there_and_leaves_no_kernel_out(
-    repository, tmp_path, tool
+    repository, tmp_path
 ) -> None:
-    _, _, logs = check_cuda(repository, tmp_path, tool)
-    ops = {"conv_agrees": 2, "way_up": 2} | ({"search": 3} if tool == "memcheck" else {})
-    found = []
-    for selection in re.findall(r"test_cuda\.py -k (.*)", logs):
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_cuda.py"]
-        ended = subprocess.run(
-            [*command, "-k", selection], cwd=repository, capture_output=True, text=True
+    _, _, logs = check_cuda(repository, tmp_path, "memcheck", "racecheck")
+    memcheck, racecheck = (
+        re.findall(r"test_cuda\.py -k (.*)", said) for said in logs.split("==== racecheck")
+    )
+    ended = run(repository, "-c", COLLECT, given=json.dumps([*memcheck, *racecheck]))
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    for selections, ops in (
+        (memcheck, {"conv_agrees": 2, "way_up": 2, "search": 3}),
+        (racecheck, {"conv_agrees": 2, "way_up": 2}),
+    ):
+        selected = [found[selection] for selection in selections]
+        assert not any(
+            "current_stream" in n or "elements" in n for names in selected for n in names
         )
-        assert ended.returncode == 0, ended.stdout
-        found.append([line for line in ended.stdout.splitlines() if "::" in line])
-        assert not any("current_stream" in name or "elements" in name for name in found[-1])
-    for op, least in ops.items():
-        assert sum(any(op in name for name in names) for names in found) >= least
+        for op, least in ops.items():
+            assert sum(any(op in name for name in names) for names in selected) >= least
 
 
 def test_steps_are_chosen_by_name_and_given_their_options(repository, tmp_path) -> None:

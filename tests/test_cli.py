@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -15,8 +16,10 @@ import tifffile
 import yaml
 from microscope_files import write_lif, write_zarr
 
+import gplws.data
 from gplws import __version__
 from gplws.cli import main
+from gplws.data import demo_scene
 from gplws.io import read_stack
 from gplws.models import save_weights
 from gplws.models.registry import build_model
@@ -395,9 +398,12 @@ def test_the_command_and_the_module_are_the_same(tmp_path):
 
 def test_the_demo_reports_its_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gplws.data, "demo_scene", lambda: demo_scene(64, frames=12))
     assert run("reconstruct", "--demo", "--mesh", "[stl]", "--quiet") == 0
-    shown = capsys.readouterr().out
-    assert "error against the known surface: mean" in shown
+    said = re.search(r"known surface: mean (\S+) um.*mean (\S+) frames", capsys.readouterr().out)
+    assert said is not None
+    in_um, in_frames = map(float, said.groups())
+    assert 0 < in_frames < 0.5 and 0 < in_um < 6
     files = {f.name for f in (tmp_path / "gplws_demo").iterdir()}
     assert {"height.tif", "preview.png", "all_in_focus.png", "info.json", "mesh.stl"} <= files
     assert run("reconstruct", "--demo", "--quiet") == 0  # again, without a word

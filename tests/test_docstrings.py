@@ -14,12 +14,6 @@ from torch import nn
 
 import gplws
 
-MODULES = sorted(
-    name
-    for _, name, _ in pkgutil.walk_packages(gplws.__path__, "gplws.")
-    if not name.endswith(("._C", "._cuda"))
-)
-
 
 def examples(name: str) -> list[doctest.DocTest]:
     module = importlib.import_module(name)
@@ -27,22 +21,35 @@ def examples(name: str) -> list[doctest.DocTest]:
     return [found for found in doctest.DocTestFinder().find(module, globs=names) if found.examples]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_run_as_written(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    folder = tmp_path / "stack_folder"  # of the example of gplws.reconstruct
-    folder.mkdir()
+EXAMPLES = {
+    name: found
+    for _, name, _ in pkgutil.walk_packages(gplws.__path__, "gplws.")
+    if not name.endswith(("._C", "._cuda")) and (found := examples(name))
+}
+
+
+@pytest.fixture(scope="session")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The frames of the example of ``gplws.reconstruct``."""
+    folder = tmp_path_factory.mktemp("frames")
     for number, frame in enumerate(textured_stack(2.0, n_frames=5).numpy()):
         cv2.imwrite(str(folder / f"{number}.png"), (255 * frame).astype(np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_examples_run_as_written(
+    name: str, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stack_folder").symlink_to(frames)
+    torch.manual_seed(0)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []
-    for example in examples(name):
+    for example in EXAMPLES[name]:
         runner.run(example, out=report.append)
     assert not runner.failures, "".join(report)
 
 
 def test_there_are_examples() -> None:
-    assert sum(len(examples(name)) for name in MODULES) > 20
+    assert sum(len(found) for found in EXAMPLES.values()) > 20

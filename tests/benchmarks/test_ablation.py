@@ -2,7 +2,7 @@
 
 import json
 
-from repository_runs import run_main
+from benchmarks import ablation
 
 SMALL = (
     "--shape 3 16 16 --engines gplws --seconds 0.1 --batch-size 2 --crop 16 --frames 3 --count 1 "
@@ -10,11 +10,9 @@ SMALL = (
 )
 
 
-def test_parameters_are_those_of_the_paper_and_macs_those_of_the_layers(
-    repository, tmp_path
-) -> None:
+def test_parameters_are_those_of_the_paper_and_macs_those_of_the_layers(call, tmp_path) -> None:
     options = f"--shape 10 256 256 --no-training --no-latency --out {tmp_path}"
-    run_main(repository, "benchmarks.ablation", options)
+    assert call(ablation, options) == ""
     content = json.loads((tmp_path / "ablation.json").read_text())
     rows = {row["variant"]: row for row in content["rows"]}
     assert len(rows) == 7
@@ -40,19 +38,16 @@ def test_parameters_are_those_of_the_paper_and_macs_those_of_the_layers(
     )
 
 
-def test_an_ablation_that_was_stopped_goes_on_and_does_nothing_twice(repository, tmp_path) -> None:
+def test_an_ablation_that_was_stopped_goes_on_and_does_nothing_twice(
+    call, tmp_path, capsys
+) -> None:
     small = f"{SMALL} --out {tmp_path}/RUN --checkpoints {tmp_path}/runs"
-    one = small.replace("RUN", "one")
-    ended, ends = run_main(
-        repository,
-        "benchmarks.ablation",
-        f"{one} --steps 2 --no-latency",
-        f"{one} --steps 2 --resume",
-        f"{small.replace('RUN', 'two')} --steps 3 --no-latency",
-    )
-    parts = ended.stdout.split("--- end of call")
-    assert parts[0].count("training in") == 2 and "training in" not in parts[1]
-    assert ends[:2] == ["", ""] and "another recipe" in ends[2]
+    one, two = small.replace("RUN", "one"), small.replace("RUN", "two")
+    assert call(ablation, f"{one} --steps 2 --no-latency") == ""
+    assert capsys.readouterr().out.count("training in") == 2
+    assert call(ablation, f"{one} --steps 2 --resume") == ""
+    assert "training in" not in capsys.readouterr().out
+    assert "another recipe" in call(ablation, f"{two} --steps 3 --no-latency")
 
     content = json.loads((tmp_path / "one" / "ablation.json").read_text())
     assert {"processor", "cpu_isa", "torch", "commit"} <= content["machine"].keys()
@@ -65,15 +60,13 @@ def test_an_ablation_that_was_stopped_goes_on_and_does_nothing_twice(repository,
     assert 0 < errors[0] != errors[1] > 0
 
 
-def test_rows_that_are_not_asked_for_stay_and_all_times_are_of_one_shape(
-    repository, tmp_path
-) -> None:
+def test_rows_that_are_not_asked_for_stay_and_all_times_are_of_one_shape(call, tmp_path) -> None:
     plain, depthwise, concat = (
         "add, group parallel, plain",
         "add, depthwise, reparameterised",
         "concat, group parallel, reparameterised",
     )
-    run_main(repository, "benchmarks.ablation", f"{SMALL} --no-training --out {tmp_path}")
+    assert call(ablation, f"{SMALL} --no-training --out {tmp_path}") == ""
     content = json.loads((tmp_path / "ablation.json").read_text())
     first = {row["variant"]: row for row in content["rows"]}
     errors = {"seed": 0, "steps": 9, "depth": {"mse": 0.5}, "frames": {"mae_frames": 0.5}}
@@ -84,15 +77,14 @@ def test_rows_that_are_not_asked_for_stay_and_all_times_are_of_one_shape(
         (tmp_path / name / "ablation.json").write_text(json.dumps(content))
 
     again = f"{SMALL} --resume --out {tmp_path}"
-    ended, ends = run_main(
-        repository,
-        "benchmarks.ablation",
+    for options in (
         f"{again}/kept --no-training --variants '{plain}'",
         f"{again}/wider --no-training --variants '{concat}' --shape 3 16 32",
         f"{again}/untimed --no-training --variants '{plain}' --shape 3 16 32 --no-latency",
-        f"{again}/refused --variants '{plain}' --steps 1 --checkpoints {tmp_path}/runs",
-    )
-    assert ends[:3] == [""] * 3 and "errors of another recipe" in ends[3]
+    ):
+        assert call(ablation, options) == ""
+    options = f"{again}/refused --variants '{plain}' --steps 1 --checkpoints {tmp_path}/runs"
+    assert "errors of another recipe" in call(ablation, options)
     kept, wider, untimed, refused = (
         {
             row["variant"]: row

@@ -6,14 +6,10 @@ from pathlib import Path
 import pytest
 from repository_runs import run
 
-pytestmark = pytest.mark.no_cpu_kernels
-
-SUMMARY = """
-import json, sys
+from benchmarks.readme import sections
 from benchmarks.summary import flatness, quartiles
-times = json.load(sys.stdin)
-print(json.dumps([flatness(times), quartiles([4.0, 1.0, 3.0, 2.0, 5.0])]))
-"""
+
+pytestmark = pytest.mark.no_cpu_kernels
 
 
 def test_the_figures_of_the_readme_are_those_of_the_results(repository: Path) -> None:
@@ -21,7 +17,7 @@ def test_the_figures_of_the_readme_are_those_of_the_results(repository: Path) ->
     assert ended.returncode == 0, ended.stderr
 
 
-def test_the_fastest_setting_and_the_ratios_come_from_the_medians(repository, tmp_path) -> None:
+def test_the_fastest_setting_and_the_ratios_come_from_the_medians(tmp_path) -> None:
     machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
     seconds = {"gplws": [9.0, 1.0, 2.0], "eager": [8.0, 8.0, 8.0], "openvino": [3.0]}
     peers = {"eager": [10.0], "eager channels_last": [6.0]}
@@ -32,7 +28,7 @@ def test_the_fastest_setting_and_the_ratios_come_from_the_medians(repository, tm
         {"network": "gplws", "seconds": {"gplws": [99.0]}, **shape, "shape": "5x256x256"},
     ]
     write(tmp_path, "latency", machine=machine, rows=rows)
-    shown = section(repository, tmp_path)
+    shown = section(tmp_path)
     assert "one core of an Z80 with AVX2" in shown
     assert "| | gplws | torch eager | OpenVINO |" in shown
     assert "| float32 | **2.00** | 8.00 (4.0x) | 3.00 (1.5x) |" in shown
@@ -40,25 +36,22 @@ def test_the_fastest_setting_and_the_ratios_come_from_the_medians(repository, tm
     assert "99" not in shown
 
 
-def test_flatness_is_the_largest_deviation_from_the_median_cost_per_voxel(
-    repository, tmp_path
-) -> None:
+def test_flatness_is_the_largest_deviation_from_the_median_cost_per_voxel(tmp_path) -> None:
     times = {
         f"{frames}x256x256": [cost * 1e-9 * frames * 256 * 256]
         for frames, cost in ((10, 120), (5, 100), (50, 90))
     }
-    ended = run(repository, "-c", SUMMARY, given=json.dumps(times))
-    found, middle = json.loads(ended.stdout)
+    found = flatness(times)
     assert found["median_ns_per_voxel"] == pytest.approx(100)
     assert found["largest_deviation"] == pytest.approx(0.2)
-    assert middle == [2.0, 4.0]
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 4.0)
 
     write(tmp_path, "flatness", rows=[{"precision": "float32", "over": "frames", **found}])
     expected = "at most 20.0% over number of frames (5x256x256 to 50x256x256)."
-    assert expected in " ".join(section(repository, tmp_path).split())
+    assert expected in " ".join(section(tmp_path).split())
 
 
-def test_a_network_is_set_against_the_gplws_of_its_own_turns(repository, tmp_path) -> None:
+def test_a_network_is_set_against_the_gplws_of_its_own_turns(tmp_path) -> None:
     shape = {"precision": "float32", "shape": "10x512x512"}
     rows = [
         {"network": "gplws", "seconds": {"gplws": [2.0]}, **shape},
@@ -66,10 +59,10 @@ def test_a_network_is_set_against_the_gplws_of_its_own_turns(repository, tmp_pat
     ]
     machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
     write(tmp_path, "latency", machine=machine, rows=rows)
-    assert "| FVNet | 6.00 (2.4x) |" in section(repository, tmp_path)
+    assert "| FVNet | 6.00 (2.4x) |" in section(tmp_path)
 
 
-def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> None:
+def test_the_tables_of_the_paper_come_with_its_figures(tmp_path) -> None:
     machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
     names = ["gplws", "fvnet", "dfvnet", "aifdepthnet", "ddffnet", "defocusnet"]
     rows = [
@@ -104,7 +97,7 @@ def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> 
         recipe={**recipe, "loss": "l1"},
         count=5,
     )
-    shown = section(repository, tmp_path)
+    shown = section(tmp_path)
     assert "| | 10 x 512 x 512 |" in shown
     assert "| DefocusNet | 60% (47%) |" in shown
     assert "| add, conv, plain | 2,000 (1,000) | 3.1 | 0.50 | 2.00 |" in shown
@@ -114,12 +107,12 @@ def test_the_tables_of_the_paper_come_with_its_figures(repository, tmp_path) -> 
 
     row["trained"] = [{"steps": 9, "depth": {"mse": error}} for error in (0.1, 0.3)]
     write(tmp_path, "ablation", machine=machine, shape="1x2x3", rows=[row])
-    shown = section(repository, tmp_path)
+    shown = section(tmp_path)
     assert "| add, conv, plain | 2,000 (1,000) | 3.1 | 0.50 | 2.00 | 0.2000 (0.5000) |" in shown
     assert "after 9 steps" in shown
 
 
-def test_the_most_accurate_method_of_a_level_is_in_bold(repository, tmp_path) -> None:
+def test_the_most_accurate_method_of_a_level_is_in_bold(tmp_path) -> None:
     errors = {
         ("easy", "gplws"): 0.25,
         ("easy", "rr"): 0.5,
@@ -141,16 +134,14 @@ def test_the_most_accurate_method_of_a_level_is_in_bold(repository, tmp_path) ->
         {"data": "new", "method": "other", "mae_frames": {**share, "share": 9.0}},
     ]
     write(tmp_path, "accuracy", count=12, means=means, against_classical=shares)
-    shown = section(repository, tmp_path)
+    shown = section(tmp_path)
     assert "| | gplws | rr | best classical | gplws / best |" in shown
     assert "12 simulated stacks" in " ".join(shown.split())
     assert "| easy | **0.250** | 0.500 | 0.500 `rr` | 0.50 (0.44 to 0.56) |" in shown
     assert "| new | 0.750 | **0.700** | **0.700** `rr` | 1.07 |" in shown
 
 
-def test_accelerated_networks_are_compared_with_the_faster_stock_format(
-    repository, tmp_path
-) -> None:
+def test_accelerated_networks_are_compared_with_the_faster_stock_format(tmp_path) -> None:
     machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
     seconds = {
         "eager": [4.0, 4.0],
@@ -160,7 +151,7 @@ def test_accelerated_networks_are_compared_with_the_faster_stock_format(
     row = {"network": "fvnet", "seconds": seconds, "error": 3.2e-05}
     rows = [{**row, "shape": "10x512x512"}, {**row, "shape": "10x256x256", "network": "gplws"}]
     write(tmp_path, "accelerate", machine=machine, rows=rows)
-    shown = section(repository, tmp_path)
+    shown = section(tmp_path)
     assert "| FVNet | 3.00 | **2.00** (1.50x) |  | 3e-05 |" in shown
     assert "GPLWS-Net" not in shown and "timed once" not in shown
     once = {**rows[0], "seconds": {"eager": [4.0], "accelerated": [2.0]}}
@@ -168,24 +159,24 @@ def test_accelerated_networks_are_compared_with_the_faster_stock_format(
     other = {"network": "fvnet", "precision": "float32", "shape": "10x512x512"}
     other["seconds"] = {"openvino": [1.5]}
     write(tmp_path, "latency", machine=machine, rows=[other])
-    shown = section(repository, tmp_path)
+    shown = section(tmp_path)
     assert "| FVNet | 4.00 | **2.00** (2.00x) | 1.50 | 3e-05 |" in shown
     assert "FVNet was timed once:" in " ".join(shown.split())
 
 
-def test_whole_reconstructions_have_a_column_for_each_method(repository, tmp_path) -> None:
+def test_whole_reconstructions_have_a_column_for_each_method(tmp_path) -> None:
     machine = {"processor": "Z80", "threads": 1, "cpu_isa": "avx2"}
     rows = [
         {"shape": "10x512x512", "seconds": {"rdf": [0.3, 0.1, 0.2], "gplws": [1.0]}},
         {"shape": "5x64x64", "seconds": {"rdf": [0.04], "gplws": [0.5]}},
     ]
     write(tmp_path, "methods", machine=machine, rows=rows)
-    shown = section(repository, tmp_path)
+    shown = section(tmp_path)
     assert "| | `rdf` | `gplws` |" in shown
     assert "| 10 x 512 x 512 | 0.20 | 1.00 |" in shown and "| 5 x 64 x 64 | 0.04 | 0.50 |" in shown
 
 
-def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
+def test_figures_of_a_gpu_are_shown_with_its_name(tmp_path) -> None:
     row = {"shape": "10x512x512", "precision": "bfloat16"}
     exact = {**row, "precision": "float32"}
     seconds = {
@@ -224,7 +215,7 @@ def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
             },
         ],
     )
-    shown = section(repository, tmp_path)
+    shown = section(tmp_path)
     lines = [" ".join(line.split()) for line in shown.split("\n\n")]
     assert "### On a GPU" in lines
     facts = "(driver 580.1, CUDA 13.0, cuDNN 91900, torch 2.11)"
@@ -246,19 +237,13 @@ def test_figures_of_a_gpu_are_shown_with_its_name(repository, tmp_path) -> None:
     assert "No figure from a GPU" not in shown
 
 
-def test_without_figures_of_a_gpu_the_readme_says_so(repository, tmp_path) -> None:
-    assert section(repository, tmp_path).strip() == "No figure from a GPU is known yet."
+def test_without_figures_of_a_gpu_the_readme_says_so(tmp_path) -> None:
+    assert section(tmp_path).strip() == "No figure from a GPU is known yet."
 
 
 def write(folder: Path, name: str, **content: object) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content))
 
 
-def section(repository: Path, folder: Path) -> str:
-    script = (
-        f"from pathlib import Path; from benchmarks.readme import sections; "
-        f"print(*sections(Path({str(folder)!r})).values(), sep='\\n\\n')"
-    )
-    ended = run(repository, "-c", script)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+def section(folder: Path) -> str:
+    return "\n\n".join(sections(folder).values())

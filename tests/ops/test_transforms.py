@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 
@@ -30,6 +29,8 @@ from gplws.ops import (
 
 # Dynamo of older ones stops at enter_dual_level, whatever is computed.
 LEVELS_CAN_BE_COMPILED = Version(torch.__version__) >= Version("2.13")
+# Dynamo of newer ones refuses tangents that come from outside.
+TANGENTS_MAY_BE_GIVEN = Version(torch.__version__) < Version("2.14.0.dev0")
 
 WEIGHT = torch.rand(4, 2, 3, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.4
 UP_WEIGHT = torch.rand(4, 1, 3, 3, 3, generator=torch.Generator().manual_seed(2)) - 0.4
@@ -95,6 +96,12 @@ PLAIN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], t
     ),
 }
 op_cases = pytest.mark.parametrize("name", OPS)
+# What is compiled is wired once for each op, by whichever operand the derivative is.
+COMPILED = {
+    name: case
+    for name, case in {**OPS, **PLAIN}.items()
+    if name not in ("conv3d_input_gradient by weight", "conv3d_weight_gradient by x")
+}
 
 
 def drawn(shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -155,9 +162,9 @@ def by_explicit_levels(op: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tens
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("name", [*OPS, *PLAIN])
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled_transforms_give_the_derivatives_of_the_reference(name: str) -> None:
-    op, stock, shape = {**OPS, **PLAIN}[name]
+    op, stock, shape = COMPILED[name]
     x, tangent = drawn(shape), drawn(shape, 1)
 
     def total(sample: Tensor) -> Tensor:
@@ -170,10 +177,10 @@ def test_compiled_transforms_give_the_derivatives_of_the_reference(name: str) ->
     assert expected.abs().max() > 0.01
     alone = compiled(op)
     torch.testing.assert_close(alone(x), stock(x))
-    # torch 2.14 refuses tangents that come from outside.
-    with forward_ad.dual_level(), contextlib.suppress(torch._dynamo.exc.Unsupported):
-        dual = alone(forward_ad.make_dual(x, tangent))
-        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
+    if TANGENTS_MAY_BE_GIVEN:
+        with forward_ad.dual_level():
+            dual = alone(forward_ad.make_dual(x, tangent))
+            torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, expected)
     forward = compiled(lambda x, t: torch.func.jvp(op, (x,), (t,))[1])
     torch.testing.assert_close(forward(x, tangent), expected)
     if LEVELS_CAN_BE_COMPILED:
