@@ -16,6 +16,7 @@ import torch
 
 import gplws
 from benchmarks.summary import RESULTS, load
+from gplws.files import new_file
 
 
 def machine() -> dict[str, Any]:
@@ -72,9 +73,8 @@ def save(name: str, content: Mapping[str, Any], folder: Path | None = None) -> P
     path = (folder or RESULTS) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"machine": machine(), **content}, indent=1)
-    partial = path.with_suffix(".partial")  # a long run may be stopped at any time
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    with new_file(path, overwrite=True) as file:  # a long run may be stopped at any time
+        file.write((text + "\n").encode())
     return path
 
 
