@@ -75,9 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("gplws: interrupted", file=sys.stderr)
         return 1
     except _FAILURES as error:
-        if verbose:
-            _logger.exception("failed")
-        print(f"gplws: error: {_one_paragraph(error)}", file=sys.stderr)
+        _report_failure(error, "", verbose)
         return 1
 
 
@@ -283,7 +281,8 @@ def _reconstruct_parser() -> ArgumentParser:
     from gplws.reconstruct import Precision
 
     reconstruct = ArgumentParser(
-        description="Reconstruct the surface of a focal stack and write it into a folder.",
+        description="Reconstruct the surface of a focal stack and write it into a folder. Several "
+        "stacks are reconstructed one after the other, with the same options.",
     )
     add = reconstruct.add_argument
     add("--config", action=ActionConfigFile, help="YAML file with these options")
@@ -292,6 +291,7 @@ def _reconstruct_parser() -> ArgumentParser:
         "folder of BMP, PNG, JPEG or TIFF frames, a multipage, ImageJ or OME TIFF, a .czi, .lif or "
         ".nd2 file, or OME-Zarr",
     )
+    add("more", type=_path, nargs="*", default=SUPPRESS, help="further stacks")
     add("--stack", type=_path, default=None, help="the same as PATH, for --config files")
     add("--demo", action="store_true", help="render a test piece, reconstruct it, show the error")
     add(
@@ -299,7 +299,8 @@ def _reconstruct_parser() -> ArgumentParser:
         "--out",
         type=_path,
         default=None,
-        help=f"folder to write; default: NAME_gplws for a stack NAME, {DEMO_FOLDER} for the demo",
+        help=f"folder to write; of several stacks the folder for their folders NAME; default: "
+        f"NAME_gplws for a stack NAME, {DEMO_FOLDER} for the demo",
     )
     add(
         "--z-step-um",
@@ -808,25 +809,68 @@ def _info(parser: ArgumentParser, options: Namespace) -> int:
 
 def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
     sources = (options.get("path"), options.stack)
-    given = [source for source in sources if source is not None]
+    given = [Path(source) for source in sources if source is not None]
     if len(given) + options.demo != 1:
         parser.error("give either the path of a stack or --demo")
+    given += [Path(path) for path in options.get("more") or ()]
 
     from gplws.io.meshes import require_max_faces
-    from gplws.io.writers import RESULT_FILES, mesh_kinds, surface_kinds
-    from gplws.reconstruct import reconstruct
+    from gplws.io.writers import mesh_kinds, surface_kinds
 
-    calibrated = (*mesh_kinds(options.mesh), *surface_kinds(options.surface))
+    calibrated = bool(mesh_kinds(options.mesh) + surface_kinds(options.surface))
     require_max_faces(options.max_faces)
     if options.demo:
         return _demo(options)
-    path = Path(given[0])
-    out = Path(options.out or f"{_name_of(path.resolve())}_gplws")
-    if out.resolve() in (path.resolve(), path.resolve().parent) and (
-        path.is_dir() or path.name in RESULT_FILES
+    targets = _targets(given, options.out)
+    for path, out in zip(given, targets, strict=True):
+        _refuse_target(path, out, options)
+    failed = 0
+    for path, out in zip(given, targets, strict=True):
+        try:
+            _reconstruct_one(path, out, calibrated, options)
+        except _FAILURES as error:
+            if len(given) == 1:
+                raise
+            failed += 1
+            _report_failure(error, "" if str(path) in str(error) else f"{path}: ", options.verbose)
+    if failed:
+        print(f"gplws: {failed} of {len(given)} stacks failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _targets(stacks: Sequence[Path], out: str | None) -> list[Path]:
+    """Folders of the results: of one stack ``out``, of several the folders NAME in it.
+
+    Raises:
+        ValueError: two would be the same.
+    """
+    if len(stacks) == 1 and out is not None:
+        return [Path(out)]
+    suffix, parent = ("_gplws", Path()) if out is None else ("", Path(out))
+    ends = [Path(end).parent for end in _path_ends([path.resolve() for path in stacks], "path")]
+    names = [f"{_name_of(path.resolve())}{suffix}" for path in stacks]
+    targets = [parent / end / name for end, name in zip(ends, names, strict=True)]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise ValueError(f"path: results of two stacks would be in {target}")
+    return targets
+
+
+def _refuse_target(stack: Path, out: Path, options: Namespace) -> None:
+    """Fail before the work where a folder holds the frames, or results that have to stay."""
+    from gplws.io.writers import RESULT_FILES
+
+    if out.resolve() in (stack.resolve(), stack.resolve().parent) and (
+        stack.is_dir() or stack.name in RESULT_FILES
     ):
         raise ValueError(f"--out: {out} holds the frames; results belong into another folder")
     _refuse_existing(out, options)
+
+
+def _reconstruct_one(path: Path, out: Path, calibrated: bool, options: Namespace) -> None:
+    """Reconstruct a stack; ``calibrated`` results need its z-step and pixel size."""
+    from gplws.reconstruct import reconstruct
+
     stack: Path | FocalStack = path
     scales = {name: options[name] for name in _OF_STACKS if options[name] is not None}
     has_positions = "z_step_um" in scales or "focus_positions_um" in scales
@@ -835,7 +879,6 @@ def _reconstruct(parser: ArgumentParser, options: Namespace) -> int:
         stack, scales = _read_calibrated(path, scales, options), {}
     result = reconstruct(stack, z_direction=options.z_direction, **scales, **_common(options))
     _save(result, out, options)
-    return 0
 
 
 def _convert(parser: ArgumentParser, options: Namespace) -> int:
@@ -982,6 +1025,12 @@ def _report(out: Path) -> None:
             "gplws: the focus positions are unknown, so heights are in frames: pass --z-step",
             file=sys.stderr,
         )
+
+
+def _report_failure(error: BaseException, what: str, verbose: bool) -> None:
+    if verbose:
+        _logger.error("failed", exc_info=error)
+    print(f"gplws: error: {what}{_one_paragraph(error)}", file=sys.stderr)
 
 
 def _one_paragraph(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -471,6 +472,32 @@ def test_the_stack_and_the_weights_may_be_named_in_files(tmp_path, capsys, folde
     words = ("reconstruct", folder, "-o", tmp_path / "new", "--quiet")
     assert run(*words, "--method", tmp_path / "other.safetensors") == 1
     assert "other.safetensors" in capsys.readouterr().err
+
+
+def test_several_stacks_are_reconstructed_whatever_becomes_of_the_others(folder, tmp_path, capsys):
+    other = tmp_path / "other" / folder.name
+    shutil.copytree(folder, other)
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    words = ("reconstruct", folder, tmp_path / "empty", other, "-o", out, "--quiet")
+    assert run(*words, "--z-step", "2") == 1
+    shown = capsys.readouterr().err
+    assert "empty: the folder holds no frames" in shown and "1 of 3 stacks failed" in shown
+    ends = [f"{path.parent.name}/{path.name}" for path in (folder, other)]
+    heights = [tifffile.imread(out / end / "height.tif") for end in ends]
+    assert np.array_equal(*heights, equal_nan=True) and not (out / "empty").exists()
+    assert run(*words) == 1 and "--overwrite" in capsys.readouterr().err
+    assert run("reconstruct", folder, folder) == 1
+    assert "path: " in (said := capsys.readouterr().err) and "is given twice" in said
+
+
+def test_results_of_two_stacks_never_meet(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder.rename("a")
+    tifffile.imwrite("a.tif", np.zeros((4, 20, 30), np.uint8), photometric="minisblack")
+    assert run("reconstruct", "a", "a.tif", "-o", "out") == 1
+    assert "results of two stacks would be in out/a" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_methods_are_compared_on_stacks_with_known_depth(tmp_path, capsys, folder):
