@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -32,8 +32,15 @@ from gplws.positions import rise_or_fall
 
 _logger = logging.getLogger(__name__)
 
+
+class HasArray(Protocol):
+    """What numpy makes an array of."""
+
+    def __array__(self, dtype: Any = None) -> np.ndarray: ...
+
+
 Frame: TypeAlias = np.ndarray | Tensor
-StackSource: TypeAlias = str | os.PathLike[str] | Frame | FocalStack | Sequence[Any]
+StackSource: TypeAlias = str | os.PathLike[str] | Frame | FocalStack | Sequence[Any] | HasArray
 Positions: TypeAlias = Sequence[float] | np.ndarray | Tensor | Literal["names"] | None
 Progress: TypeAlias = bool | Report | None
 
@@ -77,7 +84,8 @@ def read_stack(
             - a file of Zeiss (.czi), Leica (.lif) or Nikon (.nd2), or an OME-Zarr folder;
             - a .npy file, or a .npz file with one array or an array called ``frames``;
             - a numpy array, a tensor (its frames stay on their device), or a sequence of either,
-              one frame each;
+              one frame each; anything that numpy makes an array of, such as arrays of Dask, Zarr,
+              HDF5 or xarray, which are read whole;
             - a `FocalStack`, whose calibration the arguments override.
         axes: one letter per axis of the array or file, see `FocalStack.from_frames`.
         channel: number of the one that is taken of several channels or of RGB, from 0.
@@ -112,6 +120,8 @@ def read_stack(
         return _override(source, given)
     if isinstance(source, np.ndarray | Tensor):
         return given.stack(source)
+    if hasattr(source, "__array__"):
+        return given.stack(np.asarray(source))
     if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray):
         return _read_sequence(list(source), given, progress)
     raise TypeError(

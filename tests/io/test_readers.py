@@ -1043,3 +1043,15 @@ def test_reading_arrays_imports_no_heavy_library():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_arrays_of_other_libraries_are_read(tmp_path):
+    frames = textured("u2")
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "stack.h5", "w") as file:
+        stack = read_stack(file.create_dataset("frames", data=frames), z_step_um=2)
+    assert stack.frames.dtype == np.uint16 and np.array_equal(stack.frames, frames)
+    assert stack.focus_positions_um.tolist() == [0, 2, 4, 6]
+    zarr = pytest.importorskip("zarr")
+    last = zarr.array(frames.transpose(1, 2, 0))
+    assert np.array_equal(read_stack(last, axes="YXZ").frames, frames)
