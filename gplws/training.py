@@ -194,7 +194,7 @@ class _Run:
         self.trains_on_kernels = _put_on_kernels(self.model, config.precision, device)
         self.channels_last = config.precision.channels_last and not self.trains_on_kernels
         if device.type == "cpu" and config.precision.dtype == "bfloat16":
-            # Gradients of two frames are wrong there: see gplws.ops._arguments.stock_backward.
+            # Gradients of two frames are wrong there: see gplws.ops.arguments.stock_backward.
             self.channels_last &= min(config.data.frames) > 2
         if self.channels_last:
             _channels_last(self.model)

@@ -12,7 +12,7 @@
 namespace gplws {
 
 // The largest reach of a filter and spacing of its taps, px: scratch memory grows with them, up to
-// some hundred MB for each thread. gplws/ops/_arguments.py has the same number.
+// some hundred MB for each thread. gplws/ops/arguments.py has the same number.
 constexpr int64_t kMostReach = 1 << 12;
 
 // A batch of float32 images.

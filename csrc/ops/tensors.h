@@ -19,7 +19,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The most frames whose numbers float32 can tell apart; gplws/ops/_arguments.py has it too.
+// The most frames whose numbers float32 can tell apart; gplws/ops/arguments.py has it too.
 constexpr int64_t kMostFrames = int64_t{1} << 24;
 
 inline void check_frames(const char* op, const char* name, int64_t frames) {

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gplws.classical.focus_measures import _check_images, _in_chunks
+from gplws.classical.focus_measures import check_images, in_chunks
 from gplws.ops import reference
 from gplws.ops.spline_smooth import spline_smooth
 
@@ -38,10 +38,10 @@ def aggregate(volume: Tensor, levels: int = 2) -> Tensor:
         The "a trous" B-spline transform: Starck and Murtagh, Astronomical Image and Data
         Analysis, Springer, 2006, doi:10.1007/978-3-540-33025-7.
     """
-    _check_images("volume", volume)
+    check_images("volume", volume)
     if levels < 0:
         raise ValueError(f"levels: expected at least 0, got {levels}")
-    return _in_chunks(lambda chunk: smooth(chunk, 0, levels), volume)
+    return in_chunks(lambda chunk: smooth(chunk, 0, levels), volume)
 
 
 def aggregation_sigma(levels: int) -> float:

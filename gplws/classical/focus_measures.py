@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gplws.ops._arguments import has_plain_kernel
+from gplws.ops.arguments import has_plain_kernel
 from gplws.ops.local_filters import symmetric_filter
 
 # Elements that are filtered at a time: on a CPU as many as its cache holds, on a GPU enough to
@@ -52,14 +52,14 @@ def ring_difference_filter(
         >>> ring_difference_filter(torch.ones(2, 8, 8)).abs().max().item() < 1e-6
         True
     """
-    _check_images("frames", frames)
+    check_images("frames", frames)
     if not 0 <= disk_radius < ring_inner_radius <= ring_outer_radius:
         raise ValueError(
             "expected 0 <= disk_radius < ring_inner_radius <= ring_outer_radius, got "
             f"{disk_radius}, {ring_inner_radius}, {ring_outer_radius}"
         )
     weights = _ring_weights(disk_radius, ring_inner_radius, ring_outer_radius)
-    return _in_chunks(lambda chunk: symmetric_filter(chunk, weights), frames, by_kernel=True)
+    return in_chunks(lambda chunk: symmetric_filter(chunk, weights), frames, by_kernel=True)
 
 
 def _ring_weights(disk: float, inner: float, outer: float) -> list[list[float]]:
@@ -86,7 +86,7 @@ def _ring_weights(disk: float, inner: float, outer: float) -> list[list[float]]:
     ]
 
 
-def _check_images(name: str, images: Tensor) -> None:
+def check_images(name: str, images: Tensor) -> None:
     if images.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {images.dtype}")
     if images.dim() < 2:
@@ -101,7 +101,7 @@ def chunks(images: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + step, images.shape[0]))
 
 
-def _in_chunks(
+def in_chunks(
     function: Callable[[Tensor], Tensor], images: Tensor, *, by_kernel: bool = False
 ) -> Tensor:
     """``function`` over the leading axes of (..., H, W), a few images at a time.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gplws.classical.focus_measures import (
-    _check_images,
-    _in_chunks,
+    check_images,
+    in_chunks,
     ring_difference_filter,
 )
 from gplws.classical.local_measures import (
@@ -122,7 +122,7 @@ def focus_volume(
     """
     if measure not in MEASURES:
         raise ValueError(f"measure: expected one of {', '.join(MEASURES)}, got {measure!r}")
-    _check_images("stack", stack)
+    check_images("stack", stack)
     if stack.dim() not in (3, 4, 5) or (stack.dim() == 5 and stack.shape[1] not in (1, 3)):
         raise ValueError(
             f"stack: expected (N, H, W), (B, N, H, W) or (B, 3, N, H, W), got {tuple(stack.shape)}"
@@ -149,7 +149,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     weights = half_gaussian(sigma, reach)
     if reach <= _NARROW_BLUR:
         window = [[above * beside for beside in weights] for above in weights]
-        return _in_chunks(lambda chunk: symmetric_filter(chunk, window), images, by_kernel=True)
+        return in_chunks(lambda chunk: symmetric_filter(chunk, window), images, by_kernel=True)
 
     def blur(chunk: Tensor) -> Tensor:
         for dim in (-1, -2):
@@ -162,7 +162,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
             chunk = result
         return chunk
 
-    return _in_chunks(blur, images)
+    return in_chunks(blur, images)
 
 
 def half_gaussian(sigma: float, reach: int) -> list[float]:

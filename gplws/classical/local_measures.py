@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gplws.classical.focus_measures import _check_images, _in_chunks
+from gplws.classical.focus_measures import check_images, in_chunks
 from gplws.ops.local_filters import second_differences
 from gplws.ops.reference import Shifted
 
@@ -40,7 +40,7 @@ def sum_modified_laplacian(frames: Tensor, *, spacing: int = 1) -> Tensor:
     Source:
         Nayar and Nakagawa, "Shape from focus", IEEE TPAMI 16(8), 1994, doi:10.1109/34.308479.
     """
-    _check_images("frames", frames)
+    check_images("frames", frames)
     _check_spacing("spacing", spacing)
     return _second_differences(frames, [(0, spacing), (spacing, 0)])
 
@@ -65,7 +65,7 @@ def multi_directional_modified_laplacian(
         After Yan et al., Pattern Recognition 98, 2020. The weights of directions and spacings
         there are not known to this package: all are 1 here.
     """
-    _check_images("frames", frames)
+    check_images("frames", frames)
     if not spacings:
         raise ValueError("spacings: expected at least one")
     for spacing in spacings:
@@ -96,8 +96,8 @@ def tenengrad(frames: Tensor) -> Tensor:
         Krotkov, "Focusing", International Journal of Computer Vision 1, 1988,
         doi:10.1007/BF00127822.
     """
-    _check_images("frames", frames)
-    return _in_chunks(_sobel_magnitude, frames)
+    check_images("frames", frames)
+    return in_chunks(_sobel_magnitude, frames)
 
 
 def gray_level_deviation(frames: Tensor, *, radius: int = 2) -> Tensor:
@@ -118,9 +118,9 @@ def gray_level_deviation(frames: Tensor, *, radius: int = 2) -> Tensor:
         Gray level variance: Pertuz et al., "Analysis of focus measure operators for
         shape-from-focus", Pattern Recognition 46(5), 2013, doi:10.1016/j.patcog.2012.11.011.
     """
-    _check_images("frames", frames)
+    check_images("frames", frames)
     _check_spacing("radius", radius)
-    return _in_chunks(lambda chunk: _window_deviation(chunk, radius), frames)
+    return in_chunks(lambda chunk: _window_deviation(chunk, radius), frames)
 
 
 def _check_spacing(name: str, spacing: int) -> None:
@@ -129,7 +129,7 @@ def _check_spacing(name: str, spacing: int) -> None:
 
 
 def _second_differences(frames: Tensor, directions: list[tuple[int, int]]) -> Tensor:
-    return _in_chunks(lambda chunk: second_differences(chunk, directions), frames, by_kernel=True)
+    return in_chunks(lambda chunk: second_differences(chunk, directions), frames, by_kernel=True)
 
 
 def _sobel_magnitude(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gplws.classical.aggregation import aggregation_reach
-from gplws.classical.focus_measures import _check_images, _in_chunks
+from gplws.classical.focus_measures import check_images, in_chunks
 from gplws.ops.reference import mirror, spline_along
 
 SHEARLET_REACH = 10
@@ -49,10 +49,10 @@ def wavelet_energy(frames: Tensor, *, levels: int = 2) -> Tensor:
         Murtagh, Astronomical Image and Data Analysis, Springer, 2006,
         doi:10.1007/978-3-540-33025-7.
     """
-    _check_images("frames", frames)
+    check_images("frames", frames)
     if levels < 1:
         raise ValueError(f"levels: expected at least 1, got {levels}")
-    return _in_chunks(lambda chunk: _wavelet_details(chunk, levels), frames)
+    return in_chunks(lambda chunk: _wavelet_details(chunk, levels), frames)
 
 
 def wavelet_reach(levels: int = 2) -> int:
@@ -82,8 +82,8 @@ def shearlet_energy(frames: Tensor) -> Tensor:
         Cone-adapted discrete shearlets with Meyer windows: Haeuser and Steidl, "Fast finite
         shearlet transform", arXiv:1202.1773. Number of scales and shears are this package's.
     """
-    _check_images("frames", frames)
-    return _in_chunks(_shearlet_magnitude, frames)
+    check_images("frames", frames)
+    return in_chunks(_shearlet_magnitude, frames)
 
 
 def _wavelet_details(images: Tensor, levels: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from gplws.ops._arguments import needs_stock
+from gplws.ops.arguments import needs_stock
 from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
 from gplws.ops.up_conv3d import up_conv3d
 

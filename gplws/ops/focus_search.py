@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
-from gplws.ops._arguments import (
+from gplws.ops.arguments import (
     goes_to_reference,
     note_change,
     require_float32,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gplws import _extension  # noqa: F401  (registers the schemas and kernels)
 from gplws.ops import reference
-from gplws.ops._arguments import (
+from gplws.ops.arguments import (
     has_plain_kernel,
     require_floats,
     require_frames,
