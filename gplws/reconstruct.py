@@ -576,6 +576,11 @@ def engine_of(
 
     ``shared``: a network with weights is the same object in every call, to be released in the end;
     else the engine has its own, which keeps its memory from stack to stack.
+
+    Raises:
+        ValueError: an unknown name or precision, or one that the method or device does not have.
+        TypeError: neither a name nor a module.
+        WeightsError: weights are missing, damaged or foreign; a ValueError.
     """
     if precision is not None and precision not in get_args(Precision):
         known = ", ".join(get_args(Precision))
@@ -615,6 +620,11 @@ def _dtype_of(precision: Precision | None, device: torch.device) -> torch.dtype:
 
 
 def resolve_device(device: str | torch.device, stack: object) -> torch.device:
+    """Where a stack is computed: "auto" is the device of a tensor, else a GPU with kernels, if any.
+
+    Raises:
+        ValueError: a device that cannot be used.
+    """
     if isinstance(device, str) and device == "auto":
         frames = stack.frames if isinstance(stack, FocalStack) else stack
         if isinstance(frames, Tensor):
