@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from networks import relative_error
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 import gplws
 from gplws.accelerate import tracing, trial
@@ -687,6 +687,32 @@ def test_tied_and_parametrised_weights() -> None:
     parametrizations.weight_norm(model[0], "weight")
     _, report = accelerated(lively(model), torch.randn(1, 4, 3, 6, 6))
     assert len(report.swapped) >= 3
+
+
+def pruned(conv: nn.Module) -> nn.Module:
+    return prune.random_unstructured(conv, "weight", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("normed", [weight_norm, spectral_norm, pruned])
+def test_weights_made_before_each_forward_stay_as_they_are(normed: Callable) -> None:
+    conv = nn.Conv3d(3, 4, 3, padding=1)
+    model = lively(nn.Sequential(normed(conv), nn.ReLU(), nn.Conv3d(4, 2, 1)))
+    x = torch.rand(1, 3, 4, 8, 8)
+    expected = model(x)  # with autograd: conv.weight is a result of it now
+    assert not conv.weight.is_leaf
+    for copy_of in (gplws.nn.fuse, gplws.nn.reparameterise):
+        assert torch.equal(copy_of(model)(x), expected)
+    gplws.nn.to_group_parallel(model)
+    fast, report = accelerated(model, x)
+    assert note(report, "0") == "a hook is attached"
+    assert note(report, "2").startswith("+ ")
+    fast(x.requires_grad_()).sum().backward()
+    trained = fast.train()
+    trained(x).sum().backward()
+    assert any(p.grad is not None for p in trained[0].parameters())
+    _, report = gplws.accelerate(model.eval(), x)
+    assert report.error is not None
 
 
 class ScalesItself(nn.Conv3d):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Set
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from gplws.accelerate.layers import BLOCKS, fast_layer, is_of, is_stock_layer, w
 from gplws.accelerate.passes import Passes
 from gplws.accelerate.tracing import Untraced, trace
 from gplws.accelerate.wrapped import Accelerated, class_of, with_method
-from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d
+from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, copied
 from gplws.nn.inference import Framewise
 from gplws.nn.layer_report import ModelReport
 from gplws.nn.stock import has_hooks, is_stock
@@ -37,7 +36,7 @@ class Builder:
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         self._model = self._with_merged_branches(model)
         # Tracing may leave something behind in the modules: it sees a copy.
-        self._probe = copy.deepcopy(self._model)
+        self._probe = copied(self._model)
         self._given = given or None
         self._closed: set[int] = set()  # never looked into
         self._leaves: dict[int, str] = {}  # why not traced as part of something larger

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
+from gplws.nn.blocks import copied
 from gplws.nn.inference import stock_layout
 
 _NOT_WRITTEN = (
@@ -110,7 +111,7 @@ class _AcceleratedSequential(Accelerated):
 
 def keep_stock(fast: Accelerated, stock: nn.Module) -> None:
     """Keep a copy of the network that an accelerated one was made from, for its ``train()``."""
-    fast.__dict__["_stock"] = (copy.deepcopy(stock),)  # in a tuple: its weights are not listed
+    fast.__dict__["_stock"] = (copied(stock),)  # in a tuple: its weights are not listed
     fast.__dict__.pop("_layers", None)  # they are in there
 
 
