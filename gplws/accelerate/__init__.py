@@ -110,8 +110,12 @@ def _fused_gplws(model: GPLWSNet, report: ModelReport) -> nn.Module:
         report.add("", model, "is on the kernels already", swapped=False)
         return copied(model)
     for name, module in modules.items():
-        if has_hooks(module) or module.training:
-            why = "hooks on" if has_hooks(module) else "training mode of"
+        states = {
+            "another forward of": "forward" in vars(module),
+            "hooks on": has_hooks(module),
+            "training mode of": module.training,
+        }
+        if why := next((state for state, holds in states.items() if holds), ""):
             report.add("", model, f"{why} {name or 'itself'}", swapped=False)
             return copied(model)
     for name, module in blocks.items():

@@ -7,6 +7,7 @@ import inspect
 import io
 import pickle
 from collections.abc import Iterator, Mapping
+from types import MethodType
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
@@ -48,6 +49,9 @@ class Accelerated(nn.Module):
         self.__class__ = type(stock)
         self.__dict__.clear()
         self.__dict__.update(stock.__dict__)
+        for name, value in vars(stock).items():
+            if getattr(value, "__self__", None) is stock:  # a forward that replaced that of a class
+                self.__dict__[name] = MethodType(value.__func__, self)
         return self.train(True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
