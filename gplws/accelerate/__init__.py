@@ -40,10 +40,10 @@ def accelerate(
     ``torch.export``, and gradients flow to its inputs. ``train()`` turns it back into the network
     that it was made from.
 
-    A layer stays as it is where a hook is attached to it, where it is scripted, of another dtype
-    than float32 and bfloat16, or where nothing is faster; a module whose Python depends on values
-    or shapes stays, with its parts replaced. Batch norm is not folded into a conv then if the two
-    meet only in that Python.
+    A layer stays as it is where a hook is attached to it, where its ``forward`` was replaced, where
+    it is scripted, of another dtype than float32 and bfloat16, or where nothing is faster; a module
+    whose Python depends on values or shapes stays, with its parts replaced. Batch norm is not
+    folded into a conv then if the two meet only in that Python.
 
     Args:
         model: any module in eval mode on the CPU; it is not changed. On other devices only batch
