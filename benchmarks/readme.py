@@ -48,10 +48,7 @@ GPU_COLUMNS = {
     "peer": "fastest published network",
 }
 _SHOWN = ("gplws", "rdf", "rr")  # methods with a column of their own in the table of errors
-_WITHOUT_SEARCH = (
-    " Their times end at the depth map, those of gplws at the focus volume; the focus search "
-    "behind it adds 0.01 ms."
-)
+_WITHOUT_SEARCH = " Their times end at the depth map, those of gplws at the focus volume."
 ISAS = {"baseline": "no AVX", "avx2": "AVX2", "avx512": "AVX-512"}
 
 
@@ -215,7 +212,25 @@ def _gpu(found: dict[str, Any]) -> list[str]:
             "Stacks from 8-bit frames on the host to a height map on the host "
             f"(`reconstruct_stream`): {', '.join(rates)}."
         )
-    return parts
+    lacking = _lacking_on_gpu(found)
+    return [*parts, lacking] if lacking else parts
+
+
+def _lacking_on_gpu(found: dict[str, Any]) -> str:
+    """Which goals were not reached, and whether torch.compile was not measured, in a sentence."""
+    missed: dict[str, list[str]] = {}
+    for goal in found.get("goals", ()):
+        if goal["met"]:
+            continue
+        subject, *case = goal["what"].split(", ")  # op and precision, layer, shape
+        form = "{:.0%}" if goal["against"].startswith("share") else "{:.2f}"
+        aim = f"{subject} missed the goal of {form.format(goal['goal'])} ({goal['against']}"
+        reached = form.format(goal["reached"])
+        missed.setdefault(aim, []).append(" ".join((*case[:1], reached)))
+    said = [f"{aim}: {', '.join(reached)})" for aim, reached in missed.items()]
+    if any(one["unit"].startswith("compile") for one in found.get("failed", ())):
+        said.append("torch.compile was not measured")
+    return f"In that run {'; '.join(said)}." if said else ""
 
 
 def _on_gpu(rows: list[dict[str, Any]], precision: str) -> dict[str, tuple[str, float]]:

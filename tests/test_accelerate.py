@@ -9,13 +9,14 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable
+from types import MethodType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import relative_error
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 import gplws
 from gplws.accelerate import tracing, trial
@@ -687,6 +688,119 @@ def test_tied_and_parametrised_weights() -> None:
     parametrizations.weight_norm(model[0], "weight")
     _, report = accelerated(lively(model), torch.randn(1, 4, 3, 6, 6))
     assert len(report.swapped) >= 3
+
+
+def pruned(conv: nn.Module) -> nn.Module:
+    return prune.random_unstructured(conv, "weight", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("normed", [weight_norm, spectral_norm, pruned])
+def test_weights_made_before_each_forward_stay_as_they_are(normed: Callable) -> None:
+    conv = nn.Conv3d(3, 4, 3, padding=1)
+    model = lively(nn.Sequential(normed(conv), nn.ReLU(), nn.Conv3d(4, 2, 1)))
+    x = torch.rand(1, 3, 4, 8, 8)
+    expected = model(x)  # with autograd: conv.weight is a result of it now
+    assert not conv.weight.is_leaf
+    for copy_of in (gplws.nn.fuse, gplws.nn.reparameterise):
+        assert torch.equal(copy_of(model)(x), expected)
+    gplws.nn.to_group_parallel(model)
+    fast, report = accelerated(model, x)
+    assert note(report, "0") == "a hook is attached"
+    assert note(report, "2").startswith("+ ")
+    fast(x.requires_grad_()).sum().backward()
+    trained = fast.train()
+    trained(x).sum().backward()
+    assert any(p.grad is not None for p in trained[0].parameters())
+    _, report = gplws.accelerate(model.eval(), x)
+    assert report.error is not None
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv3d(3, 6, 3, padding=1),
+            nn.ReLU(),
+            gplws.nn.GroupParallel3d(6, 6, 2),
+            nn.Conv3d(6, 3, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def of_itself(body: Body) -> None:
+    body.forward = MethodType(lambda self, x: 3 * self.body(x).relu(), body)
+
+
+def around_the_class(body: Body) -> None:
+    forward = body.forward
+    body.forward = lambda x: 3 * forward(x)
+
+
+def around_the_class_as_method(body: Body) -> None:
+    forward = body.forward
+    body.forward = MethodType(lambda self, x: 3 * forward(x), body)
+
+
+def of_a_part(body: Body) -> None:
+    body.forward = body.body.forward
+
+
+FOREIGN = (around_the_class, around_the_class_as_method, of_a_part)
+
+
+def test_a_forward_replaced_on_the_instance_is_used_and_its_parts_are_replaced() -> None:
+    whole, x = lively(Body()), torch.rand(1, 3, 4, 8, 8)
+    of_itself(whole)
+    fast, report = accelerated(whole, x)
+    assert note(report, "") == "its forward was replaced; its parts were replaced"
+    assert note(report, "body.0").startswith("+ ")
+    assert note(report, "body.2") == "+ kernel"
+    with torch.no_grad():
+        for tensor in (*whole.parameters(), *whole.buffers()):
+            tensor.zero_()
+    assert fast(x).any()
+    trained = fast.train()
+    assert trained.forward.__self__ is trained
+    trained(x).sum().backward()
+
+    whole = lively(nn.Sequential(Body(), nn.Conv3d(3, 3, 3, padding=1)))
+    of_itself(whole[0])
+    _, report = accelerated(whole, x)
+    assert note(report, "0") == "its forward was replaced; its parts were replaced"
+    assert note(report, "0.body.2") == "+ kernel"
+    assert note(report, "1").startswith("+ ")
+
+
+@pytest.mark.parametrize("replace", FOREIGN)
+def test_where_a_replaced_forward_may_use_the_original_nothing_is_replaced(
+    replace: Callable[[Body], None],
+) -> None:
+    whole, x = lively(Body()), torch.rand(1, 3, 4, 8, 8)
+    replace(whole)
+    _, report = accelerated(whole, x)
+    assert [layer.name for layer in report.layers] == [""]
+    assert note(report, "") == "its forward was replaced, and may use the original"
+
+    whole = lively(nn.Sequential(Body(), nn.Conv3d(3, 3, 3, padding=1)))
+    replace(whole[0])
+    _, report = accelerated(whole, x)
+    assert [layer.name for layer in report.layers] == ["0", "1"]
+    assert note(report, "0") == "its forward was replaced, and may use the original"
+    assert note(report, "1").startswith("+ ")
+
+
+def test_layers_whose_forward_was_replaced_are_kept() -> None:
+    model = lively(nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), gplws.nn.GroupParallel3d(4, 4)))
+    model[0].forward = MethodType(
+        lambda self, x: self._conv_forward(x, 2 * self.weight, None), model[0]
+    )
+    of_block = type(model[1]).forward
+    model[1].forward = MethodType(lambda self, x: 2 * of_block(self, x), model[1])
+    _, report = accelerated(model, torch.rand(1, 3, 4, 8, 8))
+    assert [layer.note for layer in report.layers] == ["its forward was replaced"] * 2
 
 
 class ScalesItself(nn.Conv3d):

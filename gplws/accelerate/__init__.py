@@ -9,7 +9,6 @@ depends on values or shapes in Python stays the Python that it is, and the parts
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from gplws.accelerate.layers import BLOCKS, why_not_block
 from gplws.accelerate.trial import BFLOAT16_TOLERANCE, TOLERANCE, tried
 from gplws.accelerate.wrapped import Accelerated, class_of, keep_stock
 from gplws.models.gplws_net import GPLWSNet
+from gplws.nn.blocks import copied
 from gplws.nn.layer_report import ModelReport
 from gplws.nn.stock import has_hooks
 
@@ -40,10 +40,10 @@ def accelerate(
     ``torch.export``, and gradients flow to its inputs. ``train()`` turns it back into the network
     that it was made from.
 
-    A layer stays as it is where a hook is attached to it, where it is scripted, of another dtype
-    than float32 and bfloat16, or where nothing is faster; a module whose Python depends on values
-    or shapes stays, with its parts replaced. Batch norm is not folded into a conv then if the two
-    meet only in that Python.
+    A layer stays as it is where a hook is attached to it, where its ``forward`` was replaced, where
+    it is scripted, of another dtype than float32 and bfloat16, or where nothing is faster; a module
+    whose Python depends on values or shapes stays, with its parts replaced. Batch norm is not
+    folded into a conv then if the two meet only in that Python.
 
     Args:
         model: any module in eval mode on the CPU; it is not changed. On other devices only batch
@@ -72,11 +72,11 @@ def accelerate(
     report = ModelReport()
     if isinstance(model, Accelerated):
         report.add("", model, "is accelerated already", swapped=False)
-        fast: nn.Module = copy.deepcopy(model)
+        fast: nn.Module = copied(model)
     elif isinstance(model, GPLWSNet):
         fast = _fused_gplws(model, report)
     else:
-        fast = Builder(copy.deepcopy(model), report, given=len(inputs)).build()
+        fast = Builder(copied(model), report, given=len(inputs)).build()
     if isinstance(fast, Accelerated) and not isinstance(model, Accelerated):
         keep_stock(fast, model)
     places = {name: index for index, (name, _) in enumerate(model.named_modules())}
@@ -108,17 +108,21 @@ def _fused_gplws(model: GPLWSNet, report: ModelReport) -> nn.Module:
     blocks = {name: module for name, module in modules.items() if isinstance(module, BLOCKS)}
     if not blocks:
         report.add("", model, "is on the kernels already", swapped=False)
-        return copy.deepcopy(model)
+        return copied(model)
     for name, module in modules.items():
-        if has_hooks(module) or module.training:
-            why = "hooks on" if has_hooks(module) else "training mode of"
+        states = {
+            "another forward of": "forward" in vars(module),
+            "hooks on": has_hooks(module),
+            "training mode of": module.training,
+        }
+        if why := next((state for state, holds in states.items() if holds), ""):
             report.add("", model, f"{why} {name or 'itself'}", swapped=False)
-            return copy.deepcopy(model)
+            return copied(model)
     for name, module in blocks.items():
         why = why_not_block(module)
         report.add(name, module, why or "kernel", swapped=not why)
     if not report.swapped:
-        return copy.deepcopy(model)
+        return copied(model)
     fast = model.fuse()
     fast.__class__ = class_of(type(fast), None)
     return fast

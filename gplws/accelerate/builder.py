@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import copy
+import dis
 from collections.abc import Set
+from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from gplws.accelerate.framewise import is_framewise
-from gplws.accelerate.layers import BLOCKS, fast_layer, is_of, is_stock_layer, why_not_block
+from gplws.accelerate.layers import (
+    BLOCKS,
+    FORWARD_REPLACED,
+    fast_layer,
+    is_of,
+    is_stock_layer,
+    why_not_block,
+)
 from gplws.accelerate.passes import Passes
 from gplws.accelerate.tracing import Untraced, trace
 from gplws.accelerate.wrapped import Accelerated, class_of, with_method
-from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d
+from gplws.nn.blocks import ConvBN3d, GroupParallel3d, RepConv3d, copied
 from gplws.nn.inference import Framewise
 from gplws.nn.layer_report import ModelReport
 from gplws.nn.stock import has_hooks, is_stock
@@ -37,7 +45,7 @@ class Builder:
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         self._model = self._with_merged_branches(model)
         # Tracing may leave something behind in the modules: it sees a copy.
-        self._probe = copy.deepcopy(self._model)
+        self._probe = copied(self._model)
         self._given = given or None
         self._closed: set[int] = set()  # never looked into
         self._leaves: dict[int, str] = {}  # why not traced as part of something larger
@@ -60,9 +68,11 @@ class Builder:
     def _with_merged_branches(self, model: nn.Module) -> nn.Module:
         """``model`` with one conv for the branches of each re-parameterisable conv."""
         merged: dict[nn.Module, nn.Module] = {}
+        whole = {part for m in model.modules() if _why_closed(m) for part in m.modules()}
         for name, module in list(model.named_modules()):
-            inner = is_stock(module, (GroupParallel3d,))  # its own fuse() does all
-            for child_name, child in [] if inner else _children(module):
+            # The fuse() of a group parallel module does all.
+            stays = module in whole or is_stock(module, (GroupParallel3d,))
+            for child_name, child in [] if stays else _children(module):
                 if not isinstance(child, RepConv3d | ConvBN3d) or why_not_block(child):
                     continue
                 if child not in merged:
@@ -87,7 +97,9 @@ class Builder:
             return
         for child in module.children():
             self._survey(child)
-        if not is_of(module, "torch.nn") or isinstance(module, nn.Sequential):
+        if _replaced_methods(module):
+            self._leaves[key] = FORWARD_REPLACED
+        elif not is_of(module, "torch.nn") or isinstance(module, nn.Sequential):
             self._record(module)
         elif isinstance(module, nn.ModuleList | nn.ModuleDict):
             self._leaves[key] = ""
@@ -202,7 +214,31 @@ def _why_closed(module: nn.Module) -> str:
         return "it is scripted"
     if isinstance(module, Accelerated):
         return "is accelerated already"
-    return "it is in training mode" if module.training else ""
+    if module.training:
+        return "it is in training mode"
+    if not all(_asks_only(module, method) for method in _replaced_methods(module)):
+        return f"{FORWARD_REPLACED}, and may use the original"
+    return ""
+
+
+def _replaced_methods(module: nn.Module) -> list[Any]:
+    """What somebody put in the place of the methods that are traced, on this instance alone."""
+    return [vars(module)[name] for name in {"forward", _method_of(module)} & vars(module).keys()]
+
+
+def _asks_only(module: nn.Module, method: Any) -> bool:
+    """Whether a method finds the modules that it uses in ``module``, so that a copy has its own."""
+    function = getattr(method, "__func__", None)
+    if getattr(method, "__self__", None) is not module or not isinstance(function, FunctionType):
+        return False
+    names = [i.argval for i in dis.get_instructions(function) if i.opname == "LOAD_GLOBAL"]
+    known = [function.__globals__.get(name) for name in names]
+    known += (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    try:
+        known += [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # not known yet
+        return False
+    return not any(isinstance(getattr(value, "__self__", value), nn.Module) for value in known)
 
 
 def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:

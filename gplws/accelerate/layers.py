@@ -16,6 +16,7 @@ from gplws.nn.stock import has_hooks, is_stock
 CONVS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 BLOCKS = (GroupParallel3d, UpConv3d, RepConv3d, ConvBN3d)
+FORWARD_REPLACED = "its forward was replaced"
 
 
 def is_of(module: nn.Module, packages: str | tuple[str, ...]) -> bool:
@@ -35,6 +36,8 @@ def why_not_block(block: nn.Module) -> str:
     """Why a block of this package has to stay; empty: it need not."""
     if any(module.training for module in block.modules()):
         return "it is in training mode"
+    if "forward" in vars(block):
+        return FORWARD_REPLACED
     weight = next(block.parameters())
     # Elsewhere than on the CPU there are kernels for float16 as well.
     known = (*DTYPES, torch.float16) if weight.device.type != "cpu" else DTYPES
@@ -51,6 +54,8 @@ def why_not_conv(conv: nn.Module) -> str:
     """Why a conv has to stay; empty: it need not."""
     if not is_stock(conv, CONVS):
         return "a class of its own"
+    if "forward" in vars(conv):
+        return FORWARD_REPLACED
     if has_hooks(conv):
         return "a hook is attached"
     if conv.training:

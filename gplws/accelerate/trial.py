@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from typing import Any, cast
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from gplws.accelerate.tracing import first_line
+from gplws.nn.blocks import copied
 from gplws.nn.inference import FoldedConv
 from gplws.nn.layer_report import LayerReport, ModelReport
 
@@ -33,7 +33,7 @@ def tried(
             LayerReport(layer.name, layer.kind, False, why if layer.swapped else layer.note)
             for layer in report.layers
         ]
-        return copy.deepcopy(model)
+        return copied(model)
 
     def given() -> tuple[Any, ...]:  # networks may change what they are given
         return cast(tuple[Any, ...], _pytree.tree_map_only(Tensor, torch.clone, inputs))

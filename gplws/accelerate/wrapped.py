@@ -7,10 +7,12 @@ import inspect
 import io
 import pickle
 from collections.abc import Iterator, Mapping
+from types import MethodType
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
+from gplws.nn.blocks import copied
 from gplws.nn.inference import stock_layout
 
 _NOT_WRITTEN = (
@@ -47,6 +49,9 @@ class Accelerated(nn.Module):
         self.__class__ = type(stock)
         self.__dict__.clear()
         self.__dict__.update(stock.__dict__)
+        for name, value in vars(stock).items():
+            if getattr(value, "__self__", None) is stock:  # a forward that replaced that of a class
+                self.__dict__[name] = MethodType(value.__func__, self)
         return self.train(True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -110,7 +115,7 @@ class _AcceleratedSequential(Accelerated):
 
 def keep_stock(fast: Accelerated, stock: nn.Module) -> None:
     """Keep a copy of the network that an accelerated one was made from, for its ``train()``."""
-    fast.__dict__["_stock"] = (copy.deepcopy(stock),)  # in a tuple: its weights are not listed
+    fast.__dict__["_stock"] = (copied(stock),)  # in a tuple: its weights are not listed
     fast.__dict__.pop("_layers", None)  # they are in there
 
 

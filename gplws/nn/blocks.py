@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gplws.nn.fused import FusedConv3d, FusedGroupParallel3d, FusedUpConv3d
 from gplws.nn.stock import any_hooks, has_hooks, is_stock
@@ -28,6 +29,7 @@ from gplws.ops.group_pointwise_conv3d import group_pointwise_conv3d
 from gplws.ops.up_conv3d import up_conv3d
 
 ConvForm = Literal["reparameterised", "plain"]
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 def fold_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
@@ -396,6 +398,23 @@ def fuse(model: nn.Module) -> nn.Module:
     return _replaced(model, fused)
 
 
+class _DetachedCopies(TorchFunctionMode):
+    """Lets ``deepcopy`` take tensors that hang in a graph of autograd, without that graph."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            args = (args[0].detach(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def copied(model: ModuleType) -> ModuleType:
+    """A deep copy; results of autograd that modules keep, such as normed weights, are detached."""
+    with _DetachedCopies():
+        return copy.deepcopy(model)
+
+
 def why_not_fused(block: nn.Module) -> str:
     """Why a block cannot give way to what its ``fuse()`` returns; empty: it can.
 
@@ -442,7 +461,7 @@ def _replaced(model: nn.Module, replace: Callable[[nn.Module], nn.Module | None]
     new = replace(model)
     if new is not None:
         return new.eval()
-    model = copy.deepcopy(model)
+    model = copied(model)
     done: dict[nn.Module, nn.Module] = {model: model}  # a module may be held under several names
 
     def walk(parent: nn.Module) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, cast
 
 from torch import nn
 
-from gplws.nn.blocks import ConvForm, DownConv3d, GroupParallel3d, RepConv3d, UpConv3d
+from gplws.nn.blocks import (
+    ConvForm,
+    DownConv3d,
+    GroupParallel3d,
+    RepConv3d,
+    UpConv3d,
+    copied,
+)
 from gplws.nn.layer_report import ModelReport
 from gplws.nn.stock import has_hooks, is_stock
 
@@ -44,7 +50,7 @@ def to_group_parallel(
     if groups < 1:
         raise ValueError(f"groups must be at least 1, got {groups}")
     report = ModelReport()
-    root = nn.Sequential(copy.deepcopy(model))
+    root = nn.Sequential(copied(model))
     _rebuild(root, "", groups, form, report, {}, root=True)
     return root[0], report
 
