@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,30 +47,40 @@ class Micro3D(DepthDataset):
 
     Args:
         root: folder of the scenes, or one scene itself.
+        scenes: names of those to take, in this order, or a text file with one a line, as for one
+            part of a split; default: all, in natural order.
         require_heights: False accepts scenes without a height map, with no pixel valid.
         first_frame: number of the first frame in height maps without ``scene.json``; 1 for
             labels that count frames from 1.
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
-        DatasetError: it holds no scene, or a scene has no or several height maps.
+        DatasetError: it holds no scene or not all of ``scenes``, or a scene has no or several
+            height maps.
 
     Source: "GPLWS-Net: grouping parallelism lightweight real-time microscopic 3D shape
     reconstruction", Journal of Software, 2024, section 3.1.
     """
 
     def __init__(
-        self, root: PathLike, *, require_heights: bool = True, first_frame: int = 0
+        self,
+        root: PathLike,
+        scenes: PathLike | Sequence[str] | None = None,
+        *,
+        require_heights: bool = True,
+        first_frame: int = 0,
     ) -> None:
         folder = existing_folder(root)
-        scenes = subfolders(folder)
+        folders = subfolders(folder)
         if any(_is_frame(path) for path in folder.iterdir()):
-            scenes = [folder]
-        if not scenes:
+            folders = [folder]
+        if not folders:
             raise DatasetError(f"{folder}: neither frames nor scene folders in it")
+        if scenes is not None:
+            folders = _chosen(folders, scenes, folder)
         self._first_frame = first_frame
-        self._scenes = [(scene, _height_file(scene, require_heights)) for scene in scenes]
-        super().__init__([scene.name for scene in scenes])
+        self._scenes = [(scene, _height_file(scene, require_heights)) for scene in folders]
+        super().__init__([scene.name for scene in folders])
 
     def _load(self, index: int) -> DepthSample:
         scene, height_file = self._scenes[index]
@@ -97,6 +109,20 @@ class Micro3D(DepthDataset):
             source=height_file or scene,
             valid=valid,
         )
+
+
+def _chosen(folders: list[Path], scenes: PathLike | Sequence[str], root: Path) -> list[Path]:
+    """The folders that are named, or listed in a file."""
+    if isinstance(scenes, str | os.PathLike):
+        listed = require_file(Path(scenes), "the list of scenes").read_text(encoding="utf-8-sig")
+        scenes = [line.strip() for line in listed.splitlines() if line.strip()]
+    by_name = {path.name: path for path in folders}
+    missing = [name for name in scenes if name not in by_name]
+    if missing:
+        raise DatasetError(f"{root}: scenes: {missing[0]} is not there")
+    if not scenes:
+        raise DatasetError(f"{root}: scenes: none is named")
+    return [by_name[name] for name in scenes]
 
 
 def frame_files(scene: Path) -> list[Path]:

@@ -79,6 +79,21 @@ def test_one_scene_may_have_frames_of_any_format(tmp_path, suffix):
     assert scenes.names == ("a",) and scenes[0].stack.shape[1] == 12
 
 
+def test_scenes_of_one_part_of_a_split_are_chosen(tmp_path):
+    for name in "abc":
+        write_scene(tmp_path / "set" / name, height=heights())
+    split = tmp_path / "test.txt"
+    split.write_text("c\n\nb \n")
+    assert Micro3D(tmp_path / "set", split).names == ("c", "b")
+    assert Micro3D(tmp_path / "set", ["a"]).names == ("a",)
+    with pytest.raises(DatasetError, match="scenes: d is not there"):
+        Micro3D(tmp_path / "set", ["a", "d"])
+    with pytest.raises(DatasetError, match=r"none\.txt: missing \(the list of scenes\)"):
+        Micro3D(tmp_path / "set", tmp_path / "none.txt")
+    with pytest.raises(DatasetError, match="scenes: none"):
+        Micro3D(tmp_path / "set", [])
+
+
 def test_what_is_damaged_or_missing_is_named(tmp_path):
     write_scene(tmp_path / "a", height=heights(), description=dict(unit="mm"))
     with pytest.raises(DatasetError, match=r"scene\.json.*unit"):
