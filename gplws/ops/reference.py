@@ -388,23 +388,19 @@ def smooth_surface(depth: Tensor, *, limit: float) -> Tensor:
     return depth + change / total
 
 
-def sample_surface(
-    responses: Tensor, surface: Tensor, *, spacing: int = 1, places: Tensor | None = None
-) -> SurfaceSamples:
+def sample_surface(responses: Tensor, surface: Tensor, *, spacing: int = 1) -> SurfaceSamples:
     """Responses at a surface and at three places before and behind; differentiable."""
     n_frames = responses.shape[0]
-    here = surface if places is None else position_at(places, surface)
-    first, last = (0.0, n_frames - 1.0) if places is None else (float(places[0]), float(places[-1]))
-    farthest = (torch.minimum(here - first, last - here) / spacing).clamp(min=2)
+    last = n_frames - 1.0
+    farthest = (torch.minimum(surface, last - surface) / spacing).clamp(min=2)
     samples, distances, weights = [], [], []
     for k in range(-SURFACE_SAMPLES, SURFACE_SAMPLES + 1):
         # The first sample beyond an end is taken at the end.
-        wanted = here + k * spacing
-        place = wanted.clamp(first, last)
-        weight = (1 - (wanted - place).abs() / spacing).clamp(min=0)
+        wanted = surface + k * spacing
+        frame = wanted.clamp(0, last)
+        weight = (1 - (wanted - frame).abs() / spacing).clamp(min=0)
         weights.append(weight * (farthest + 1 - abs(k)).clamp(0, 1))
-        distances.append((place - here) / spacing)
-        frame = place if places is None else frame_at(places, place).clamp(0, n_frames - 1)
+        distances.append((frame - surface) / spacing)
         lower = frame.detach().floor().clamp(max=max(n_frames - 2, 0))
         index = lower.long()[None]
         before = responses.gather(0, index)[0]

@@ -56,9 +56,7 @@ def smooth_surface(depth: Tensor, *, limit: float) -> Tensor:
     return torch.ops.gplws.smooth_surface.default(depth, float(limit))
 
 
-def sample_surface(
-    responses: Tensor, surface: Tensor, *, spacing: int = 1, places: Tensor | None = None
-) -> SurfaceSamples:
+def sample_surface(responses: Tensor, surface: Tensor, *, spacing: int = 1) -> SurfaceSamples:
     """Focus responses at a surface and at three places before and three behind it.
 
     Between frames they are interpolated linearly. Near an end of the stack there are as few samples
@@ -70,8 +68,6 @@ def sample_surface(
         responses: (N, H, W) float, 1 to 2^24 frames.
         surface: (H, W), dtype of ``responses``, frame numbers 0 .. N - 1.
         spacing: distance of neighbouring samples, frames, >= 1.
-        places: (N,) rising focus positions of the frames in mean steps where the steps are uneven,
-            N >= 2; samples are ``spacing`` mean steps apart then. By stock ops.
 
     Returns:
         Samples -3 .. 3 of each pixel; differentiable.
@@ -88,8 +84,8 @@ def sample_surface(
     require_frames(op, "responses", responses.shape[0])
     require_shape(op, "surface", surface, tuple(responses.shape[1:]), "(H, W) of responses")
     require_positive(op, spacing=spacing)
-    if places is not None or not has_plain_kernel(responses, surface):
-        return reference.sample_surface(responses, surface, spacing=spacing, places=places)
+    if not has_plain_kernel(responses, surface):
+        return reference.sample_surface(responses, surface, spacing=spacing)
     return SurfaceSamples(*torch.ops.gplws.sample_surface.default(responses, surface, spacing))
 
 

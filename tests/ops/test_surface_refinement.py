@@ -83,16 +83,6 @@ def test_no_surface_reads_outside_the_stack():
     assert found.weights[:, 0, 5].tolist() == [0, 1, 1, 1, 1, 0, 0]
 
 
-def test_uneven_places_take_stock_ops():
-    responses, depth = drawn(5, 3, 4), surface(3, 4, frames=5)
-    places = torch.tensor([0.0, 0.5, 2.5, 3.0, 4.0])
-    found = sample_surface(responses, depth, places=places)
-    expected = reference.sample_surface(responses, depth, places=places)
-    assert all(map(torch.equal, found, expected))
-    even = sample_surface(responses, depth, places=torch.arange(5.0))
-    torch.testing.assert_close(even, sample_surface(responses, depth))
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_fits_agree_with_stock_ops(size, weighted):
