@@ -353,10 +353,12 @@ class _Run:
 
     def _misses_some(self, *seen: Any) -> bool:
         """Whether the loss of a batch does not reach all parameters."""
-        # The statistics of batch norms are not to count this batch twice.
+        # Neither statistics of batch norms nor random numbers are to count this batch twice.
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        loss = self.objective(*seen).total
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            loss = self.objective(*seen).total
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         with torch.no_grad():
             for buffer, before in buffers:
