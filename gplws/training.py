@@ -42,7 +42,7 @@ from gplws.data.sources import AugmentedSource, Prefetcher, Source, seed_of
 from gplws.devices import usable_device
 from gplws.files import new_file
 from gplws.io.writers import jsonable
-from gplws.losses import LossTerms
+from gplws.losses import FocusLoss, LossTerms
 from gplws.models import GPLWSNet
 from gplws.models.prediction import (
     index_of,
@@ -202,7 +202,14 @@ class _Run:
         decay = config.optimiser.average_decay
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False) if decay else None
         self.optimiser = _optimiser(self.model, config.optimiser)
-        self.network = self._compiled_and_parallel()
+        if config.precision.compile != "off":
+            self.model.compile(
+                backend=config.precision.compile_backend,
+                dynamic=config.precision.compile == "dynamic",
+            )
+        self.objective = _Objective(self.model, config.loss)
+        # With several processes: the objective wrapped, once a batch is there to tell how.
+        self.parallel: nn.Module | None = None
         self.step = 0
         self.frozen = False  # batch norms keep their statistics
         self.seconds_before = 0.0
@@ -210,17 +217,6 @@ class _Run:
         self.errors: dict[str, float] = {}
         self.validated: int | None = None  # step of the errors
         self.waited = 0.0  # for data, since the last line of the log
-
-    def _compiled_and_parallel(self) -> nn.Module:
-        precision = self.config.precision
-        if precision.compile != "off":
-            self.model.compile(
-                backend=precision.compile_backend, dynamic=precision.compile == "dynamic"
-            )
-        if self.processes.world == 1:
-            return self.model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
 
     @property
     def seconds(self) -> float:
@@ -312,7 +308,7 @@ class _Run:
         """One step; ``count`` valid pixels are what sums are divided by."""
         config = self.config
         batch = batch.to(self.device)
-        self.network.train()
+        self.model.train()
         if self.frozen:  # train() has undone it
             freeze_statistics(self.model)
         for group in self.optimiser.param_groups:
@@ -321,9 +317,8 @@ class _Run:
         if self.channels_last and not self._on_kernels:
             stack = stack.contiguous(memory_format=torch.channels_last_3d)
         positions = known_positions(self.model, batch.focus_positions)
-        with self._autocast():
-            output = network_output(self.network, stack, positions)
-        terms = self._loss(output, positions, batch, count)
+        seen = (stack, positions, batch.depth_index, batch.valid, count, self._autocast())
+        terms = self._averaging_objective(*seen)(*seen)
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
         clip = math.inf if config.optimiser.clip is None else config.optimiser.clip
@@ -339,6 +334,34 @@ class _Run:
             _follow(self.average, self.model, decay)
         return terms.total.detach(), terms.parts, norm
 
+    def _averaging_objective(self, *seen: Any) -> nn.Module:
+        """The objective; with several processes its gradient is their average."""
+        if self.processes.world == 1:
+            return self.objective
+        if self.parallel is None:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            (misses,) = self.processes.sum([float(self._misses_some(*seen))])
+            self.parallel = nn.parallel.DistributedDataParallel(
+                self.objective,
+                device_ids=ids,
+                # Looking for parameters without a gradient takes time in each step, but must be
+                # where there are any. All processes look, or none does.
+                find_unused_parameters=misses > 0,
+            )
+        return self.parallel
+
+    def _misses_some(self, *seen: Any) -> bool:
+        """Whether the loss of a batch does not reach all parameters."""
+        # The statistics of batch norms are not to count this batch twice.
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        loss = self.objective(*seen).total
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return any(gradient is None for gradient in gradients)
+
     def _freeze(self) -> None:
         """Batch norms keep their statistics from here on: the averaged ones, where there are."""
         if self.frozen:
@@ -353,13 +376,6 @@ class _Run:
     @property
     def _on_kernels(self) -> bool:
         return self.trains_on_kernels or (self.frozen and self.device.type == "cpu")
-
-    def _loss(self, output: Any, positions: Tensor, batch: _Batch, count: float) -> LossTerms:
-        loss = self.config.loss
-        if isinstance(output, Tensor):
-            return loss(output.float(), batch.depth_index, batch.valid, count=count)
-        depth = index_of(output.depth.float(), positions)
-        return loss.of_depth(depth, batch.depth_index, batch.valid, count=count)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.precision.dtype == "float32" or self._on_kernels:
@@ -519,6 +535,43 @@ class _Run:
             restore_random_state(state["random"])
         else:
             _seed_everything(seed_of(self.config.seed, self.step, self.processes.rank))
+
+
+class _Objective(nn.Module):
+    """A network and its loss.
+
+    As one module, since DistributedDataParallel takes all that reaches an output for used, and a
+    network may have outputs that its loss ignores. It does not know the run: the circle would keep
+    the wrapper alive beyond the group of processes.
+
+    Args:
+        model: the network.
+        loss: of a focus volume or a depth.
+    """
+
+    def __init__(self, model: nn.Module, loss: FocusLoss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(
+        self,
+        stack: Tensor,
+        positions: Tensor,
+        depth_index: Tensor,
+        valid: Tensor,
+        count: float,
+        autocast: AbstractContextManager[object],
+    ) -> LossTerms:
+        """Loss of a batch; ``count`` valid pixels are what sums are divided by.
+
+        The network is computed within ``autocast``, the loss outside.
+        """
+        with autocast:
+            output = network_output(self.model, stack, positions)
+        if isinstance(output, Tensor):
+            return self.loss(output.float(), depth_index, valid, count=count)
+        depth = index_of(output.depth.float(), positions)
+        return self.loss.of_depth(depth, depth_index, valid, count=count)
 
 
 class _Processes:

@@ -1,20 +1,24 @@
-"""One process of three distributed runs: ``torchrun distributed_training.py OUT STEPS``.
+"""One process of distributed runs: ``torchrun distributed_training.py OUT STEPS``.
 
 The first goes to the end and lies in OUT, the second is stopped and lies in OUT_stopped, the third
-has epochs and lies in OUT_epochs.
+has epochs and lies in OUT_epochs. Those of networks with parameters that the loss does not reach
+lie in OUT_ and the name of the network.
 
 Its own folder is on the path, as for any script; PYTHONPATH has that of the package.
 """
 
+import hashlib
 import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
-from toy_data import ConvNet, ToySource, distributed_config, seeded
+from toy_data import ConvNet, ToySource, TwoOutputs, distributed_config, seeded
 
 from gplws.data import DepthSample
+from gplws.models import DefocusNet
 from gplws.training import train
 from gplws.training_config import ScheduleConfig
 
@@ -57,4 +61,16 @@ if __name__ == "__main__":
         device="cpu",
     )
     sys.stdout.write(f"epochs {epochs.reason} at step {epochs.step}\n")
+    for network in (partial(DefocusNet, filters=2), TwoOutputs):
+        model = seeded(network)
+        name = type(model).__name__
+        train(
+            distributed_config(int(steps)),
+            f"{out}_{name}",
+            device="cpu",
+            model=model,
+            source=ToySource(frames=3, side=32),
+        )
+        weights = b"".join(weight.detach().numpy().tobytes() for weight in model.parameters())
+        sys.stdout.write(f"{name} has weights {hashlib.sha256(weights).hexdigest()}\n")
     torch.distributed.destroy_process_group()

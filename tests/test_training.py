@@ -17,9 +17,22 @@ import pytest
 import torch
 from networks import mean_error
 from torch import nn
-from toy_data import ConvNet, PairedSource, ToySource, distributed_config, seeded, small_config
+from toy_data import (
+    ConvNet,
+    PairedSource,
+    ToySource,
+    TwoOutputs,
+    distributed_config,
+    seeded,
+    small_config,
+)
 
-from gplws.checkpoints import CheckpointError, load_checkpoint, model_of_checkpoint
+from gplws.checkpoints import (
+    CHECKPOINT,
+    CheckpointError,
+    load_checkpoint,
+    model_of_checkpoint,
+)
 from gplws.data import collate
 from gplws.data.sources import DatasetSource, GeneratorSource
 from gplws.data.transforms import Augmentation, split
@@ -220,6 +233,10 @@ def test_two_processes_equal_one_with_all_their_batches(tmp_path, repository):
     assert load_checkpoint(tmp_path / "two_stopped" / "checkpoint.pt")["step"] == 1
     # Three epochs of five batches, two in each step.
     assert ran.stdout.count("epochs done at step 8\n") == 2
+    # Networks with parameters that the loss does not reach: both processes have the same weights.
+    for name in ("DefocusNet", "TwoOutputs"):
+        said = [line for line in ran.stdout.splitlines() if line.startswith(f"{name} has weights")]
+        assert len(said) == 2 and said[0] == said[1]
     train(
         distributed_config(steps),
         tmp_path / "one",
@@ -228,13 +245,21 @@ def test_two_processes_equal_one_with_all_their_batches(tmp_path, repository):
         source=PairedSource(ToySource()),
         validation=[("toy", [ToySource(seed=1)(step) for step in range(3)])],
     )
-    two, one = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("two", "one"))
-    # The averages that Adam keeps are sums of the gradients and of their squares.
-    for part in ("optimiser", "weights", "average"):
-        pairs = list(zip(tensors(two[part]), tensors(one[part]), strict=True))
-        assert pairs
-        for ours, theirs in pairs:
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    train(
+        distributed_config(steps),
+        tmp_path / "one_TwoOutputs",
+        device="cpu",
+        model=seeded(TwoOutputs),
+        source=PairedSource(ToySource(frames=3, side=32)),
+    )
+    for name in ("", "_TwoOutputs"):
+        two, one = (load_checkpoint(tmp_path / f"{n}{name}" / CHECKPOINT) for n in ("two", "one"))
+        # The averages that Adam keeps are sums of the gradients and of their squares.
+        for part in ("optimiser", "weights", "average"):
+            pairs = list(zip(tensors(two[part]), tensors(one[part]), strict=True))
+            assert pairs
+            for ours, theirs in pairs:
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
     for ours, theirs in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
         for key in theirs.keys() & {"loss", "cross_entropy", "gradient_norm", "mean"}:
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -78,6 +78,28 @@ class ConvNet(nn.Module):
     def forward(self, stack: torch.Tensor) -> torch.Tensor:
         """(B, 1, N, H, W) -> (B, N, H, W)."""
         return self.second(self.first(stack).relu())[:, 0]
+
+
+class Outputs(NamedTuple):
+    """What :class:`TwoOutputs` returns."""
+
+    depth: torch.Tensor
+    other: torch.Tensor
+
+
+class TwoOutputs(nn.Module):
+    """A depth, and an output that no loss reads, so that a parameter has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.volume = ConvNet()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, stack: torch.Tensor, focus_positions: torch.Tensor) -> Outputs:
+        """(B, 1, N, H, W) and (B, N) -> (B, H, W) each."""
+        p = self.volume(stack).softmax(1)
+        depth = (p * focus_positions[:, :, None, None]).sum(1)
+        return Outputs(depth, self.scale * depth)
 
 
 def small_config(steps: int, **changes: Any) -> TrainingConfig:
