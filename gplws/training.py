@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NamedTuple
@@ -115,7 +115,8 @@ def train(
         ValueError: the configuration does not fit together, or there are no data.
         FileExistsError: ``out`` has a checkpoint and ``resume`` is False.
         CheckpointError: the checkpoint is missing, damaged, or of another network; a ValueError.
-        WeightsError: ``config.model.weights`` is missing or foreign; a ValueError.
+        WeightsError: ``config.model.weights`` is missing or foreign; a ValueError. Not with
+            ``resume``, which does not read it.
         FloatingPointError: the loss or its gradient is not finite; the last checkpoint stays.
     """
     folder = Path(out)
@@ -127,7 +128,7 @@ def train(
         place = processes.device(device)
         _seed_everything(config.seed)
         if model is None:
-            model = _fresh_model(config.model)
+            model = _fresh_model(config.model) if state is None else _model_of(state, config.model)
         if source is None:
             source = build_source(config.data, config.seed)
         if validation is None:
@@ -783,6 +784,14 @@ def _fresh_model(config: ModelConfig) -> nn.Module:
     if config.head_gain is not None and isinstance(model, GPLWSNet):
         nn.init.constant_(model.head.bn.weight, config.head_gain)
     return model
+
+
+def _model_of(state: dict[str, Any], config: ModelConfig) -> nn.Module:
+    """The network that goes on from a checkpoint, which has its weights; others are not read."""
+    of = state["model"]
+    if config.weights is not None and not config.arguments and config.name == of["name"]:
+        config = replace(config, arguments=of["arguments"])  # those of the file of weights
+    return _built(config)
 
 
 def _built(config: ModelConfig) -> nn.Module:

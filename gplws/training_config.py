@@ -43,7 +43,8 @@ class ModelConfig:
     Attributes:
         name: one of :func:`gplws.models.model_names`.
         arguments: of its constructor.
-        weights: safetensors file to start from; default: random weights.
+        weights: safetensors file to start from; default: random weights. A run that goes on from
+            a checkpoint does not read it again.
         head_gain: first weight of the batch norm that ends a GPLWSNet, so that the softmax over the
             frames is neither flat nor hard at the start; None: 1, as torch has it. Does not apply
             with ``weights``.

@@ -453,6 +453,24 @@ def test_training_starts_from_given_weights(tmp_path):
         train(missing, tmp_path / "other", source=ToySource())
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["arguments", "no arguments"])
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path, given):
+    arguments = small_config(1).model.arguments
+    path = tmp_path / "start.safetensors"
+    save_weights(build_model("gplws", arguments), path)
+    model = ModelConfig(weights=str(path), arguments=arguments if given else {})
+    train(small_config(1, model=model), tmp_path / "run", source=ToySource())
+    path.unlink()
+    config = small_config(2, model=model)
+    assert train(config, tmp_path / "run", resume=True, source=ToySource()).step == 2
+    other = replace(config, model=replace(model, arguments={"widths": [8, 16, 32, 64]}))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is of GPLWSNet with .*, not of"):
+        train(other, tmp_path / "run", resume=True, source=ToySource())
+    other = replace(config, model=replace(model, name="defocusnet", arguments={}))
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is of GPLWSNet .* not of Defocus"):
+        train(other, tmp_path / "run", resume=True, source=ToySource())
+
+
 def test_a_folder_with_a_checkpoint_is_not_trained_over(tmp_path):
     train(small_config(1), tmp_path, source=ToySource())
     before = (tmp_path / "checkpoint.pt").read_bytes()
