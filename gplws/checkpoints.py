@@ -189,6 +189,7 @@ def _card(
     when = "at the last validation" if step is None else f"at step {step:,}"
     table = [f"Of the {kind}, {when}:", ""]
     table += ["| validation set | mean absolute error, frames |", "|---|---|", *figures]
+    missing = "Not validated yet." if config["data"]["validation"] else "No validation sets."
     arguments = json.dumps(state["model"]["arguments"])
     parameters = sum(p.numel() for p in model.parameters())
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
@@ -217,7 +218,7 @@ def _card(
             "",
             "## Accuracy",
             "",
-            *(table if figures else ["No validation sets."]),
+            *(table if figures else [missing]),
             "",
             "## Configuration",
             "",

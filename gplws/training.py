@@ -242,7 +242,7 @@ class _Run:
             self._bar() as bar,
         ):
             reason = self._loop(batches, signals, log, bar)
-            if reason == "done" and self.validated != self.step:
+            if reason != "interrupted" and self.validated != self.step:
                 self._validate(log)
         if self.processes.first:
             self.save()
