@@ -14,10 +14,10 @@ from torch import nn
 
 from gplws._extension import __version__
 from gplws.files import new_file
-from gplws.models.registry import build_model, save_weights
+from gplws.models.registry import TRAINING_CHECKPOINT, build_model, save_weights
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
-_FORMAT = "gplws training checkpoint, version 1"
+_FORMAT = f"{TRAINING_CHECKPOINT}, version 1"
 _FUSED_TOLERANCE = 1e-3  # float32 sums in another order
 
 

@@ -450,6 +450,10 @@ def test_training_starts_from_given_weights(tmp_path):
     other = replace(config, model=ModelConfig(weights=str(path), arguments={"widths": [8] * 4}))
     with pytest.raises(ValueError, match=r"start\.safetensors holds a network with"):
         train(other, tmp_path / "other", source=ToySource())
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    of_a_run = replace(config, model=ModelConfig(weights=str(checkpoint)))
+    with pytest.raises(WeightsError, match=rf"training checkpoint; 'gplws export {checkpoint} out"):
+        train(of_a_run, tmp_path / "other", source=ToySource())
     missing = replace(config, model=ModelConfig(weights=str(tmp_path / "nowhere.safetensors")))
     with pytest.raises(WeightsError, match=r"nowhere\.safetensors"):
         train(missing, tmp_path / "other", source=ToySource())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -141,6 +142,13 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """A network with the same weights each time."""
     torch.manual_seed(seed)
     return make()
+
+
+def killed_at_two(step: int) -> int:
+    """A job that ends its process at step 2, as the system does where memory is short."""
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step
 
 
 def double(step: int) -> int:
