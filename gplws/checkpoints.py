@@ -14,10 +14,10 @@ from torch import nn
 
 from gplws._extension import __version__
 from gplws.files import new_file
-from gplws.models.registry import build_model, save_weights
+from gplws.models.registry import TRAINING_CHECKPOINT, build_model, save_weights
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
-_FORMAT = "gplws training checkpoint, version 1"
+_FORMAT = f"{TRAINING_CHECKPOINT}, version 1"
 _FUSED_TOLERANCE = 1e-3  # float32 sums in another order
 
 
@@ -189,6 +189,7 @@ def _card(
     when = "at the last validation" if step is None else f"at step {step:,}"
     table = [f"Of the {kind}, {when}:", ""]
     table += ["| validation set | mean absolute error, frames |", "|---|---|", *figures]
+    missing = "Not validated yet." if config["data"]["validation"] else "No validation sets."
     arguments = json.dumps(state["model"]["arguments"])
     parameters = sum(p.numel() for p in model.parameters())
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
@@ -217,7 +218,7 @@ def _card(
             "",
             "## Accuracy",
             "",
-            *(table if figures else ["No validation sets."]),
+            *(table if figures else [missing]),
             "",
             "## Configuration",
             "",

@@ -208,7 +208,7 @@ class _Run:
                 backend=config.precision.compile_backend,
                 dynamic=config.precision.compile == "dynamic",
             )
-        self.objective = _Objective(self.model, config.loss, self._autocast)
+        self.objective = _Objective(self.model, config.loss)
         # With several processes: the objective wrapped, once a batch is there to tell how.
         self.parallel: nn.Module | None = None
         self.step = 0
@@ -242,7 +242,7 @@ class _Run:
             self._bar() as bar,
         ):
             reason = self._loop(batches, signals, log, bar)
-            if reason == "done" and self.validated != self.step:
+            if reason != "interrupted" and self.validated != self.step:
                 self._validate(log)
         if self.processes.first:
             self.save()
@@ -318,7 +318,7 @@ class _Run:
         if self.channels_last and not self._on_kernels:
             stack = stack.contiguous(memory_format=torch.channels_last_3d)
         positions = known_positions(self.model, batch.focus_positions)
-        seen = (stack, positions, batch.depth_index, batch.valid, count)
+        seen = (stack, positions, batch.depth_index, batch.valid, count, self._autocast())
         terms = self._averaging_objective(*seen)(*seen)
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
@@ -345,8 +345,8 @@ class _Run:
             self.parallel = nn.parallel.DistributedDataParallel(
                 self.objective,
                 device_ids=ids,
-                # Looking for them in each step takes time, and not looking needs that there are
-                # none. All processes look, or none does.
+                # Looking for parameters without a gradient takes time in each step, but must be
+                # where there are any. All processes look, or none does.
                 find_unused_parameters=misses > 0,
             )
         return self.parallel
@@ -544,28 +544,32 @@ class _Objective(nn.Module):
     """A network and its loss.
 
     As one module, since DistributedDataParallel takes all that reaches an output for used, and a
-    network may have outputs that its loss ignores.
+    network may have outputs that its loss ignores. It does not know the run: the circle would keep
+    the wrapper alive beyond the group of processes.
 
     Args:
         model: the network.
         loss: of a focus volume or a depth.
-        autocast: how the network is computed.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: FocusLoss,
-        autocast: Callable[[], AbstractContextManager[object]],
-    ) -> None:
+    def __init__(self, model: nn.Module, loss: FocusLoss) -> None:
         super().__init__()
-        self.model, self.loss, self.autocast = model, loss, autocast
+        self.model, self.loss = model, loss
 
     def forward(
-        self, stack: Tensor, positions: Tensor, depth_index: Tensor, valid: Tensor, count: float
+        self,
+        stack: Tensor,
+        positions: Tensor,
+        depth_index: Tensor,
+        valid: Tensor,
+        count: float,
+        autocast: AbstractContextManager[object],
     ) -> LossTerms:
-        """Loss of a batch; ``count`` valid pixels are what sums are divided by."""
-        with self.autocast():
+        """Loss of a batch; ``count`` valid pixels are what sums are divided by.
+
+        The network is computed within ``autocast``, the loss outside.
+        """
+        with autocast:
             output = network_output(self.model, stack, positions)
         if isinstance(output, Tensor):
             return self.loss(output.float(), depth_index, valid, count=count)

@@ -250,7 +250,8 @@ class CheckpointConfig:
         every_minutes: between checkpoints.
         every_steps: between checkpoints, as well; None: by time only.
         log_steps: between lines of the log.
-        validate_steps: between validations; there is one at the end in any case.
+        validate_steps: between validations; there is one at the end as well, also when the time is
+            over, but not when a signal ends the run.
 
     Raises:
         ValueError: a value is out of range.

@@ -3,11 +3,12 @@ from __future__ import annotations
 import math
 import pickle
 import random
+import signal
 
 import pytest
 import torch
 from networks import randomise_bn
-from toy_data import ToySource, small_config
+from toy_data import StopAfter, ToySource, small_config
 
 from gplws import load_model
 from gplws.checkpoints import (
@@ -22,7 +23,7 @@ from gplws.checkpoints import (
 )
 from gplws.models import GPLWSNet
 from gplws.training import train
-from gplws.training_config import CheckpointConfig, OptimiserConfig
+from gplws.training_config import CheckpointConfig, DataConfig, OptimiserConfig, SourceConfig
 
 
 @pytest.fixture
@@ -131,6 +132,16 @@ def test_the_card_says_of_which_weights_and_step_its_errors_are(tmp_path, decay)
     assert "3 steps" in card and "| weights | of the last step |" in card
     kind = "moving average of the weights" if decay else "weights themselves"
     assert f"Of the {kind}, at step 2:\n\n| validation set |" in card
+
+
+def test_the_card_tells_a_run_not_validated_yet_from_one_without_sets(tmp_path):
+    sets = [SourceConfig("toy_data:ToySource", count=1)]
+    for name, validation, said in (("a", sets, "Not validated yet."), ("b", [], "No validation")):
+        config = small_config(5, data=DataConfig(workers=0, validation=validation))
+        stopped = train(config, tmp_path / name, source=StopAfter(1, signal.SIGTERM))
+        assert stopped.reason == "interrupted" and not stopped.validation
+        card = export(tmp_path / name, tmp_path / f"{name}.safetensors").card.read_text()
+        assert f"## Accuracy\n\n{said}" in card
 
 
 def test_existing_files_are_replaced_on_request_only(run, tmp_path):

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -20,6 +20,7 @@ from torch import nn
 from toy_data import (
     ConvNet,
     PairedSource,
+    StopAfter,
     ToySource,
     TwoOutputs,
     distributed_config,
@@ -80,16 +81,18 @@ def assert_same_state(first, second):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), part
 
 
-class StopAfter:
-    """A source that sends this process a signal while a step is in the making."""
+class TimedSource(ToySource):
+    """Lets time pass on the clock of training with each batch, and only then."""
 
-    def __init__(self, step, number):
-        self.source, self.step, self.number = ToySource(), step, number
+    def __init__(self, monkeypatch, seconds):
+        super().__init__()
+        self.seconds, self.now = seconds, 0.0
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("gplws.training.time", clock)
 
     def __call__(self, step):
-        if step == self.step:
-            os.kill(os.getpid(), self.number)
-        return self.source(step)
+        self.now += self.seconds
+        return super().__call__(step)
 
 
 def test_the_loss_falls_and_the_error_with_it(tmp_path):
@@ -180,25 +183,24 @@ def test_checkpoints_are_written_on_the_way(tmp_path):
     assert train(config, tmp_path, resume=True, source=ToySource()).step == 9
 
 
-def test_out_of_time_ends_with_a_checkpoint_and_resume_goes_on(tmp_path):
-    class Slow(ToySource):
-        def __call__(self, step):
-            time.sleep(0.05)
-            return super().__call__(step)
-
-    short = small_config(30, schedule=ScheduleConfig(steps=30, max_minutes=0.5 / 60))
-    result = train(short, tmp_path, source=Slow())
-    assert result.reason == "out of time" and 0 < result.step < 30
+def test_out_of_time_ends_with_a_checkpoint_and_resume_goes_on(tmp_path, monkeypatch):
+    short = small_config(30, schedule=ScheduleConfig(steps=30, max_minutes=0.5))
+    source = TimedSource(monkeypatch, seconds=4)
+    result = train(short, tmp_path, source=source, validation=VALIDATION)
+    assert result.reason == "out of time" and result.step == 7
+    # What was reached in the time is measured.
+    assert log_of(tmp_path)[-1]["step"] == 7 and result.validation.keys() == {"toy"}
     later = small_config(result.step + 1)
     assert train(later, tmp_path, resume=True, source=ToySource()).reason == "done"
 
 
-def test_a_schedule_that_follows_the_time_is_down_when_the_time_is_over(tmp_path):
-    schedule = ScheduleConfig(steps=None, max_minutes=1 / 60, follow_time=True)
-    result = train(small_config(0, schedule=schedule), tmp_path, source=ToySource())
-    assert result.reason == "done" and result.step > 2
+def test_a_schedule_that_follows_the_time_is_down_when_the_time_is_over(tmp_path, monkeypatch):
+    schedule = ScheduleConfig(steps=None, max_minutes=1, follow_time=True)
+    source = TimedSource(monkeypatch, seconds=4)
+    result = train(small_config(0, schedule=schedule), tmp_path, source=source)
+    assert result.reason == "done" and result.step == 14
     rates = [line["learning_rate"] for line in log_of(tmp_path) if "loss" in line]
-    assert rates[-1] < 0.3 * max(rates) and rates[-1] == min(rates[1:])
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.02 * rates[0]
 
 
 def test_the_learning_rate_rises_then_falls():
@@ -448,6 +450,10 @@ def test_training_starts_from_given_weights(tmp_path):
     other = replace(config, model=ModelConfig(weights=str(path), arguments={"widths": [8] * 4}))
     with pytest.raises(ValueError, match=r"start\.safetensors holds a network with"):
         train(other, tmp_path / "other", source=ToySource())
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    of_a_run = replace(config, model=ModelConfig(weights=str(checkpoint)))
+    with pytest.raises(WeightsError, match=rf"training checkpoint; 'gplws export {checkpoint} out"):
+        train(of_a_run, tmp_path / "other", source=ToySource())
     missing = replace(config, model=ModelConfig(weights=str(tmp_path / "nowhere.safetensors")))
     with pytest.raises(WeightsError, match=r"nowhere\.safetensors"):
         train(missing, tmp_path / "other", source=ToySource())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,6 +56,18 @@ class ToySource:
         depth = torch.where(valid, 10 + 2 * index, torch.nan)
         positions = (10 + 2 * torch.arange(frames, dtype=torch.float32)).expand(batch, frames)
         return DepthSample(stack[:, None], positions, depth, valid, "um", "toy")
+
+
+class StopAfter:
+    """A source that sends this process a signal while a step is in the making."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.source, self.step, self.number = ToySource(), step, number
+
+    def __call__(self, step: int) -> DepthSample:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+        return self.source(step)
 
 
 class PairedSource:
@@ -128,6 +142,13 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """A network with the same weights each time."""
     torch.manual_seed(seed)
     return make()
+
+
+def killed_at_two(step: int) -> int:
+    """A job that ends its process at step 2, as the system does where memory is short."""
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step
 
 
 def double(step: int) -> int:

@@ -13,6 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -200,7 +201,8 @@ class Prefetcher(Generic[Result]):
     """Results of a function of the step, in order, made ahead by other threads or processes.
 
     Order and content do not depend on the number of workers. An error in a worker is raised where
-    its result is asked for. Use it as a context manager: leaving it ends the workers.
+    its result is asked for, a RuntimeError where the worker itself has ended. Use it as a context
+    manager: leaving it ends the workers.
 
     Args:
         make: function of the step; for processes it is pickled once for each of them.
@@ -257,14 +259,20 @@ class Prefetcher(Generic[Result]):
     def __next__(self) -> Result:
         if self._executor is None:
             return self._make(next(self._steps))
-        while len(self._waiting) < self._ahead:
-            step = next(self._steps, None)
-            if step is None:
-                break
-            self._waiting.append(self._submitted(self._executor, step))
-        if not self._waiting:
-            raise StopIteration
-        return self._waiting.popleft().result()
+        try:
+            while len(self._waiting) < self._ahead:
+                step = next(self._steps, None)
+                if step is None:
+                    break
+                self._waiting.append(self._submitted(self._executor, step))
+            if not self._waiting:
+                raise StopIteration
+            return self._waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a data worker ended: it was killed, ran out of memory, or could not start; fewer "
+                "data.workers take less memory, and --resume goes on from the last checkpoint"
+            ) from error
 
     def _submitted(self, executor: Executor, step: int) -> Future[Result]:
         if not isinstance(executor, ProcessPoolExecutor):

@@ -223,9 +223,11 @@ class GPLWSNet(nn.Module):
 
     def _check(self, stack: Tensor) -> None:
         if stack.dim() != 5 or stack.shape[1] not in (1, self.in_channels) or 0 in stack.shape:
+            shapes = (
+                f"(B, {channels}, N, H, W)" for channels in dict.fromkeys((self.in_channels, 1))
+            )
             raise ValueError(
-                f"stack must be (B, {self.in_channels}, N, H, W) or (B, 1, N, H, W) and not empty, "
-                f"got shape {tuple(stack.shape)}"
+                f"stack must be {' or '.join(shapes)} and not empty, got shape {tuple(stack.shape)}"
             )
 
     @property

@@ -44,12 +44,11 @@ def network_output(model: nn.Module, stack: Tensor, focus_positions: Tensor) -> 
     """What a network returns, given the focus positions if its ``forward`` asks for them.
 
     Args:
-        model: the network, or a parallel wrapper of it.
+        model: the network.
         stack: (B, C, N, H, W).
         focus_positions: (B, N).
     """
-    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    if "focus_positions" in inspect.signature(bare.forward).parameters:
+    if "focus_positions" in inspect.signature(model.forward).parameters:
         return model(stack, focus_positions)
     return model(stack)
 

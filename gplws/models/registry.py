@@ -36,6 +36,8 @@ _NETWORKS: dict[str, type[GPLWSNet] | type[PeerNetwork]] = {
 }
 _SHIPPED = Path(__file__).with_name("weights")
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")  # where checkpoints keep the weights
+# What the "format" of the checkpoints of training begins with; see gplws.checkpoints.
+TRAINING_CHECKPOINT = "gplws training checkpoint"
 _PARALLEL = "module."  # what torch.nn.DataParallel puts before each name
 
 
@@ -231,6 +233,11 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         if foreign:
             reason = f"it holds {foreign[1]}, and only tensors and numbers are read"
         raise WeightsError(f"weights: {path} cannot be read: {reason}") from error
+    if isinstance(found, Mapping) and str(found.get("format")).startswith(TRAINING_CHECKPOINT):
+        raise WeightsError(
+            f"weights: {path} is a {TRAINING_CHECKPOINT}; "
+            f"'gplws export {path} out.safetensors' makes a file of weights of it"
+        )
     for key in _STATE_KEYS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

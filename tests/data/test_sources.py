@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from signalled_worker import same
-from toy_data import ToySource, double
+from toy_data import ToySource, double, killed_at_two
 
 from gplws.data import DepthSample
 from gplws.data.sources import (
@@ -154,6 +154,13 @@ def test_signals_to_a_worker_that_still_starts_do_not_end_it():
     with Prefetcher(same, iter(range(3)), workers=1, kind="process") as results:
         assert list(results) == [0, 1, 2]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_a_worker_that_was_killed_is_named():
+    with Prefetcher(killed_at_two, itertools.count(), workers=1, kind="process") as results:
+        for _ in range(2):  # at the result, then at the next job
+            with pytest.raises(RuntimeError, match=r"data worker ended: .*data\.workers.*--resume"):
+                list(results)
 
 
 def test_an_error_is_raised_at_its_step_and_no_more_than_asked_for_is_made():

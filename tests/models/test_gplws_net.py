@@ -55,6 +55,15 @@ def test_any_number_of_frames_and_any_size_goes_through(size):
     assert relative_error(got, expected) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [(3, r"\(B, 3, N, H, W\) or \(B, 1, N, H, W\) and"), (1, r"be \(B, 1, N, H, W\) and")],
+)
+def test_a_stack_of_another_shape_is_told_which_are_taken(channels, expected):
+    with pytest.raises(ValueError, match=expected):
+        GPLWSNet(in_channels=channels)(torch.rand(1, 2, 3, 8, 8))
+
+
 def test_a_gray_stack_equals_its_three_equal_channels():
     model = randomise_bn(GPLWSNet()).fuse()
     gray = torch.rand(1, 1, 4, 16, 16)
