@@ -64,6 +64,30 @@ inline GroupPointwiseConv3dSizes check_group_pointwise_conv3d(
   return s;
 }
 
+// What the params of all kernels have in common: neither pointers nor strides.
+template <class Params>
+Params group_pointwise_conv3d_params(const GroupPointwiseConv3dSizes& s,
+                                     const GroupPointwiseConv3dOperands& operands,
+                                     const GroupPointwiseConv3dOptions& options) {
+  Params p{};
+  p.batch = s.batch;
+  p.channels = s.channels;
+  p.middle = s.middle;
+  p.channels_out = s.channels_out;
+  p.frames = s.frames;
+  p.height = s.height;
+  p.width = s.width;
+  p.height_out = s.height_out;
+  p.width_out = s.width_out;
+  p.groups = options.groups;
+  p.stride = options.stride;
+  p.pointwise = operands.pointwise_weight.has_value();
+  p.relu = options.relu;
+  p.pointwise_relu = options.pointwise_relu;
+  p.residual_relu = options.residual_relu;
+  return p;
+}
+
 inline void check_group_pointwise_conv3d_apart(const Tensor& out,
                                                const GroupPointwiseConv3dOperands& operands) {
   const Tensor* const same = tensor_or_null(operands.residual);

@@ -24,27 +24,12 @@ Tensor convolve(const Operands& operands, const Options& options, MakeResult mak
       pointwise_bias(operands.pointwise_bias);
   const OptionalTensor dense_residual = contiguous_or_none(operands.residual);
 
-  cpu::GroupPointwiseConv3dParams p{};
+  auto p = group_pointwise_conv3d_params<cpu::GroupPointwiseConv3dParams>(s, operands, options);
   p.x = dense_x.const_data_ptr();
   p.bias = bias.data();
   p.pointwise_bias = pointwise_bias.data();
   p.residual = dense_residual ? dense_residual->const_data_ptr() : nullptr;
   p.y = y.mutable_data_ptr();
-  p.batch = s.batch;
-  p.channels = s.channels;
-  p.middle = s.middle;
-  p.channels_out = s.channels_out;
-  p.frames = s.frames;
-  p.height = s.height;
-  p.width = s.width;
-  p.height_out = s.height_out;
-  p.width_out = s.width_out;
-  p.groups = options.groups;
-  p.stride = options.stride;
-  p.pointwise = operands.pointwise_weight.has_value();
-  p.relu = options.relu;
-  p.pointwise_relu = options.pointwise_relu;
-  p.residual_relu = options.residual_relu;
 
   const cpu::GroupPointwiseConv3dKernel& kernel =
       cpu::group_pointwise_conv3d_kernel(operands.x.scalar_type() == ScalarType::BFloat16);

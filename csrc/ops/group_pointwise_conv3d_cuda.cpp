@@ -22,25 +22,10 @@ using Packed = const Tensor*;
 template <class Params>
 Params params_of(const GroupPointwiseConv3dSizes& s, const Operands& operands,
                  const Options& options, const Tensor& y) {
-  Params p{};
+  Params p = group_pointwise_conv3d_params<Params>(s, operands, options);
   p.x_strides = strides_of(operands.x);
   if (operands.residual) p.residual_strides = strides_of(*operands.residual);
   p.y_strides = strides_of(y);
-  p.batch = s.batch;
-  p.channels = s.channels;
-  p.frames = s.frames;
-  p.height = s.height;
-  p.width = s.width;
-  p.middle = s.middle;
-  p.channels_out = s.channels_out;
-  p.height_out = s.height_out;
-  p.width_out = s.width_out;
-  p.groups = options.groups;
-  p.stride = options.stride;
-  p.pointwise = operands.pointwise_weight.has_value();
-  p.relu = options.relu;
-  p.pointwise_relu = options.pointwise_relu;
-  p.residual_relu = options.residual_relu;
   return p;
 }
 
