@@ -39,7 +39,7 @@ from gplws.data.sources import DatasetSource, GeneratorSource
 from gplws.data.transforms import Augmentation, split
 from gplws.losses import FocusLoss
 from gplws.models import WeightsError, save_weights
-from gplws.models.prediction import index_of, known_positions
+from gplws.models.prediction import known_positions
 from gplws.models.registry import build_model
 from gplws.training import error_sum, train
 from gplws.training_config import (
@@ -322,16 +322,6 @@ def test_a_network_with_a_range_of_its_own_is_given_positions_in_it(tmp_path):
     assert losses["ranged"] == pytest.approx(losses["plain"], rel=1e-5)  # in frames, so the same
     positions = known_positions(model, torch.tensor([[10.0, 12, 20], [6, 5, 4]]))
     torch.testing.assert_close(positions, torch.tensor([[0, 0.2, 1], [0, 0.5, 1]]))
-
-
-def test_frame_numbers_of_depths_are_linear_between_positions_and_beyond():
-    positions = torch.tensor([[0.0, 1, 3], [6, 2, 0]])
-    depth = torch.tensor([[[-1.0, 0.5, 2, 5]], [[7.0, 4, 1, -1]]], dtype=torch.float64)
-    expected = torch.tensor([[[-1.0, 0.5, 1.5, 2]], [[-0.25, 0.5, 1.5, 2.5]]]).double()
-    torch.testing.assert_close(index_of(depth, positions.double())[1], expected[1])
-    assert index_of(depth, positions.double())[0, 0, :3].tolist() == [-1, 0.5, 1.5]
-    assert index_of(depth, positions.double())[0, 0, 3] == 3
-    torch.autograd.gradcheck(lambda d: index_of(d, positions.double()), depth.requires_grad_())
 
 
 @pytest.mark.parametrize(
